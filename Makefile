@@ -1,0 +1,42 @@
+# Each target is one command on a machine that has Python 3.10 or later and make: it makes .venv, installs, and works.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two single-threaded workers use two cores better than two threads in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow quality format clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## Make .venv and install the library with everything that tests and checks need.
+
+$(STAMP): setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[test,quality]'
+	touch $(STAMP)
+
+quickstart: $(STAMP)  ## Pool, meta-learning, exam, model and card, without network or data (minutes on 2 cores).
+	$(BIN)/hf-dfml quickstart
+
+test: $(STAMP)  ## The test suite (under 12 minutes on 2 cores).
+	$(PYTEST) --durations=15
+
+test-slow: $(STAMP)  ## The tests that take minutes each.
+	$(PYTEST) -m slow --timeout 3600
+
+quality: $(STAMP)  ## Lint, formatting and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Mend what ruff can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and every cache (runs/ and pools/ stay).
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

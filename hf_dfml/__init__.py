@@ -1,0 +1,31 @@
+"""Data-free meta-learning: a pool of pretrained classifiers in, one few-shot-ready model out, no data in between.
+
+>>> import hf_dfml, timm
+>>> timm.create_model("conv4").num_features
+128
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hf_dfml._timm_hook import register_networks
+
+if TYPE_CHECKING:
+    from hf_dfml.meta_model import MetaModel
+    from hf_dfml.pool import ModelPool
+
+__version__ = "0.1.0"
+__all__ = ["MetaModel", "ModelPool", "__version__"]
+
+_HOMES = {"ModelPool": "hf_dfml.pool", "MetaModel": "hf_dfml.meta_model"}
+
+register_networks()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public classes when they are first asked for, so that `import hf_dfml` costs nothing."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'hf_dfml' has no attribute '{name}'")

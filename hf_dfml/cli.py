@@ -1,0 +1,175 @@
+"""The door: `hf-dfml quickstart | pool | train | evaluate | adapt`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
+LIST_OPTIONS = ("--shots",)
+
+app = typer.Typer(
+    help="Data-free meta-learning: a pool of pretrained classifiers in, one few-shot-ready model out.",
+    context_settings=SETTINGS,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+pool_app = typer.Typer(help="Build, list, check and publish pools of pretrained classifiers.", no_args_is_help=True)
+app.add_typer(pool_app, name="pool")
+
+PoolName = Annotated[str, typer.Argument(help="A folder, a Hub user or organisation, a collection, or ids by comma.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of local copies of the data sets (else HF_DFML_DATA, else the Hub).")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+@app.command()
+def quickstart(
+    output_dir: Annotated[Path, typer.Option(help="Folder for the pool, the model, its card and its pictures.")] = Path(
+        "runs/quickstart"
+    ),
+    seed: Seed = 42,
+) -> None:
+    """See it work without network or data: build a small pool, meta-learn from it, sit the exam, write model and card."""
+    from hf_dfml.quickstart import run_quickstart
+
+    run_quickstart(output_dir, seed)
+
+
+@pool_app.command("build")
+def pool_build(
+    output: Annotated[Path, typer.Option(help="Folder of the pool; members already there are kept.")],
+    dataset: Annotated[str, typer.Option(help="Data set whose training classes the members learn.")] = "glyphs",
+    num_models: Annotated[int, typer.Option(help="Number of members.")] = 100,
+    arch: Annotated[str, typer.Option(help="Architecture: conv4, resnet10, or any timm name.")] = "conv4",
+    ways: Annotated[int, typer.Option(help="Classes of each member.")] = 5,
+    epochs: Annotated[int | None, typer.Option(help="Passes over a member's images; the recipe's choice by default.")] = None,
+    data_dir: DataDir = None,
+    seed: Seed = 42,
+) -> None:
+    """Train a pool of small classifiers; an interrupted build goes on with the next unfinished member."""
+    from hf_dfml.pool.building import build_pool
+
+    options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    pool = build_pool(
+        dataset, num_models=num_models, arch=arch, ways=ways, output=output, data_dir=data_dir, seed=seed, **options
+    )
+    typer.echo(f"{len(pool)} members in {output}.")
+
+
+@pool_app.command("ls")
+def pool_ls(pool: PoolName) -> None:
+    """List the members: id, architecture, classes, input, accuracy, revision, and why one cannot be used."""
+    from rich.console import Console
+
+    from hf_dfml.pool import ModelPool
+    from hf_dfml.pool.inspection import pool_table
+
+    Console().print(pool_table(ModelPool.open(pool)))
+
+
+@pool_app.command("check")
+def pool_check(pool: PoolName) -> None:
+    """Load every member safely and say which are unusable and why; exit code 1 if any is."""
+    from hf_dfml.pool import ModelPool
+    from hf_dfml.pool.inspection import check_pool
+
+    checked = check_pool(ModelPool.open(pool))
+    refused = [(entry, problem) for entry, problem in checked if problem]
+    for entry, problem in refused:
+        typer.echo(f"refused  {entry.id}: {problem}")
+    typer.echo(f"{len(checked) - len(refused)} of {len(checked)} members can be used.")
+    if refused:
+        raise typer.Exit(1)
+
+
+@pool_app.command("push")
+def pool_push(
+    pool: PoolName,
+    organisation: Annotated[str, typer.Argument(help="Hub user or organisation; each member becomes a repository.")],
+    private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
+) -> None:
+    """Publish every member of a local pool; files that are already there are not sent again."""
+    from hf_dfml.pool import ModelPool
+    from hf_dfml.pool.publishing import push_pool
+
+    pushed = push_pool(ModelPool.open(pool), organisation, private=private)
+    typer.echo(f"{len(pushed)} members published under {organisation}.")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def train(
+    context: typer.Context,
+    method: Annotated[str, typer.Argument(help="The method: tgr, ... (one file of hf_dfml/methods each).")],
+) -> None:
+    """Run a method's recipe: `hf-dfml train tgr --help` lists its options (they are those of `recipes/tgr.py`)."""
+    from hf_dfml.arguments import parse
+    from hf_dfml.pipeline import RunConfig, run
+
+    chosen = method_class(method)
+    run(chosen, *parse(chosen, context.args), argv=["hf-dfml", "train", method, *context.args])
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a meta-model.")],
+    dataset: Annotated[str, typer.Option(help="Data set of the exam.")],
+    pool: Annotated[str | None, typer.Option(help="Pool for the yardsticks printed beside the meta-model.")] = None,
+    shots: Annotated[list[int], typer.Option(help="Support images a class: --shots 1 5.")] = [1, 5],  # noqa: B006
+    ways: Annotated[int, typer.Option(help="Classes of an episode.")] = 5,
+    episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
+    bn: Annotated[str, typer.Option(help="Batch-norm statistics: support, running or transductive.")] = "support",
+    head: Annotated[str, typer.Option(help="Head: finetune, prototype or linear.")] = "finetune",
+    split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
+    output_dir: Annotated[Path | None, typer.Option(help="Where results.json goes; beside a local model by default.")] = None,
+    data_dir: DataDir = None,
+    seed: Seed = 0,
+) -> None:
+    """Sit the exam: mean accuracy and 95 % interval over episodes of classes that no member has seen."""
+    from hf_dfml.evaluation import Exam
+    from hf_dfml.pipeline import evaluate_meta_model
+
+    exam = Exam(ways=ways, shots=shots, episodes=episodes, bn=bn, head=head, seed=seed, split=split)  # type: ignore[arg-type]
+    evaluate_meta_model(model, dataset, exam, pool=pool, data_dir=data_dir, output_dir=output_dir)
+
+
+@app.command()
+def adapt(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id of a meta-model.")],
+    support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
+    query: Annotated[Path, typer.Option(help="An image, or a folder of images, to classify.")],
+    head: Annotated[str | None, typer.Option(help="finetune, prototype or linear; the model's own choice by default.")] = None,
+) -> None:
+    """Learn new classes from a few pictures of each and classify others."""
+    from hf_dfml.pipeline import adapt_to_folder
+
+    for path, label, probability in adapt_to_folder(model, support, query, head=head):
+        typer.echo(f"{path}\t{label}\t{probability:.3f}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `hf-dfml`: errors that a user can mend are one sentence, not a traceback."""
+    arguments = _spread(list(sys.argv[1:] if argv is None else argv))
+    try:
+        app(arguments, prog_name="hf-dfml")
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        raise SystemExit(f"hf-dfml: {error}") from error
+
+
+def _spread(arguments: list[str]) -> list[str]:
+    """`--shots 1 5` -> `--shots 1 --shots 5`, the spelling that typer knows (recipes take the first one)."""
+    if arguments[:1] == ["train"]:
+        return arguments
+    spread: list[str] = []
+    current = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            current = argument if argument in LIST_OPTIONS else ""
+        elif current and spread[-1] != current:
+            spread.append(current)
+        spread.append(argument)
+    return spread

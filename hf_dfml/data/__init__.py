@@ -1,0 +1,18 @@
+"""What a task is: few-shot data sets split by class, episodes drawn from them, the embedded `glyphs`, sinusoids."""
+
+from hf_dfml.data.episodes import Episodes, EpisodeSampler
+from hf_dfml.data.few_shot import FewShotDataset, load_dataset
+from hf_dfml.data.registry import DATASETS, SPLITS, DatasetInfo, dataset_info
+from hf_dfml.data.sinusoids import SinusoidTasks
+
+__all__ = [
+    "DATASETS",
+    "SPLITS",
+    "DatasetInfo",
+    "EpisodeSampler",
+    "Episodes",
+    "FewShotDataset",
+    "SinusoidTasks",
+    "dataset_info",
+    "load_dataset",
+]

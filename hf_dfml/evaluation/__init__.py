@@ -1,0 +1,32 @@
+"""The exam: meta-testing protocol, heads, yardsticks, intervals and tables."""
+
+from hf_dfml.evaluation.exam import Exam, evaluate, evaluate_features
+from hf_dfml.evaluation.heads import Adaptation, Adapter
+from hf_dfml.evaluation.published import published
+from hf_dfml.evaluation.results import (
+    Result,
+    markdown_table,
+    mean_and_interval,
+    print_table,
+    read_results,
+    results_chart,
+    write_results,
+)
+from hf_dfml.evaluation.yardsticks import yardsticks
+
+__all__ = [
+    "Adaptation",
+    "Adapter",
+    "Exam",
+    "Result",
+    "evaluate",
+    "evaluate_features",
+    "markdown_table",
+    "mean_and_interval",
+    "print_table",
+    "published",
+    "read_results",
+    "results_chart",
+    "write_results",
+    "yardsticks",
+]

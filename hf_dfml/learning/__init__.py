@@ -1,0 +1,1 @@
+"""Tasks -> meta-model: inner loops, distillation, gradient combination, task grouping, weight-space fusion."""

@@ -1,0 +1,38 @@
+"""The outer step: gradients by name into an optimiser, and batch-norm statistics for the finished model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from hf_dfml.networks.functional import normalise
+
+
+def parameters_of(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters of `model` by name (the tensors themselves)."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def descend(optimizer: torch.optim.Optimizer, model: nn.Module, gradients: dict[str, Tensor]) -> None:
+    """One step of `optimizer` with gradients given by parameter name.
+
+    Raises:
+        FloatingPointError: if a gradient is not finite; the weights are left as they were.
+    """
+    norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients.values()]).sum()
+    if not torch.isfinite(norm):
+        raise FloatingPointError("The meta-gradient is not finite (NaN or infinity): lower --outer_lr or --inner_lr.")
+    for name, parameter in model.named_parameters():
+        parameter.grad = gradients.get(name)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def calibrate_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 100) -> nn.Module:
+    """Set the running statistics of `model` to those of `images` (`(B, 3, H, W)` in [0, 1]) and return it.
+
+    Meta-training uses batch statistics only, so the stored ones would otherwise be those of the initialisation.
+    """
+    update_bn(list(normalise(model, images).split(batch_size)), model)
+    return model

@@ -1,0 +1,86 @@
+"""Cross-task replay: MAML on episodes that mix the classes of different teachers (BiDf-MKD, FREE Eq. 4, TGR)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from hf_dfml.learning.inner_loop import InnerLoop, meta_gradient
+from hf_dfml.learning.optimisation import descend, parameters_of
+from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.recovery.bank import MemoryBank
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """The replay of recovered tasks; the defaults are TGR's (SYSTEMS 1.5 and 6.5)."""
+
+    bank_per_class: int = field(default=600, metadata={"help": "Recovered images kept for each class name."})
+    outer_lr: float = field(default=1e-3, metadata={"help": "Rate of the meta-model's Adam."})
+    inner_lr: float = field(default=0.01, metadata={"help": "Rate of the inner SGD steps."})
+    inner_steps: int = field(default=5, metadata={"help": "Inner SGD steps in meta-training."})
+    second_order: bool = field(default=True, metadata={"help": "MAML (True) or first-order MAML (False)."})
+    bn: BatchNorm = field(
+        default="transductive",
+        metadata={"help": "Batch norm of the replayed queries: `transductive` as the papers, `support` or `running`."},
+    )
+    replay_shots: int = field(default=1, metadata={"help": "Support images a class in a replayed episode."})
+    replay_queries: int = field(default=15, metadata={"help": "Query images a class in a replayed episode."})
+    replay_batch: int = field(default=16, metadata={"help": "Episodes an outer step."})
+    replay_patience: int = field(default=4, metadata={"help": "Outer steps without a better accuracy that end a replay."})
+    replay_max_batches: int = field(default=0, metadata={"help": "Most outer steps in one replay; 0 for no limit."})
+
+    @property
+    def inner_loop(self) -> InnerLoop:
+        """The inner loop of the replayed episodes."""
+        return InnerLoop(self.inner_steps, self.inner_lr, self.bn, "all", self.second_order)
+
+
+def replay_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    bank: MemoryBank,
+    config: ReplayConfig,
+    generator: torch.Generator,
+    *,
+    ways: int,
+) -> tuple[float, float]:
+    """One outer step of MAML on a batch of episodes from the bank; mean query loss and accuracy."""
+    episodes = bank.sample(
+        config.replay_batch, generator, ways=ways, shots=config.replay_shots, queries=config.replay_queries
+    )
+    gradients, loss, accuracy = meta_gradient(model, parameters_of(model), episodes, config.inner_loop)
+    descend(optimizer, model, gradients)
+    return loss, accuracy
+
+
+def replay_until_plateau(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    bank: MemoryBank,
+    config: ReplayConfig,
+    generator: torch.Generator,
+    *,
+    ways: int,
+) -> dict[str, float]:
+    """Outer steps until the query accuracy has not improved for `replay_patience` of them (SYSTEMS 5.3, 6.5).
+
+    Nothing happens while the bank has fewer than `ways` classes with enough images.
+    """
+    if len(bank.ready(config.replay_shots + config.replay_queries)) < ways:
+        return {"replay_batches": 0.0}
+    best, waited, batches, losses, accuracies = -1.0, 0, 0, [], []
+    while waited < config.replay_patience and not (config.replay_max_batches and batches >= config.replay_max_batches):
+        loss, accuracy = replay_step(model, optimizer, bank, config, generator, ways=ways)
+        waited = 0 if accuracy > best else waited + 1
+        best = max(best, accuracy)
+        batches += 1
+        losses.append(loss)
+        accuracies.append(accuracy)
+    return {
+        "replay_batches": float(batches),
+        "replay_loss": sum(losses) / batches,
+        "replay_accuracy": sum(accuracies) / batches,
+    }

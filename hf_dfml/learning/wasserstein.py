@@ -1,0 +1,83 @@
+r"""Distributionally robust learning over a Wasserstein ball of task embeddings (DRO, UAI 2022, Eqs. 7 and 8).
+
+The worst case over all distributions of embeddings within a Wasserstein ball is, by Lagrangian duality, a worst case
+for each embedding alone: :math:`\max_{e'} l(e') - \gamma \lVert e' - e\rVert^2`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ball:
+    """How the worst embedding near a given one is searched."""
+
+    gamma: float = field(default=2.0, metadata={"help": "Price of the squared distance from the raw embedding."})
+    ball_steps: int = field(default=3, metadata={"help": "Gradient steps in e'; 0 trains without robustness."})
+    ball_step_size: float = field(default=0.1, metadata={"help": "Rate of these steps."})
+    ball_noise: float = field(default=0.01, metadata={"help": "Standard deviation of the start of e' around e."})
+    ball_radius: float = field(default=0.5, metadata={"help": "Largest distance of e' from e."})
+
+
+def worst_embedding(
+    loss: Callable[[Tensor], Tensor], embedding: Tensor, ball: Ball, generator: torch.Generator
+) -> Tensor:
+    r"""Ascend :math:`l(e') - \gamma \lVert e' - e\rVert^2` from near `e`.
+
+    Two traps of the formulation are avoided. At e' = e the penalty has no gradient, so that with one step from there
+    gamma cancels: the start is `e` plus noise. And where `l` is quadratic in e' with a curvature above gamma (the
+    usual case for a linear hyper-network) there is no maximum: e' never leaves the ball of `ball_radius` around `e`.
+
+    Args:
+        loss: l, of one embedding `(D,)`.
+        embedding: e, `(D,)`.
+        ball: gamma, steps and bounds.
+        generator: draws the noise.
+
+    Returns:
+        e' without a graph; `embedding` itself (detached) if `ball.ball_steps` is 0.
+    """
+    center = embedding.detach()
+    if ball.ball_steps == 0:
+        return center
+    noise = torch.randn(center.shape, generator=generator, dtype=center.dtype).to(center.device)
+    point = _into_ball(center + ball.ball_noise * noise, center, ball.ball_radius)
+    for _ in range(ball.ball_steps):
+        point = point.detach().requires_grad_()
+        with torch.enable_grad():
+            objective = loss(point) - ball.gamma * ((point - center) ** 2).sum()
+            (gradient,) = torch.autograd.grad(objective, point)
+        point = _into_ball(point.detach() + ball.ball_step_size * gradient, center, ball.ball_radius)
+    return point
+
+
+def wasserstein2(first: Tensor, second: Tensor) -> float:
+    """2-Wasserstein distance between two clouds of equally heavy points, `(M, D)` and `(N, D)`; exact, by POT.
+
+    Examples:
+        >>> cloud = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+        >>> round(wasserstein2(cloud, cloud.flip(0) + torch.tensor([0.0, 3.0])), 4)
+        3.0
+    """
+    import ot
+
+    first, second = first.detach().cpu().double(), second.detach().cpu().double()
+    cost = torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    masses = [torch.full((len(cloud),), 1 / len(cloud), dtype=torch.float64) for cloud in (first, second)]
+    return float(ot.emd2(*masses, cost)) ** 0.5
+
+
+def largest_curvature(weight: Tensor) -> float:
+    """Largest eigenvalue of `W^T W` for `W` `(P, D)`: the gamma above which the search has a finite maximum."""
+    return float(torch.linalg.eigvalsh((weight.detach().T @ weight.detach()).double())[-1])
+
+
+def _into_ball(point: Tensor, center: Tensor, radius: float) -> Tensor:
+    offset = point - center
+    length = torch.linalg.vector_norm(offset)
+    return center + offset * (radius / length.clamp(min=radius))

@@ -1,0 +1,157 @@
+"""What a meta-model's `config.json` says: timm's own layout, and where the model came from in the block `hf_dfml`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from hf_dfml import __version__
+from hf_dfml.evaluation.heads import Adaptation
+from hf_dfml.evaluation.results import Result, result_from_json
+from hf_dfml.networks.build import OURS
+from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.utils.provenance import scrub_command
+
+BLOCK = "hf_dfml"
+MAX_STEPS = 1000
+"""Fine-tuning steps that a config may ask for; a downloaded file must not keep a machine busy for ever."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pool member that a meta-model was made from: its id and, on the Hub, the commit sha."""
+
+    id: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """Everything about a meta-model but its weights.
+
+    Attributes:
+        architecture: a timm name.
+        num_classes: outputs of the network; `adapt` rebuilds the head for any other number.
+        num_features: length of the penultimate features.
+        input_size: (3, height, width) that images are resized to.
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        model_args: further arguments of the architecture.
+        method: the system that learnt it.
+        method_config: that system's hyper-parameters.
+        pool: what it was learnt from.
+        adapt: how `MetaModel.adapt` works by default.
+        dataset: data set of the exam; None where there was none.
+        results: rows of the exam, yardsticks included.
+        version: of this library.
+    """
+
+    architecture: str
+    num_classes: int
+    num_features: int
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    model_args: dict[str, Any] = field(default_factory=dict)
+    method: str = ""
+    method_config: dict[str, Any] = field(default_factory=dict)
+    pool: tuple[Source, ...] = ()
+    adapt: Adaptation = field(default_factory=Adaptation)
+    dataset: str | None = None
+    results: tuple[Result, ...] = ()
+    version: str = __version__
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `config.json`: `timm.create_model("hf-hub:...")` reads it too."""
+        return {
+            "architecture": self.architecture,
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "model_args": self.model_args,
+            "pretrained_cfg": {
+                "input_size": list(self.input_size),
+                "fixed_input_size": True,
+                "interpolation": "bilinear",
+                "crop_pct": 1.0,
+                "mean": list(self.mean),
+                "std": list(self.std),
+                "num_classes": self.num_classes,
+            },
+            BLOCK: {
+                "version": self.version,
+                "method": self.method,
+                "method_config": self.method_config,
+                "pool": [asdict(source) for source in self.pool],
+                "adapt": asdict(self.adapt),
+                "dataset": self.dataset,
+                "results": [{**asdict(row), "command": scrub_command(row.command)} for row in self.results],
+            },
+        }
+
+
+def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
+    """The config of a model whose timm part has been read (and checked) as `entry`.
+
+    Raises:
+        ValueError: if the block `hf_dfml` is missing or not what `MetaConfig.to_json` writes.
+    """
+    block = content.get(BLOCK)
+    if not isinstance(block, dict):
+        raise ValueError(
+            f"{entry.id} is no meta-model: its config.json has no block '{BLOCK}'. A plain timm model is a pool "
+            "member (`ModelPool`), or becomes a meta-model with `MetaModel.of(network, ...)`."
+        )
+    try:
+        adapt = Adaptation(**block["adapt"])
+        if adapt.steps > MAX_STEPS:
+            raise ValueError(f"adapt.steps is {adapt.steps}, at most {MAX_STEPS} are done.")
+        return MetaConfig(
+            architecture=entry.architecture or "",
+            num_classes=entry.num_classes or 0,
+            num_features=int(content["num_features"]),
+            input_size=entry.input_size or (3, 0, 0),
+            mean=entry.mean or (),
+            std=entry.std or (),
+            model_args=entry.model_args,
+            method=str(block["method"]),
+            method_config=dict(block["method_config"]),
+            pool=tuple(Source(**source) for source in block["pool"]),
+            adapt=adapt,
+            dataset=block["dataset"],
+            results=tuple(result_from_json(row, entry.id) for row in block["results"]),
+            version=str(block["version"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{entry.id}: the block '{BLOCK}' of its config.json cannot be read: {error}") from error
+
+
+def describe_network(network: nn.Module, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The fields of a `MetaConfig` that a network with timm's API tells of itself.
+
+    Args:
+        network: made by `create_network` or `timm.create_model`.
+        model_args: arguments beyond its number of outputs that it was made with; for our own architectures the image
+            size is known.
+    """
+    settings: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    architecture = settings["architecture"]
+    size = tuple(settings["input_size"])
+    if model_args is None:
+        model_args = {"img_size": size[-1]} if architecture in OURS else {}
+    return {
+        "architecture": architecture,
+        "num_classes": network.num_classes,
+        "num_features": network.num_features,
+        "input_size": size,
+        "mean": tuple(settings["mean"]),
+        "std": tuple(settings["std"]),
+        "model_args": model_args,
+    }
+
+
+def sources_of(pool: Iterable[PoolEntry]) -> tuple[Source, ...]:
+    """Ids and revisions of a pool's members."""
+    return tuple(Source(entry.id, entry.revision) for entry in pool)

@@ -1,0 +1,345 @@
+"""The product: a network that becomes a classifier of new classes from a few images of each.
+
+meta = MetaModel.from_pretrained("someone/tgr-cifar-fs-conv4")
+classifier = meta.adapt(images, labels)
+classifier.predict(queries)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hf_dfml.evaluation.heads import Adaptation, Adapted, Adapter, Head
+from hf_dfml.evaluation.results import RESULTS_NAME, Result
+from hf_dfml.meta_config import MetaConfig, describe_network, from_json, sources_of
+from hf_dfml.model_card import CARD_NAME, EVAL_RESULTS_FOLDER, THIS_REPOSITORY, write_card
+from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.pool import hub
+from hf_dfml.pool.checks import read_json
+from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
+from hf_dfml.pool.loading import build_network, load_teacher
+from hf_dfml.pool.reading import read_entry
+from hf_dfml.utils.checkpoint import atomic_write
+from hf_dfml.utils.inputs import Images, as_batch, list_class_folders
+
+QUERIES_AT_ONCE = 256
+
+
+class MetaModel:
+    """A meta-learnt network and everything needed to adapt, save and publish it.
+
+    Args:
+        network: with timm's API.
+        config: what `config.json` says of it.
+
+    Attributes:
+        folder: where it was loaded from or saved to last; its card and pictures lie there.
+    """
+
+    def __init__(self, network: nn.Module, config: MetaConfig) -> None:
+        self.network = network.eval()
+        self.config = config
+        self.folder: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        *,
+        method: str,
+        method_config: dict[str, Any] | None = None,
+        pool: Iterable[PoolEntry] = (),
+        dataset: str | None = None,
+        results: Sequence[Result] = (),
+        adapt: Adaptation | None = None,
+        model_args: dict[str, Any] | None = None,
+    ) -> MetaModel:
+        """A meta-model from a trained network.
+
+        Args:
+            network: made by `create_network` or `timm.create_model`.
+            method: the system that learnt it.
+            method_config: that system's hyper-parameters, JSON values.
+            pool: the members that it was learnt from.
+            dataset: data set of the exam.
+            results: rows of the exam.
+            adapt: defaults of `MetaModel.adapt`.
+            model_args: arguments beyond the number of outputs that the network was made with.
+
+        Raises:
+            ValueError: if the network could not be built again from what the config would say.
+        """
+        config = MetaConfig(
+            **describe_network(network, model_args),
+            method=method,
+            method_config=method_config or {},
+            pool=sources_of(pool),
+            dataset=dataset,
+            results=tuple(results),
+            adapt=adapt or Adaptation(),
+        )
+        _check_rebuilds(network, config)
+        return cls(network, config)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    ) -> MetaModel:
+        """Load a meta-model from a folder or from the Hub. Only safetensors is opened.
+
+        Args:
+            name: a folder, `org/name`, or `org/name@revision`.
+            revision: branch, tag or commit on the Hub; it is resolved to a commit once, so that config and weights are
+                of the same one.
+            device: where the network goes.
+
+        Raises:
+            FileNotFoundError: if the folder does not exist.
+            ValueError: if there is no such repository or what is there is no sound meta-model; one line says why.
+        """
+        folder, id, sha = _locate(name, revision)
+        entry = read_entry(id, folder, sha)
+        if entry.problem is None and entry.library != "timm":
+            raise MemberError(id, "is a transformers model, not a meta-model")
+        network = load_teacher(entry).network.requires_grad_(True)
+        config = from_json(read_json(id, folder / CONFIG_NAME), entry)
+        meta = cls(network.to(device), config)
+        meta.folder = folder
+        return meta
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> MetaModel:
+        """Move the network; the meta-model itself."""
+        self.network.to(device)
+        return self
+
+    def adapt(
+        self,
+        images: Images,
+        labels: Sequence[Hashable] | Tensor | None = None,
+        *,
+        head: Head | None = None,
+        bn: BatchNorm | None = None,
+        steps: int | None = None,
+        lr: float | None = None,
+    ) -> Classifier:
+        """Learn new classes from a few images of each.
+
+        Any number of classes (from two) and of images of a class (from one) will do. A head for another number of
+        classes than the network has outputs is rebuilt from the support set.
+
+        Args:
+            images: the support set: a tensor `(S, C, H, W)` in [0, 1] or uint8, a list of PIL images, tensors or
+                files, or a folder with one folder of images for each class. Grey images and mixed sizes are fine.
+            labels: the class of each image, anything hashable; left out with a folder.
+            head: `finetune` (SGD on all parameters), `prototype` (nearest class mean by cosine) or `linear` (logistic
+                regression on features); the config's by default.
+            bn: whose batch-norm statistics normalise the queries; the config's by default. `support`: those of the
+                support set, so that a prediction does not depend on what else is asked. `running`: the stored ones.
+                `transductive`: those of all queries of a call to `predict` together, as in the papers' exams.
+            steps: SGD steps of `finetune`.
+            lr: their rate.
+
+        Raises:
+            ValueError: for fewer than two classes, a class folder without images, more or fewer labels than
+                images, or images that cannot be used.
+        """
+        usual = self.config.adapt
+        how = Adaptation(
+            bn=bn or usual.bn,
+            head=head or usual.head,
+            steps=usual.steps if steps is None else steps,
+            lr=usual.lr if lr is None else lr,
+        )
+        if labels is None:
+            if not isinstance(images, str | Path):
+                raise ValueError(
+                    "Labels are missing: give one for each image, or a folder with a folder for each class."
+                )
+            images, labels = list_class_folders(images)
+        names = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+        support = as_batch(images, self.config.input_size[1:]).to(self.device)
+        if len(names) != len(support):
+            raise ValueError(f"There are {len(support)} images but {len(names)} labels: expected one label an image.")
+        classes = _ordered(names)
+        if len(classes) < 2:
+            raise ValueError(f"All images are of class {classes[0]!r}: a classifier needs at least two classes.")
+        index = {name: way for way, name in enumerate(classes)}
+        targets = torch.tensor([index[name] for name in names], device=self.device)
+        adapter = Adapter(self.network, len(classes), how)
+        with torch.no_grad():
+            adapted = adapter.fit(support, targets)
+        return Classifier(adapter, adapted, support, classes, self.config.input_size[1:])
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json`, `model.safetensors` and, where there is none yet, a card; the folder.
+
+        timm loads the folder too (`timm.create_model("local-dir:<folder>", pretrained=True)` after `import hf_dfml`).
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{WEIGHTS_NAME}.partial"
+        state = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.network.state_dict().items()
+        }
+        save_file(state, temporary, metadata={"format": "pt"})
+        temporary.replace(folder / WEIGHTS_NAME)
+        atomic_write(folder / CONFIG_NAME, json.dumps(self.config.to_json(), indent=1) + "\n")
+        if not (folder / CARD_NAME).exists():
+            write_card(folder, self.config)
+        self.folder = folder
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        folder: str | Path | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Publish weights, config, card, pictures and results in one commit; the repository's address.
+
+        Args:
+            repo_id: `org/name`; the repository is made if it does not exist.
+            folder: where card, pictures and `results.json` lie; by default where the model was loaded from or saved.
+            private: whether a new repository is private.
+            revision: the branch, which must exist; the default branch otherwise.
+            token: a token with write access; by default the one that `hf auth login` stored.
+            commit_message: of the commit.
+
+        Raises:
+            ValueError: if `repo_id` is none, or the repository exists, is public, and a private one was asked for.
+        """
+        hub.check_id(repo_id)
+        api = hub.hub_api()
+        # None leaves it to the organisation's setting.
+        address = api.create_repo(repo_id, private=private or None, exist_ok=True, token=token)
+        if private and not api.model_info(address.repo_id, token=token).private:
+            raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
+        source = Path(folder) if folder is not None else self.folder
+        with tempfile.TemporaryDirectory() as name:
+            staged = Path(name)
+            if source is not None:
+                _copy_card(source, staged)
+            copy = MetaModel(self.network, self.config)
+            copy.save_pretrained(staged)
+            _name_repository(staged / CARD_NAME, str(address.repo_id))
+            api.upload_folder(
+                repo_id=address.repo_id,
+                folder_path=staged,
+                revision=revision,
+                token=token,
+                commit_message=commit_message or f"Meta-model ({self.config.method or 'hf_dfml'})",
+            )
+        return str(address)
+
+
+class Classifier:
+    """What `MetaModel.adapt` gives: a classifier of the support set's classes.
+
+    Attributes:
+        classes: the labels as they were given, in the order of the probabilities' columns.
+    """
+
+    def __init__(
+        self, adapter: Adapter, adapted: Adapted, support: Tensor, classes: Sequence[Any], size: tuple[int, int]
+    ) -> None:
+        self.classes = tuple(classes)
+        self._adapter, self._adapted, self._support, self._size = adapter, adapted, support, size
+
+    def predict(self, images: Images) -> list[Any]:
+        """The most probable label of each image, as the label was given to `adapt`.
+
+        Args:
+            images: as in `MetaModel.adapt`, or a folder of image files (in the order of their names).
+        """
+        return [self.classes[way] for way in self.predict_proba(images).argmax(-1).tolist()]
+
+    def predict_proba(self, images: Images) -> Tensor:
+        """Probabilities `(B, N)` on the CPU, columns as `classes`."""
+        queries = as_batch(images, self._size).to(self._support.device)
+        whole = self._adapter.how.bn == "transductive"
+        parts = [queries] if whole else queries.split(QUERIES_AT_ONCE)
+        with torch.no_grad():
+            logits = torch.cat([self._adapter.logits(self._adapted, self._support, part) for part in parts])
+        return logits.softmax(-1).cpu()
+
+
+def _locate(name: str | Path, revision: str | None) -> tuple[Path, str, str | None]:
+    """Folder on this disk, id and commit of a model; fetches its two files."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / CONFIG_NAME).is_file():
+            raise FileNotFoundError(f"{path} holds no meta-model: expected {CONFIG_NAME} and {WEIGHTS_NAME} in it.")
+        return path, path.resolve().name, None
+    if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"There is no folder {name}: expected a meta-model's folder or a Hub id (org/name).")
+    id, _, tag = name.partition("@")
+    sha = hub.resolve_revision(id, revision or tag or None)
+    config = hub.download(id, CONFIG_NAME, sha)
+    hub.download(id, WEIGHTS_NAME, sha)
+    return config.parent, id, sha
+
+
+def _check_rebuilds(network: nn.Module, config: MetaConfig) -> None:
+    entry = PoolEntry(
+        id="the meta-model",
+        architecture=config.architecture,
+        num_classes=config.num_classes,
+        input_size=config.input_size,
+        mean=config.mean,
+        std=config.std,
+        model_args=config.model_args,
+    )
+    with torch.device("meta"):
+        twin = build_network(entry)
+    ours = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
+    different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"'{config.architecture}' with model_args {config.model_args} has {name} of shape {theirs.get(name)}, the "
+            f"network has {ours.get(name)}: pass the model_args that the network was made with."
+        )
+
+
+def _ordered(labels: list[Any]) -> list[Any]:
+    """Distinct labels: sorted where they can be, else as they first occur."""
+    distinct = list(dict.fromkeys(labels))
+    if all(isinstance(label, str) for label in distinct) or all(isinstance(label, int | float) for label in distinct):
+        return sorted(distinct)
+    return distinct
+
+
+def _copy_card(source: Path, target: Path) -> None:
+    """The card and what it shows: not checkpoints, logs or anything else of a run's folder."""
+    for name in (CARD_NAME, RESULTS_NAME):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    for folder in ("pictures", EVAL_RESULTS_FOLDER):
+        for file in sorted((source / folder).glob("*")):
+            if file.suffix in (".png", ".yaml") and file.is_file():
+                (target / folder).mkdir(exist_ok=True)
+                shutil.copyfile(file, target / folder / file.name)
+
+
+def _name_repository(card: Path, repo_id: str) -> None:
+    """The card was written before it was known where it would be published."""
+    atomic_write(card, card.read_text(encoding="utf-8").replace(THIS_REPOSITORY, repo_id))

@@ -1,0 +1,1 @@
+"""One file a system: how recovery and learning make a published method."""

@@ -1,0 +1,104 @@
+"""Yardsticks with a method's interface: random weights, the best member, the pool's average, its transport fusion.
+
+The baselines of DRO (UAI 2022) and of the later papers; OTA is Sidak Pal Singh, Martin Jaggi, "Model Fusion via
+Optimal Transport", NeurIPS 2020, arXiv 1910.05653.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from hf_dfml.learning.channels import channel_groups
+from hf_dfml.learning.fusion import State, average_state
+from hf_dfml.learning.optimal_transport import Solver, fuse_ot
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.weight_space import WeightSpaceMethod, input_size, member_states
+from hf_dfml.pool.model_pool import ModelPool
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Random, best and average have nothing to set."""
+
+
+class RandomInit(WeightSpaceMethod):
+    """The meta-model as it is initialised ("Finetuning" in DRO's tables, "Random" in the later papers)."""
+
+    name = "Random init"
+    Config = BaselineConfig
+
+    def setup(self, pool: ModelPool, context: Context) -> None:
+        """Look at nothing."""
+
+
+class BestMember(WeightSpaceMethod):
+    """The member with the highest stored accuracy ("Best-Model" in the papers)."""
+
+    name = "Best member"
+    Config = BaselineConfig
+
+    def fuse(self, pool: ModelPool, context: Context) -> State:
+        """That member's state.
+
+        Raises:
+            ValueError: if no member says how good it is.
+        """
+        accuracies = [entry.val_accuracy for entry in pool]
+        known = [(accuracy, index) for index, accuracy in enumerate(accuracies) if accuracy is not None]
+        if not known:
+            raise ValueError(
+                f"None of the {len(pool)} members stores a val_accuracy in its config.json, so none is the best: "
+                f"use the average, or add dfml.val_accuracy."
+            )
+        best = max(known)[1]
+        return next(member_states(pool, self.model, [best]))
+
+
+class PoolAverage(WeightSpaceMethod):
+    """The element-wise average of all members ("VA" in DRO's tables, "Average" in the later papers)."""
+
+    name = "Average"
+    Config = BaselineConfig
+
+    def fuse(self, pool: ModelPool, context: Context) -> State:
+        """The average, one member in memory at a time."""
+        return average_state(member_states(pool, self.model), [entry.id for entry in pool])
+
+
+@dataclass(frozen=True)
+class OTAConfig:
+    """Optimal-transport fusion."""
+
+    solver: Solver = field(default="emd", metadata={"help": "Exact transport (`emd`) or entropic (`sinkhorn`)."})
+    regularisation: float = field(
+        default=0.01, metadata={"help": "Entropy weight of `sinkhorn`, relative to a layer's largest cost."}
+    )
+    reference: int = field(default=-1, metadata={"help": "Member that the others are aligned to; -1 draws one."})
+
+
+class OTA(WeightSpaceMethod):
+    """Optimal-transport average: channels are matched to those of one member before the average.
+
+    As DRO uses it (supplement 1.1): the reference is drawn at random.
+    """
+
+    name = "OTA"
+    Config = OTAConfig
+    config: OTAConfig
+
+    def fuse(self, pool: ModelPool, context: Context) -> State:
+        """Align every member to the reference and average, one member in memory at a time."""
+        reference = self.config.reference
+        if reference < 0:
+            reference = int(torch.randint(len(pool), (1,), generator=context.generator))
+        groups = channel_groups(self.model, input_size(pool))
+        return fuse_ot(
+            member_states(pool, self.model),
+            next(member_states(pool, self.model, [reference])),
+            groups,
+            solver=self.config.solver,
+            regularisation=self.config.regularisation,
+            names=[entry.id for entry in pool],
+        )

@@ -1,0 +1,155 @@
+"""Task Groupings Regularization: Data-Free Meta-Learning with Heterogeneous Pre-trained Models.
+
+Yongxian Wei, Zixuan Hu, Li Shen, Zhenyi Wang, Yu Li, Chun Yuan, Dacheng Tao. ICML 2024, arXiv 2405.16560.
+
+0. Recover a data set from every pool member and embed the member by the Fisher information of a probe network on it.
+1. Divide the pool into groups of members that are *unlike* each other.
+2. Each step: draw teachers from one group, recover a task from each, take one step in which their gradients are pulled
+   together (implicit gradient regularisation), then replay recovered tasks of all teachers with MAML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_dfml.learning.distillation import KDLoss, distillation_loss
+from hf_dfml.learning.embedding import dissimilarities, fisher_embedding
+from hf_dfml.learning.gradients import regularised_gradient
+from hf_dfml.learning.grouping import group_tasks
+from hf_dfml.learning.inner_loop import Parameters
+from hf_dfml.learning.optimisation import descend, parameters_of
+from hf_dfml.learning.probe import load_probe
+from hf_dfml.learning.replay import ReplayConfig, replay_until_plateau
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.inversion import InversionMethod, student_logits, sub_task, teacher_logits
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher import Teacher
+from hf_dfml.recovery.augment import random_crop_flip
+from hf_dfml.recovery.inversion import RecoveryConfig, recover
+from hf_dfml.recovery.task import Task
+from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.progress import progress
+from hf_dfml.utils.seeding import fork
+
+
+@dataclass(frozen=True)
+class TGRConfig(ReplayConfig, RecoveryConfig):
+    """Hyper-parameters of TGR; the defaults are the released scripts' (SYSTEMS 6 and 8)."""
+
+    steps: int = field(default=1200, metadata={"help": "Outer steps (the paper's epochs)."})
+    probe: str = field(
+        default="resnet34.tv_in1k",
+        metadata={"help": "Network that embeds the tasks: a timm model with weights, a member's id, or `average`."},
+    )
+    embedding_batches: int = field(default=20, metadata={"help": "Recoveries per member for its embedding."})
+    keep_embedded: bool = field(
+        default=False, metadata={"help": "Put the images recovered for the embedding into the bank as well."}
+    )
+    num_groups: int = field(default=5, metadata={"help": "Groups into which the pool is divided."})
+    grouping: Literal["dissimilar", "similar", "none"] = field(
+        default="dissimilar", metadata={"help": "What a group holds: unlike members (TGR), like ones, or everything."}
+    )
+    teachers_per_step: int = field(default=4, metadata={"help": "Teachers drawn (with replacement) from one group."})
+    igr_strength: float = field(default=1e-3, metadata={"help": "lambda of the gradient regularisation."})
+    igr_order: Literal["first", "second"] = field(
+        default="first", metadata={"help": "Regularise by displaced gradients, or by exact second derivatives."}
+    )
+    distillation_ce: float = field(default=1.0, metadata={"help": "Weight of the student's cross-entropy beside KD."})
+    kd_loss: KDLoss = field(default="kl", metadata={"help": "`kl`, or the released code's `legacy_linear`."})
+
+
+class TGR(InversionMethod):
+    """The meta-learner of TGR; see the module's docstring."""
+
+    name = "TGR"
+    Config = TGRConfig
+
+    def __init__(self, config: TGRConfig, model: nn.Module) -> None:
+        super().__init__(config, model)
+        self.config = config
+        self.num_steps = config.steps
+        self.size = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
+        self.groups: list[list[int]] = []
+        self.dissimilarity = torch.zeros(0, 0)
+
+    def setup(self, pool: ModelPool, context: Context) -> None:
+        """Embed every member and divide the pool (steps 0 and 1)."""
+        self.pool = pool
+        self.groups = [list(range(len(pool)))]
+        if self.config.grouping == "none":
+            return
+        probe = load_probe(self.config.probe, pool).to(context.device)
+        embeddings = []
+        for index in progress(range(len(pool)), description="Embedding the pool", unit="member"):
+            embedded = context.memo(f"embedding-{index:04d}", partial(self._embed, index, probe, context))
+            embeddings.append(embedded["embedding"])
+            if self.config.keep_embedded:
+                teacher = pool.load(index)
+                self.remember([Task(embedded["images"], embedded["labels"], teacher.class_names, teacher.entry.id)])
+        self.dissimilarity = dissimilarities(torch.stack(embeddings))
+        affinity = self.dissimilarity if self.config.grouping == "dissimilar" else 1 - self.dissimilarity
+        self.groups = group_tasks(affinity, self.config.num_groups)
+
+    def _embed(self, index: int, probe: Teacher, context: Context) -> dict[str, Tensor]:
+        generator = fork(context.seed, "embedding", index)
+        teacher = self.pool.load(index)
+        tasks = [recover(teacher, self.config, self.size, generator) for _ in range(self.config.embedding_batches)]
+        images = torch.cat([task.images for task in tasks])
+        labels = torch.cat([task.labels for task in tasks])
+        embedding = fisher_embedding(probe, images, labels, generator)
+        return {"embedding": embedding} | ({"images": images, "labels": labels} if self.config.keep_embedded else {})
+
+    def step(self, context: Context) -> dict[str, float]:
+        """Recover from one group, regularised distillation, replay (step 2)."""
+        config, generator = self.config, context.generator
+        group = self.groups[int(torch.randint(len(self.groups), (), generator=generator))]
+        drawn = torch.randint(len(group), (config.teachers_per_step,), generator=generator).tolist()
+        teachers = [self.pool.load(group[index]) for index in drawn]
+        tasks = [recover(teacher, config, self.size, generator) for teacher in teachers]
+        self.remember(tasks)
+        losses = [self._task_loss(teacher, task, generator) for teacher, task in zip(teachers, tasks, strict=True)]
+        gradients, metrics = regularised_gradient(
+            losses, parameters_of(self.model), strength=config.igr_strength, order=config.igr_order
+        )
+        descend(self.optimizer, self.model, gradients)
+        replayed = replay_until_plateau(self.model, self.optimizer, self.bank, config, generator, ways=self.ways)
+        return metrics | replayed | {"bank_images": float(len(self.bank))}
+
+    def _task_loss(self, teacher: Teacher, task: Task, generator: torch.Generator) -> partial[Tensor]:
+        """L_i = KD(teacher, student) + CE, on one fixed augmentation of the task's images (SYSTEMS 6.4)."""
+        task, outputs = sub_task(task, self.ways, generator)
+        images = random_crop_flip(task.images, generator, padding=self.config.shift, flip=self.config.flip)
+        return partial(self._loss, images, task.labels, teacher_logits(teacher, images, outputs))
+
+    def _loss(self, images: Tensor, labels: Tensor, targets: Tensor, params: Parameters) -> Tensor:
+        logits = student_logits(self.model, params, images, targets.shape[1])
+        kd = distillation_loss(targets, logits, kind=self.config.kd_loss)
+        return kd + self.config.distillation_ce * F.cross_entropy(logits, labels)
+
+    def state_dict(self) -> Tree:
+        """The common state, the groups and the dissimilarities."""
+        return super().state_dict() | {"groups": self.groups, "dissimilarity": self.dissimilarity}
+
+    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+        """Take over what `state_dict` gave, in place of `setup`."""
+        super().load_state_dict(state, pool, context)
+        self.pool, self.groups, self.dissimilarity = pool, state["groups"], state["dissimilarity"].cpu()
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Recovered images and the members' dissimilarities, ordered by group."""
+        from hf_dfml.utils.pictures import heat_map
+
+        paths = super().pictures(folder)
+        if len(self.dissimilarity):
+            order = [index for group in self.groups for index in group]
+            path = folder / "dissimilarity.png"
+            heat_map(self.dissimilarity[order][:, order], path, title="Dissimilarity of pool members, ordered by group")
+            paths.append(path)
+        return paths

@@ -1,0 +1,18 @@
+"""What a model is: networks registered with timm, the generator, functional forward passes."""
+
+from hf_dfml.networks.build import create_network
+from hf_dfml.networks.conv4 import Conv4
+from hf_dfml.networks.functional import BatchNorm, batch_norm_from, functional_forward, normalise
+from hf_dfml.networks.generator import Generator
+from hf_dfml.networks.resnet import ResNet
+
+__all__ = [
+    "BatchNorm",
+    "Conv4",
+    "Generator",
+    "ResNet",
+    "batch_norm_from",
+    "create_network",
+    "functional_forward",
+    "normalise",
+]

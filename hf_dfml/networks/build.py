@@ -1,0 +1,60 @@
+"""A network by name, with explicit randomness and its own normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+OURS = ("conv4", "conv4_16", "conv4_64", "resnet10", "resnet12", "resnet18_cifar")
+
+
+def create_network(
+    arch: str,
+    *,
+    num_classes: int = 5,
+    image_size: int = 32,
+    in_chans: int = 3,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    generator: torch.Generator | None = None,
+    **model_args: Any,
+) -> nn.Module:
+    """A fresh network of timm's or ours.
+
+    Args:
+        arch: a name that timm knows; ours are conv4, conv4_16, conv4_64, resnet10, resnet12 and resnet18_cifar.
+        num_classes: outputs.
+        image_size: height and width of its images.
+        in_chans: channels of its images.
+        mean: per channel, of pixels in [0, 1]; kept in its `pretrained_cfg`. By default 0.5.
+        std: likewise.
+        generator: seeds the initial weights; the global seed is left as it was. Without one the weights follow it.
+        model_args: passed on to the architecture.
+
+    Raises:
+        ValueError: if timm knows no such architecture.
+    """
+    if not timm.is_model(arch):
+        raise ValueError(
+            f"Architecture '{arch}' is unknown: expected one of {', '.join(OURS)}, or a name from timm.list_models()."
+        )
+    arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **model_args}
+    if arch in OURS:
+        arguments["img_size"] = image_size
+    with torch.random.fork_rng(devices=[], enabled=generator is not None):
+        if generator is not None:
+            # Not torch.manual_seed, which would seed the accelerators as well and leave them so.
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        network: Any = timm.create_model(arch, **arguments)
+    network.pretrained_cfg = {
+        **network.pretrained_cfg,
+        "num_classes": num_classes,
+        "input_size": (in_chans, image_size, image_size),
+        "mean": tuple(mean or (0.5,) * in_chans),
+        "std": tuple(std or (0.5,) * in_chans),
+    }
+    return network

@@ -1,0 +1,57 @@
+"""The DCGAN-style generator that BiDf-MKD, FREE and TGR recover tasks with (SYSTEMS 1.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Generator(nn.Module):
+    """A linear layer, two doublings of the resolution, a sigmoid.
+
+    Args:
+        latent_dim: length of the input (nz).
+        width: channels of the last hidden layer (ngf); the first has twice as many.
+        image_size: height and width of the images, divisible by 4.
+        channels: of the images.
+    """
+
+    def __init__(self, latent_dim: int = 256, width: int = 64, image_size: int = 32, channels: int = 3) -> None:
+        super().__init__()
+        if image_size % 4:
+            raise ValueError(f"The generator doubles twice: image_size must be divisible by 4, found {image_size}.")
+        self.latent_dim, self.side = latent_dim, image_size // 4
+        self.linear = nn.Linear(latent_dim, 2 * width * self.side**2)
+        self.maps = nn.Sequential(
+            nn.BatchNorm2d(2 * width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """`(B, latent_dim)` -> images `(B, channels, image_size, image_size)` in [0, 1]."""
+        return self.maps(self.linear(latent).unflatten(1, (-1, self.side, self.side)))
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw fresh weights: N(0, 0.02) for convolutions and the linear layer, N(1, 0.02) for batch-norm scales.
+
+        The numbers are drawn on the CPU, so that they do not depend on the device.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                centre = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
+                drawn = torch.randn(module.weight.shape, generator=generator)
+                module.weight.copy_(centre + 0.02 * drawn)
+                if module.bias is not None:
+                    module.bias.zero_()
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()

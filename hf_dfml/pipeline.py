@@ -1,0 +1,266 @@
+"""The whole way: a pool in, an evaluated and published-ready meta-model out. Recipes and quickstart are calls of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hf_dfml.data import load_dataset
+from hf_dfml.evaluation import (
+    Adaptation,
+    Exam,
+    Result,
+    evaluate,
+    print_table,
+    results_chart,
+    write_results,
+    yardsticks,
+)
+from hf_dfml.meta_model import MetaModel
+from hf_dfml.model_card import Training, write_card
+from hf_dfml.networks import create_network
+from hf_dfml.pool import ModelPool
+from hf_dfml.trainer import Outcome, Trainer, TrainerConfig, Validation, deterministic
+from hf_dfml.utils.pictures import curves
+from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.seeding import fork
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainerConfig):
+    """What every recipe is told: the pool, the exam, and where the product goes."""
+
+    pool: str = field(
+        default="", metadata={"help": "The teachers: a folder, a Hub user or organisation, a collection, or ids by comma."}
+    )
+    num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "Data set of the exam (cifar-fs, ...). Without one: no validation and no exam."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of local copies of the data sets; else HF_DFML_DATA, else the Hub."}
+    )
+    arch: str = field(default="conv4", metadata={"help": "Network of the meta-model: conv4, conv4_64, resnet12, ..."})
+    ways: int = field(default=5, metadata={"help": "Classes of an episode."})
+    shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support images a class in the exam."})
+    episodes: int = field(default=600, metadata={"help": "Episodes of the exam on the test classes, sat once at the end."})
+    validation_episodes: int = field(default=100, metadata={"help": "Episodes of each look at the validation classes."})
+    num_threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves PyTorch's choice."})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Publish the meta-model as this Hub repository."})
+    private: bool = field(default=False, metadata={"help": "Publish it as a private repository."})
+
+
+def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence[str] | None = None) -> list[Result]:
+    """Meta-learn from a pool with one method, sit the exam, write model, card, pictures and results.
+
+    Args:
+        method_class: a class of `hf_dfml.methods`, built from its config and the meta-model's network.
+        method_config: its hyper-parameters.
+        config: the run.
+        argv: the command line that card and `results.json` name; this process's by default.
+
+    Returns:
+        The rows of the exam; none without a data set, or where the run was stopped before its end.
+    """
+    command = shlex.join(argv or ["python", *sys.argv])
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    deterministic(config.seed)
+    accelerator = _accelerator(config)
+    pool = open_pool(config).to(accelerator.device)
+    network = meta_network(pool, config).to(accelerator.device)
+    method = method_class(method_config, network)
+    accelerator.print(f"{method.name}: {len(pool)} teachers, {method.num_steps} steps on {accelerator.device}.")
+    validate = _validation(config) if config.dataset else None
+    outcome = Trainer(method, pool, config, accelerator, validate).fit()
+    accelerator.end_training()
+    if not outcome.finished or not accelerator.is_main_process:
+        return []
+
+    folder = Path(config.output_dir)
+    adapt = _best_head(outcome.model, config) if config.dataset else Adaptation()
+    results = final_exam(method.name, outcome.model, pool, config, adapt, command) if config.dataset else []
+    meta = MetaModel.of(
+        outcome.model,
+        method=method.name,
+        method_config=asdict(method_config),
+        pool=pool,
+        dataset=config.dataset,
+        results=results,
+        adapt=adapt,
+    )
+    training = Training(
+        command=command,
+        seed=config.seed,
+        seconds=outcome.progress.seconds,
+        machine=describe_machine(accelerator.device),
+        chosen=_chosen(outcome, method.num_steps, config),
+        data_free=method.data_free,
+        reference=(sys.modules[method_class.__module__].__doc__ or "").strip().split("\n\n")[1].replace("\n", " "),
+    )
+    _write(meta, training, method.pictures(folder / "pictures"), outcome, results, folder)
+    accelerator.print(f"Wrote the meta-model, its card and its pictures to {folder}.")
+    if config.push_to_hub:
+        accelerator.print(f"Published: {meta.push_to_hub(config.push_to_hub, private=config.private, folder=folder)}")
+    return results
+
+
+def open_pool(config: RunConfig) -> ModelPool:
+    """The usable members of `config.pool`; what cannot be used is named and left out.
+
+    Raises:
+        ValueError: if no pool was named or none of its members can be used.
+    """
+    if not config.pool:
+        raise ValueError("No pool was named: give --pool a folder, a Hub user or organisation, a collection, or ids.")
+    pool = ModelPool.open(config.pool).resolve()
+    if config.num_members:
+        pool = pool[: config.num_members]
+    usable = pool.usable()
+    if not len(usable):
+        raise ValueError(f"None of the {len(pool)} members of {config.pool} can be used: see `hf-dfml pool check`.")
+    return usable
+
+
+def meta_network(pool: ModelPool, config: RunConfig) -> nn.Module:
+    """A fresh network for the meta-model: the largest image size of the pool, the mean of its members' normalisations."""
+    count = len(pool)
+    mean, std = (
+        tuple(sum(getattr(entry, name)[channel] for entry in pool) / count for channel in range(3))
+        for name in ("mean", "std")
+    )
+    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
+    return create_network(
+        config.arch, num_classes=config.ways, image_size=size, mean=mean, std=std, generator=fork(config.seed, "network")
+    )
+
+
+def final_exam(
+    name: str, model: nn.Module, pool: ModelPool, config: RunConfig, adapt: Adaptation, command: str
+) -> list[Result]:
+    """The one look at the test classes: the meta-model under each protocol, and the yardsticks; printed as a table."""
+    assert config.dataset is not None
+    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes)
+    dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=_size(model))
+    protocols = [(exam.bn, exam.head), ("transductive", "finetune"), ("support", "prototype"), (adapt.bn, adapt.head)]
+    results: list[Result] = []
+    for bn, head in dict.fromkeys(protocols):
+        results += evaluate(model, dataset, replace(exam, bn=bn, head=head), method=name, command=command)
+    device = next(model.parameters()).device
+    results += yardsticks(pool, dataset, exam, device=device, command=command)
+    print_table(results)
+    return results
+
+
+def evaluate_meta_model(
+    name: str,
+    dataset_name: str,
+    exam: Exam,
+    *,
+    pool: str | None = None,
+    data_dir: Path | str | None = None,
+    output_dir: Path | str | None = None,
+) -> list[Result]:
+    """Let a stored meta-model sit an exam; prints the table and writes `results.json`.
+
+    Args:
+        name: its folder or Hub id.
+        dataset_name: the data set.
+        exam: the protocol.
+        pool: a pool for the yardsticks.
+        data_dir: see `hf_dfml.data.load_dataset`.
+        output_dir: where `results.json` goes; `evaluations/` in the model's folder by default.
+    """
+    meta = MetaModel.from_pretrained(name)
+    dataset = load_dataset(dataset_name, exam.split, data_dir=data_dir, image_size=meta.config.input_size[-1])
+    results = evaluate(meta.network, dataset, exam, method=meta.config.method)
+    if pool:
+        results += yardsticks(ModelPool.open(pool).usable(), dataset, exam)
+    print_table(results)
+    folder = Path(output_dir) if output_dir else Path(name if Path(name).is_dir() else ".") / "evaluations"
+    print(f"Wrote {write_results(folder, results)}.")
+    return results
+
+
+def adapt_to_folder(
+    name: str, support: Path, query: Path, *, head: str | None = None
+) -> Iterator[tuple[Path, str, float]]:
+    """Adapt a stored meta-model to a folder of class folders and classify pictures: (file, label, probability)."""
+    from hf_dfml.utils.inputs import list_images
+
+    classifier = MetaModel.from_pretrained(name).adapt(support, head=head)  # type: ignore[arg-type]
+    files = list_images(query)
+    for file, probabilities in zip(files, classifier.predict_proba(files), strict=True):
+        best = int(probabilities.argmax())
+        yield file, classifier.classes[best], float(probabilities[best])
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    trackers = None if config.log_with == "none" else config.log_with
+    accelerator = Accelerator(log_with=trackers, project_dir=config.output_dir)
+    if trackers:
+        accelerator.init_trackers("logs")
+    return accelerator
+
+
+def _validation(config: RunConfig) -> Validation:
+    """Scores a snapshot by fine-tuning it on episodes of the validation classes."""
+    assert config.dataset is not None
+    dataset = load_dataset(config.dataset, "validation", data_dir=config.data_dir)
+    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation")
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        rows = evaluate(model, dataset, exam, method="validation", progress=False)
+        return {f"{row.shots}-shot": row.mean for row in rows}
+
+    return validate
+
+
+def _best_head(model: nn.Module, config: RunConfig) -> Adaptation:
+    """The default of `MetaModel.adapt`: the inductive head that is best on the validation classes."""
+    assert config.dataset is not None
+    dataset = load_dataset(config.dataset, "validation", data_dir=config.data_dir)
+    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation")
+    scores: dict[Adaptation, float] = {}
+    for head in ("finetune", "prototype"):
+        for bn in ("support", "running"):
+            rows = evaluate(model, dataset, replace(exam, head=head, bn=bn), method=f"{head}, {bn}", progress=False)
+            scores[Adaptation(bn=bn, head=head)] = sum(row.mean for row in rows)
+    return max(scores, key=lambda adaptation: scores[adaptation])
+
+
+def _size(model: nn.Module) -> int:
+    return int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
+
+
+def _chosen(outcome: Outcome, total: int, config: RunConfig) -> str:
+    if outcome.progress.best_step < 0:
+        return f"the last of {total} steps; nothing was validated, as no data set was given"
+    return f"step {outcome.progress.best_step} of {total}, the best on the validation classes of {config.dataset}"
+
+
+def _write(
+    meta: MetaModel, training: Training, pictures: Sequence[Path], outcome: Outcome, results: list[Result], folder: Path
+) -> None:
+    """Model, results, charts and the card that shows them."""
+    write_results(folder, results)
+    charts = [results_chart(results, folder / "pictures" / "results.png")] if results else []
+    lines = {
+        name.removeprefix("validation/"): [(row["step"], row[name]) for row in outcome.progress.history if name in row]
+        for name in {key for row in outcome.progress.history for key in row if key.startswith("validation/")}
+    }
+    if lines:
+        title = "Accuracy on the validation classes (%)"
+        charts.append(curves(dict(sorted(lines.items())), folder / "pictures" / "training.png", title=title))
+    # First the card: saving writes a bare one where there is none.
+    write_card(folder, meta.config, training=training, pictures=pictures, charts=charts)
+    meta.save_pretrained(folder)

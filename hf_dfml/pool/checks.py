@@ -1,0 +1,92 @@
+"""Checks of what a config says, each refusing with one line that names the member."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_dfml.pool.entry import MemberError
+
+MAX_JSON_BYTES = 16 << 20
+
+
+def read_json(id: str, path: Path) -> dict[str, Any]:
+    """A JSON object from a file nobody vouches for.
+
+    Raises:
+        MemberError: if there is no such file, or it is not a JSON object of sensible size.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise MemberError(id, f"{path.name} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise MemberError(id, f"has no {path.name}") from error
+    # RecursionError: brackets nested thousands deep.
+    except (ValueError, RecursionError, OSError) as error:
+        if isinstance(error, MemberError):
+            raise
+        raise MemberError(id, f"{path.name} is not readable as JSON ({one_line(error)})") from error
+    if not isinstance(content, dict):
+        raise MemberError(id, f"{path.name} is a JSON {type(content).__name__}, expected an object")
+    return content
+
+
+def check_labels(id: str, names: list[Any], num_classes: int) -> tuple[str, ...]:
+    """Class names as a tuple of `num_classes` distinct strings.
+
+    Raises:
+        MemberError: if they are not that.
+    """
+    if not all(isinstance(name, str) and name for name in names):
+        raise MemberError(id, "label names must be non-empty strings")
+    if len(names) != num_classes:
+        raise MemberError(id, f"has {num_classes} classes but {len(names)} label names")
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise MemberError(id, f"label name '{name}' stands for two classes; names must be distinct")
+        seen.add(name)
+    return tuple(names)
+
+
+def check_input(id: str, size: Any, mean: Any, std: Any) -> dict[str, Any]:
+    """The entry's `input_size`, `mean` and `std`.
+
+    Raises:
+        MemberError: if the size is not that of an RGB image or the scale is not three numbers with positive std.
+    """
+    if not (_is_list(size, 3) and all(is_count(side) for side in size) and max(size) <= 4096):
+        raise MemberError(id, f"input_size is {size!r}, expected [3, height, width] with sides of 1 to 4096 pixels")
+    if size[0] != 3:
+        raise MemberError(id, f"takes images of {size[0]} channels, expected 3 (RGB)")
+    for name, values in (("mean", mean), ("std", std)):
+        if not (_is_list(values, 3) and all(_is_number(value) for value in values)):
+            raise MemberError(id, f"{name} is {values!r}, expected three numbers")
+    if min(std) <= 0:
+        raise MemberError(id, f"std is {std!r}, expected positive numbers")
+    return {
+        "input_size": tuple(size),
+        "mean": tuple(float(value) for value in mean),
+        "std": tuple(float(value) for value in std),
+    }
+
+
+def is_count(value: Any) -> bool:
+    """Whether a JSON value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """An exception's message on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e6
+
+
+def _is_list(value: Any, length: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == length

@@ -1,0 +1,87 @@
+"""What is known of a pool member before its weights are touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class MemberError(ValueError):
+    """A pool member that cannot be used.
+
+    Attributes:
+        id: the member.
+        reason: one line that says what is wrong with it.
+    """
+
+    def __init__(self, id: str, reason: str) -> None:
+        super().__init__(f"{id}: {reason}")
+        self.id = id
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class PoolEntry:
+    """The metadata of one pool member.
+
+    Members of a Hub organisation are listed without a request per repository: until a member is used, its entry holds
+    only what the list says (`resolved` is False) and the fields that come from its config are None or empty.
+
+    Attributes:
+        id: `org/name` on the Hub, or the folder's name.
+        location: the folder that holds the member's files; None while they are only on the Hub.
+        revision: the commit sha on the Hub that config and weights are both read from.
+        library: `timm` or `transformers`.
+        architecture: a timm model name, or the class that a transformers config names.
+        num_classes: the number of logits.
+        input_size: (3, height, width) in pixels.
+        mean: per channel, of pixels in [0, 1]; subtracted before the network.
+        std: per channel, of pixels in [0, 1]; divided by before the network.
+        label_names: class names in the order of the logits; empty where the member does not say.
+        model_args: further arguments of the timm model.
+        fixed_input_size: whether the network takes images of `input_size` only (timm's key of that name).
+        dataset: the data set it was trained on, a hint.
+        classes: the global ids of its classes in that data set, a hint.
+        val_accuracy: accuracy of the stored weights on held-out images, in [0, 1].
+        problem: why the member cannot be used; None if nothing is known against it.
+    """
+
+    id: str
+    location: Path | None = None
+    revision: str | None = None
+    library: str = "timm"
+    architecture: str | None = None
+    num_classes: int | None = None
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    label_names: tuple[str, ...] = ()
+    model_args: dict[str, Any] = field(default_factory=dict, hash=False)
+    fixed_input_size: bool = False
+    dataset: str | None = None
+    classes: tuple[int, ...] | None = None
+    val_accuracy: float | None = None
+    problem: str | None = None
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the member's config has been read (or found unusable)."""
+        return self.architecture is not None or self.problem is not None
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What makes it this member and no other, whether its config has been read or not."""
+        return self.id, self.revision or str(self.location)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """`label_names`, or names that no other member has (`<id>#<k>`) where the member has none.
+
+        Names tie the classes of different members together, so a class without a name is nobody else's class.
+        """
+        return self.label_names or tuple(f"{self.id}#{k}" for k in range(self.num_classes or 0))

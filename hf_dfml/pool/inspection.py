@@ -1,0 +1,54 @@
+"""What `hf-dfml pool ls` and `hf-dfml pool check` show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.utils.progress import progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def check_pool(pool: ModelPool) -> list[tuple[PoolEntry, str | None]]:
+    """Load every member safely; each comes back with one line that says why it cannot be used, or None."""
+    return [
+        (entry, pool.check(entry)) for entry in progress(pool.fetch(), description="Checking members", unit="member")
+    ]
+
+
+def pool_table(pool: ModelPool) -> Table:
+    """A table of the members: what their configs say, no weights read. Columns that hold nothing are left out."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    entries = pool.resolve()
+    rows = [_row(entry) for entry in entries]
+    kept = [column for column in range(len(_COLUMNS)) if column == 0 or any(row[column] for row in rows)]
+    table = Table(title=f"{len(rows)} members")
+    for column in kept:
+        name = _COLUMNS[column]
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold", no_wrap=column == 0)
+    for entry, row in zip(entries, rows, strict=True):
+        # Names and problems quote foreign text, which is no markup.
+        table.add_row(*(escape(row[column]) for column in kept), style="red" if entry.problem else None)
+    return table
+
+
+_COLUMNS = ("id", "arch", "classes", "input", "accuracy", "revision", "problem")
+_NUMBERS = ("classes", "input", "accuracy")
+
+
+def _row(entry: PoolEntry) -> list[str]:
+    values = (
+        entry.id,
+        entry.architecture,
+        entry.num_classes,
+        "x".join(map(str, entry.input_size)) if entry.input_size else None,
+        f"{100 * entry.val_accuracy:.1f} %" if entry.val_accuracy is not None else None,
+        entry.revision[:8] if entry.revision else None,
+        entry.problem,
+    )
+    return ["" if value is None else str(value) for value in values]

@@ -1,0 +1,249 @@
+"""A pool of pretrained classifiers: metadata of all of them, weights of those in use."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import torch
+
+from hf_dfml.pool import sources
+from hf_dfml.pool.cache import TeacherCache
+from hf_dfml.pool.entry import MemberError, PoolEntry
+from hf_dfml.pool.loading import load_teacher
+from hf_dfml.pool.teacher import Teacher
+from hf_dfml.utils.progress import progress
+
+logger = logging.getLogger(__name__)
+
+CACHE_BYTES = 2 << 30
+
+
+class ModelPool(Sequence[PoolEntry]):
+    """An immutable sequence of pool entries that loads a member's weights when asked to.
+
+    Pools made from this one (`filter`, `sample`, `split`, slices) share its cache of loaded teachers.
+
+    Args:
+        entries: the members; ids must be distinct.
+        cache_bytes: how many bytes of loaded teachers are kept at most.
+        device: where teachers are put.
+
+    Raises:
+        ValueError: if two members have the same id.
+
+    Examples:
+        >>> pool = ModelPool.from_dir("pools/cifar-fs")  # doctest: +SKIP
+        >>> teacher = pool.load(0)  # doctest: +SKIP
+        >>> teacher(torch.rand(8, 3, 32, 32)).shape  # doctest: +SKIP
+        torch.Size([8, 5])
+    """
+
+    def __init__(
+        self,
+        entries: Iterable[PoolEntry],
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        device: torch.device | str = "cpu",
+        cache: TeacherCache | None = None,
+    ) -> None:
+        self._entries = tuple(entries)
+        self._index = {entry.id: index for index, entry in enumerate(self._entries)}
+        if len(self._index) < len(self._entries):
+            ids = [entry.id for entry in self._entries]
+            double = next(id for id in ids if ids.count(id) > 1)
+            raise ValueError(f"The pool has two members called '{double}': ids must be distinct, rename one of them.")
+        self.device = torch.device(device)
+        self.cache = cache or TeacherCache(cache_bytes)
+
+    @classmethod
+    def from_dir(cls, folder: Path | str, *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
+        """Every member below a folder, one sub-folder each, sorted by name; or the one member that the folder is.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or no member in it.
+        """
+        return cls(sources.list_folder(folder), cache_bytes=cache_bytes)
+
+    @classmethod
+    def from_hub(cls, members: str | Sequence[str], *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
+        """Members on the Hub, or in the local cache of the Hub under `HF_HUB_OFFLINE=1`.
+
+        Args:
+            members: the name of a user or organisation (every model of theirs), or a list of repository ids, each
+                optionally pinned as `org/name@revision`.
+            cache_bytes: how many bytes of loaded teachers are kept at most.
+
+        Raises:
+            FileNotFoundError: if there is no such organisation or repository.
+        """
+        entries = sources.list_author(members) if isinstance(members, str) else sources.list_ids(members)
+        return cls(entries, cache_bytes=cache_bytes)
+
+    @classmethod
+    def from_collection(cls, slug: str, *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
+        """The models of a collection on the Hub, such as `org/my-teachers-64f9a55bb3115b4f513ec026`.
+
+        Raises:
+            FileNotFoundError: if there is no such collection.
+        """
+        return cls(sources.list_collection(slug), cache_bytes=cache_bytes)
+
+    @classmethod
+    def open(cls, spec: str | Path | Sequence[str], *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
+        """The pool that a command line or a recipe names.
+
+        Args:
+            spec: a folder, a user or organisation, a collection, a repository id (`org/name` or `org/name@revision`),
+                or several of these as a list or separated by commas. A folder that exists goes before a Hub name.
+            cache_bytes: how many bytes of loaded teachers are kept at most.
+
+        Raises:
+            FileNotFoundError: if a part is none of these.
+        """
+        parts = [spec] if isinstance(spec, str | Path) else spec
+        names = [name.strip() for part in parts for name in str(part).split(",") if name.strip()]
+        return cls(sources.list_any(names), cache_bytes=cache_bytes)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> PoolEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ModelPool: ...
+
+    def __getitem__(self, index: int | slice) -> PoolEntry | ModelPool:
+        return self._like(self._entries[index]) if isinstance(index, slice) else self._entries[index]
+
+    def __iter__(self) -> Iterator[PoolEntry]:
+        return iter(self._entries)
+
+    def __add__(self, other: ModelPool) -> ModelPool:
+        """Both pools; a member that is in both is there once.
+
+        Raises:
+            ValueError: if different members have the same id.
+        """
+        mine = {entry.identity for entry in self}
+        return self._like((*self, *(entry for entry in other if entry.identity not in mine)))
+
+    def __repr__(self) -> str:
+        return f"ModelPool({len(self)} members)"
+
+    def load(self, member: int | str | PoolEntry) -> Teacher:
+        """The teacher of a member, given by its index, id or entry; fetched and read if it is not in the cache.
+
+        Raises:
+            MemberError: if the member cannot be used; the message says why.
+            KeyError: if the pool has no member of that id.
+        """
+        entry = self._find(member)
+        return self.cache.get(
+            (entry.identity, self.device), lambda: load_teacher(sources.fetch(entry)).to(self.device)
+        )
+
+    def filter(self, predicate: Callable[[PoolEntry], bool]) -> ModelPool:
+        """The members for which `predicate(entry)` is true.
+
+        Members with a problem are left out, as their entries hold nothing to test.
+        """
+        return self._like(entry for entry in self.resolve() if entry.problem is None and predicate(entry))
+
+    def sample(self, n: int, generator: torch.Generator) -> ModelPool:
+        """`n` different members at random, in random order.
+
+        Raises:
+            ValueError: if the pool has fewer.
+        """
+        if not 0 < n <= len(self):
+            raise ValueError(f"Cannot sample {n} members from a pool of {len(self)}: ask for 1 to {len(self)}.")
+        return self._pick(torch.randperm(len(self), generator=generator)[:n].tolist())
+
+    def split(self, fraction: float, generator: torch.Generator) -> tuple[ModelPool, ModelPool]:
+        """Two disjoint pools at random: the first with `fraction` of the members (rounded), the second with the rest.
+
+        Raises:
+            ValueError: if `fraction` is not between 0 and 1.
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction={fraction}: expected a number from 0 to 1.")
+        order = torch.randperm(len(self), generator=generator).tolist()
+        first = round(fraction * len(self))
+        return self._pick(sorted(order[:first])), self._pick(sorted(order[first:]))
+
+    def to(self, device: torch.device | str) -> ModelPool:
+        """The same pool with its teachers on `device`."""
+        pool = self._like(self._entries)
+        pool.device = torch.device(device)
+        return pool
+
+    def resolve(self) -> ModelPool:
+        """The same pool with every member's config read; fetches the small config files that are not on this disk."""
+        if all(entry.resolved for entry in self):
+            return self
+        return self._like(sources.resolve_all(self._entries))
+
+    def fetch(self) -> ModelPool:
+        """The same pool with all files of its members on this disk, downloaded several at a time."""
+        return self._like(sources.fetch_all(self._entries))
+
+    def usable(self, *, weights: bool | None = None) -> ModelPool:
+        """The members that can be used; a warning says of each other member why it cannot.
+
+        Args:
+            weights: whether every member's weights are read as well as its config. Default: of the members that are on
+                this disk; True fetches all others too.
+
+        Raises:
+            ValueError: if no member can be used.
+        """
+        kept = []
+        pool = self.fetch() if weights else self.resolve()
+        for entry in progress(pool, description="Checking the pool", unit="member"):
+            problem = self.check(entry, weights=sources.is_on_disk(entry) if weights is None else weights)
+            if problem is None:
+                kept.append(entry)
+            else:
+                logger.warning("Pool member left out: %s: %s", entry.id, problem)
+        if not kept:
+            raise ValueError(f"None of the pool's {len(self)} members can be used; `hf-dfml pool check` says why.")
+        return self._like(kept)
+
+    def check(self, member: int | str | PoolEntry, *, weights: bool = True) -> str | None:
+        """Why a member cannot be used, in one line, or None. With `weights`, by loading it."""
+        entry = self._find(member)
+        if entry.problem is not None or not weights:
+            return entry.problem
+        try:
+            self.load(entry)
+        except MemberError as error:
+            return error.reason
+        return None
+
+    def same_architecture(self) -> bool:
+        """Whether all members have networks of one shape, so that their weights can be averaged."""
+        return len({_network_of(entry) for entry in self.resolve()}) == 1
+
+    def _find(self, member: int | str | PoolEntry) -> PoolEntry:
+        if isinstance(member, PoolEntry):
+            return member
+        if isinstance(member, int):
+            return self._entries[member]
+        if member not in self._index:
+            raise KeyError(f"The pool has no member '{member}' among its {len(self)}.")
+        return self._entries[self._index[member]]
+
+    def _pick(self, indices: Iterable[int]) -> ModelPool:
+        return self._like(self._entries[index] for index in indices)
+
+    def _like(self, entries: Iterable[PoolEntry]) -> ModelPool:
+        return ModelPool(entries, device=self.device, cache=self.cache)
+
+
+def _network_of(entry: PoolEntry) -> tuple:
+    model_args = repr(sorted(entry.model_args.items()))
+    return entry.library, entry.architecture, entry.num_classes, entry.input_size, model_args

@@ -1,0 +1,35 @@
+"""From a folder's `config.json` to an entry, whichever of the two layouts it has.
+
+Nothing here trusts the member. A config that cannot be used leaves an entry whose `problem` says why in one line, so
+that one bad member never stops the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hf_dfml.pool import timm_members, transformers_members
+from hf_dfml.pool.checks import read_json
+from hf_dfml.pool.entry import CONFIG_NAME, MemberError, PoolEntry
+
+
+def read_entry(id: str, folder: Path, revision: str | None = None) -> PoolEntry:
+    """Read the metadata of the member in `folder`; never raises for a bad member, see `PoolEntry.problem`.
+
+    Args:
+        id: what the member is called.
+        folder: holds `config.json` and, for a transformers member, `preprocessor_config.json`.
+        revision: the commit sha that the files are of, for a member of the Hub.
+    """
+    try:
+        config = read_json(id, folder / CONFIG_NAME)
+        reader = transformers_members if is_transformers(config) else timm_members
+        return reader.read(id, folder, revision, config)
+    except MemberError as error:
+        return PoolEntry(id=id, location=folder, revision=revision, problem=error.reason)
+
+
+def is_transformers(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` is of a transformers model (timm's own has `architecture`)."""
+    return "architecture" not in config and ("architectures" in config or "model_type" in config)

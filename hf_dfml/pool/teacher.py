@@ -1,0 +1,87 @@
+"""A pool member as the methods see it: a frozen classifier of images in [0, 1]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_dfml.pool import transformers_members
+from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.utils.images import resize
+
+
+class Teacher(nn.Module):
+    """A frozen member in eval mode that resizes and normalises images as it was trained with.
+
+    Gradients flow to the images, never to the weights. `train()` changes nothing, so that batch norm always uses the
+    member's running statistics, whatever module the teacher is put into.
+
+    Args:
+        entry: the member's metadata; needs `input_size`, `mean`, `std` and `num_classes`.
+        network: its network: logits from normalised images, in timm's API or that of transformers.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, entry: PoolEntry, network: nn.Module) -> None:
+        super().__init__()
+        if entry.input_size is None or entry.mean is None or entry.std is None or entry.num_classes is None:
+            raise ValueError(f"Member {entry.id} has no input size or normalisation yet: resolve its entry first.")
+        self.entry = entry
+        self.network = network
+        self.register_buffer("mean", torch.tensor(entry.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(entry.std).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in the order of the logits; see `PoolEntry.class_names`."""
+        return self.entry.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """The number of logits."""
+        assert self.entry.num_classes is not None
+        return self.entry.num_classes
+
+    @property
+    def architecture(self) -> str:
+        """The network's name."""
+        return self.entry.architecture or type(self.network).__name__
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: `(B, 3, h, w)` in [0, 1], of any size.
+
+        Returns:
+            Logits `(B, num_classes)`.
+        """
+        pixels = self._prepare(images)
+        return self.network(pixel_values=pixels).logits if self._is_transformers else self.network(pixels)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The penultimate features: `(B, 3, h, w)` in [0, 1] -> `(B, D)`, what the classifier layer is given."""
+        pixels = self._prepare(images)
+        if self._is_transformers:
+            return transformers_members.features(self.network, self.num_classes, pixels)
+        network: Any = self.network
+        return network.forward_head(network.forward_features(pixels), pre_logits=True)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in eval mode: a member is never trained."""
+        super().train(False)
+        return self
+
+    @property
+    def _is_transformers(self) -> bool:
+        return self.entry.library == "transformers"
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        _, height, width = self.entry.input_size  # type: ignore[misc]
+        return (resize(images, (height, width)) - self.mean) / self.std

@@ -1,0 +1,113 @@
+"""State on disk: nested dictionaries of tensors and plain values, written atomically, never pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Tree = Any
+"""A tensor, a JSON scalar, or a list or string-keyed dictionary of trees."""
+
+
+def save_tree(folder: Path | str, tree: Tree) -> None:
+    """Write `tree` as `tree.json` and `tree.safetensors` into `folder`, which appears complete or not at all.
+
+    An existing folder of that name is replaced.
+
+    Raises:
+        TypeError: for a leaf that is neither a tensor nor a JSON scalar.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors: dict[str, torch.Tensor] = {}
+    structure = _describe(tree, tensors, path="")
+    save_file(tensors, temporary / "tree.safetensors")
+    (temporary / "tree.json").write_text(json.dumps(structure))
+    for name in ("tree.safetensors", "tree.json"):
+        _flush(temporary / name)
+    replace_folder(temporary, folder)
+
+
+def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
+    """Read what `save_tree` wrote, tensors on `device`.
+
+    Raises:
+        FileNotFoundError: if `folder` holds no saved tree.
+    """
+    folder = Path(folder)
+    if not (folder / "tree.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no saved state: expected tree.json and tree.safetensors in it.")
+    structure = json.loads((folder / "tree.json").read_text())
+    return _restore(structure, load_file(folder / "tree.safetensors", device=str(device)))
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Move the finished folder `source` to `target`, replacing what stands there; a kill leaves one of the two whole."""
+    if target.exists():
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        source.rename(target)
+
+
+def remove_folder(folder: Path | str) -> None:
+    """Delete a folder and what is in it; it is out of sight (renamed) before the first file goes."""
+    folder = Path(folder)
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def atomic_write(path: Path | str, content: str | bytes) -> None:
+    """Write a file that is seen complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    _flush(temporary)
+    temporary.replace(path)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _describe(tree: Tree, tensors: dict[str, torch.Tensor], path: str) -> Tree:
+    if isinstance(tree, torch.Tensor):
+        name = path or "root"
+        # Two names may share one storage (tied weights): safetensors wants each tensor to own its memory.
+        tensors[name] = tree.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        keys = [key if isinstance(key, str) else {"int": key} for key in tree]
+        return {"dict": [[key, _describe(tree[k], tensors, f"{path}/{k}")] for key, k in zip(keys, tree, strict=True)]}
+    if isinstance(tree, list | tuple):
+        return {"list": [_describe(item, tensors, f"{path}/{index}") for index, item in enumerate(tree)]}
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return {"value": tree}
+    raise TypeError(f"State at '{path}' is a {type(tree).__name__}: expected a tensor, list, dict or JSON scalar.")
+
+
+def _restore(structure: Tree, tensors: dict[str, torch.Tensor]) -> Tree:
+    kind, content = next(iter(structure.items()))
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key["int"] if isinstance(key, dict) else key: _restore(value, tensors) for key, value in content}
+    if kind == "list":
+        return [_restore(item, tensors) for item in content]
+    return content

@@ -1,0 +1,147 @@
+"""Images as people have them (files, PIL images, tensors; grey, transparent, of any size) -> one batch in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from hf_dfml.utils.images import resize, to_unit
+
+ImageLike = Tensor | Image.Image | Path | str
+"""A tensor `(C, H, W)`, float in [0, 1] or uint8, with 1 or 3 channels; a PIL image of any mode; an image file."""
+
+Images = Tensor | Sequence[ImageLike] | ImageLike
+"""A batch `(B, C, H, W)`, a sequence of images, one image, or a folder of image files."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+
+
+def as_batch(images: Images, size: tuple[int, int]) -> Tensor:
+    """Images of any sizes and kinds as one batch.
+
+    Args:
+        images: see `Images`; the files of a folder are taken in the order of `list_images`.
+        size: height and width that each is resized to (bilinear, antialiased, without keeping its aspect).
+
+    Returns:
+        `(B, 3, H, W)` float in [0, 1]; grey images have three equal channels.
+
+    Raises:
+        ValueError: for another number of channels, pixels outside [0, 1], a file that is no image, or no image at all.
+        TypeError: for a thing that is no image.
+        FileNotFoundError: for a path where there is nothing.
+    """
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        images = list_images(images)
+    if isinstance(images, Tensor) and images.dim() == 4:
+        return resize(_as_unit(images), size).clamp(0, 1)
+    items = [images] if isinstance(images, Tensor | Image.Image | str | Path) else list(images)
+    if not items:
+        raise ValueError("There are no images: expected at least one.")
+    return torch.cat([resize(_as_unit(_read(item)), size).clamp(0, 1) for item in items])
+
+
+def list_images(folder: Path | str) -> list[Path]:
+    """The image files of a folder, sorted by name; other files and sub-folders are passed over.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no image file.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}.")
+    files = _image_files(folder)
+    if not files:
+        raise ValueError(f"The folder {folder} holds no image: expected files such as {', '.join(SUFFIXES[:3])}.")
+    return files
+
+
+def list_class_folders(folder: Path | str) -> tuple[list[Path], list[str]]:
+    """The image files below a folder of class folders and the class of each, which is its folder's name.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it has no sub-folders, or a class has no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}: expected one with a folder of images for each class.")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise ValueError(
+            f"{folder} has no class folders: expected one folder of images for each class, such as {folder.name}/cat."
+        )
+    files: list[Path] = []
+    labels: list[str] = []
+    for path in classes:
+        found = _image_files(path)
+        if not found:
+            raise ValueError(f"Class '{path.name}' has no image in {path}: add at least one, or remove the folder.")
+        files += found
+        labels += [path.name] * len(found)
+    return files, labels
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def _read(item: object) -> Tensor:
+    """One image as `(1, C, H, W)`."""
+    if isinstance(item, Tensor):
+        if item.dim() != 3:
+            raise ValueError(f"An image is a tensor (C, H, W), found one of shape {tuple(item.shape)}.")
+        return item[None]
+    if isinstance(item, Image.Image):
+        return _from_pil(item)
+    if isinstance(item, str | Path):
+        path = Path(item)
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no image file {path}.")
+        try:
+            with Image.open(path) as image:
+                return _from_pil(ImageOps.exif_transpose(image))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise ValueError(f"{path} is not readable as an image: {error}") from error
+    raise TypeError(f"Expected a tensor, a PIL image or a path, found a {type(item).__name__}.")
+
+
+def _from_pil(image: Image.Image) -> Tensor:
+    if image.mode.startswith("I;16"):
+        # Pillow would cut 16-bit grey at 255 instead of scaling it.
+        return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[None, None]
+    # A copy, because Pillow's array is read-only.
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
+
+
+def _as_unit(images: Tensor) -> Tensor:
+    """`(B, C, H, W)` of 1 or 3 channels -> `(B, 3, H, W)` float in [0, 1]."""
+    if images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"Images have {images.shape[1]} channels (shape {tuple(images.shape)}): expected 3 (RGB) or 1 (grey), "
+            "before height and width."
+        )
+    if not images.numel():
+        raise ValueError(f"There are no images: found a tensor of shape {tuple(images.shape)}.")
+    if images.dtype == torch.uint8:
+        images = to_unit(images)
+    elif not images.is_floating_point():
+        raise ValueError(f"Images are {images.dtype}: expected floats in [0, 1], or uint8.")
+    else:
+        images = images.float()
+        low, high = images.amin().item(), images.amax().item()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise ValueError(
+                f"Pixels range from {low:.3g} to {high:.3g}: expected floats in [0, 1]; the model normalises them."
+            )
+    return images.expand(-1, 3, -1, -1)

@@ -1,0 +1,85 @@
+"""Where a number came from, told without telling whose machine it was: command lines and machines."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import sys
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import torch
+
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_OPTION = re.compile(r"--?[\w-]*(token|password|secret|api[-_]?key)[\w-]*", re.IGNORECASE)
+HIDDEN = "HIDDEN"
+
+
+def scrub_command(command: str) -> str:
+    """A command line with absolute paths cut to their last part, and tokens and passwords hidden.
+
+    Examples:
+        >>> scrub_command("python /home/ada/tgr.py --pool ../pools/a --data_dir=/mnt/sets --hub_token hf_abcdefgh12")
+        'python tgr.py --pool ../pools/a --data_dir=sets --hub_token HIDDEN'
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:  # An unbalanced quote: not a shell's command line, but still to be scrubbed.
+        words = command.split()
+    clean: list[str] = []
+    for word in words:
+        if clean and "=" not in clean[-1] and _SECRET_OPTION.fullmatch(clean[-1]):
+            clean.append(HIDDEN)
+            continue
+        option, equals, value = word.partition("=")
+        if equals and _SECRET_OPTION.fullmatch(option):
+            clean.append(f"{option}={HIDDEN}")
+            continue
+        # Pools may be several folders, separated by commas.
+        parts = [_scrub_word(part) for part in (value if equals else word).split(",")]
+        clean.append((option + equals if equals else "") + ",".join(parts))
+    return shlex.join(clean)
+
+
+def this_command() -> str:
+    """The running process as a user types it, scrubbed."""
+    program, *arguments = sys.argv
+    if Path(program).name == "__main__.py":
+        words = ["python", "-m", Path(program).parent.name]
+    else:
+        words = ["python", program] if program.endswith(".py") else [Path(program).name]
+    return scrub_command(shlex.join([*words, *arguments]))
+
+
+def describe_machine(device: torch.device | str = "cpu") -> str:
+    """Processor, cores and accelerator in one line, for a card or a table.
+
+    Args:
+        device: where the work was done.
+    """
+    threads = torch.get_num_threads()
+    text = f"{_processor()}, {os.cpu_count()} cores ({threads} thread{'s' if threads > 1 else ''} used)"
+    device = torch.device(device)
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}; {text}"
+    return text if device.type == "cpu" else f"{device.type}; {text}"
+
+
+def _scrub_word(word: str) -> str:
+    word = _URL_SECRET.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, word))
+    if word.startswith(("/", "~")):
+        return PurePosixPath(word).name or "/"
+    if PureWindowsPath(word).drive:
+        return PureWindowsPath(word).name
+    return word
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        names = re.findall(r"^model name\s*:\s*(.+)$", information.read_text(), re.MULTILINE)
+        if names:
+            return " ".join(names[0].split())
+    return platform.processor() or platform.machine() or "unknown processor"

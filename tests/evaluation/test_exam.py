@@ -1,0 +1,127 @@
+"""The exam: the same episodes for all, known accuracies for known networks, numbers that no short cut changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.evaluation import Exam, evaluate, evaluate_features
+from hf_dfml.evaluation.exam import draw_episodes
+from hf_dfml.utils.images import resize, to_uint8, to_unit
+
+EXAM = Exam(ways=3, shots=[1, 2], queries=4, episodes=12)
+FROZEN = replace(EXAM, head="prototype", bn="running")
+
+
+def numbers(results) -> list[tuple[float, float]]:
+    return [(result.mean, result.ci95) for result in results]
+
+
+def test_an_oracle_has_100_percent_and_a_blind_network_chance(dataset: FewShotDataset) -> None:
+    # Pixels that name the class, so that an oracle can read it off the first one.
+    marked = replace(dataset, images=dataset.labels.to(torch.uint8)[:, None, None, None].expand_as(dataset.images))
+
+    def oracle(images: Tensor) -> Tensor:
+        return F.one_hot((images[:, 0, 0, 0] * 255).round().long(), 8).float()
+
+    assert numbers(evaluate_features(oracle, marked, FROZEN, method="oracle")) == [(100.0, 0.0)] * 2
+    blind = evaluate_features(lambda images: torch.ones(len(images), 4), marked, FROZEN, method="blind")
+    assert [result.mean for result in blind] == [pytest.approx(100 / 3, abs=1e-3)] * 2
+
+
+def test_features_computed_once_are_those_of_each_episode(dataset: FewShotDataset, network: nn.Module) -> None:
+    """The fast path against a loop that knows nothing of chunks, indices or streams."""
+    fast = evaluate(network, dataset, FROZEN, method="fast")
+    for shots, result in zip(EXAM.shots, fast, strict=True):
+        accuracies = []
+        for support, query in zip(*draw_episodes(dataset, FROZEN, shots), strict=True):
+            with torch.no_grad():
+                pixels = (dataset.images[torch.cat([support, query])].float() / 255 - 0.5) / 0.5
+                features = F.normalize(network.blocks(pixels).flatten(1))
+            means = F.normalize(features[: len(support)].reshape(3, shots, -1).mean(1))
+            predicted = (features[len(support) :] @ means.T).argmax(1)
+            accuracies.append((predicted == torch.arange(3).repeat_interleave(4)).float().mean())
+        values = 100 * torch.stack(accuracies)
+        assert result.mean == pytest.approx(values.mean().item(), abs=1e-3)
+        assert result.ci95 == pytest.approx(1.96 * values.std().item() / 12**0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("head", ["prototype", "linear"])
+def test_several_extractors_are_their_features_side_by_side(dataset: FewShotDataset, head: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Of different length and size: each is normalised before it is put beside the other.
+    maps = [scale * torch.randn(3 * 256, width, generator=generator) for scale, width in ((1.0, 9), (50.0, 17))]
+    extractors = [lambda images, m=m: images.flatten(1) @ m for m in maps]
+
+    def together(images: Tensor) -> Tensor:
+        return torch.cat([F.normalize(extract(images), dim=1) for extract in extractors], dim=1)
+
+    exam = replace(FROZEN, head=head)
+    apart = evaluate_features(iter(extractors), dataset, exam, method="two", num_extractors=2)
+    assert [row.mean for row in apart] == pytest.approx(
+        [row.mean for row in evaluate_features(together, dataset, exam, method="one")], abs=0.8
+    )
+    # One query more or less of 144 may flip where half precision is kept (linear); none does otherwise.
+    if head == "prototype":
+        assert numbers(apart) == numbers(evaluate_features(together, dataset, exam, method="one"))
+    assert numbers(apart) != numbers(evaluate_features(extractors[1], dataset, exam, method="one alone"))
+
+
+@pytest.mark.parametrize("bn", ["support", "running", "transductive"])
+@pytest.mark.parametrize("head", ["finetune", "prototype", "linear"])
+def test_chunks_do_not_matter(dataset: FewShotDataset, network: nn.Module, bn: str, head: str) -> None:
+    exam = replace(EXAM, bn=bn, head=head, episodes=4, shots=[2], inner_steps=2)
+    one, three = (evaluate(network, dataset, exam, method="m", chunk_size=size) for size in (1, 3))
+    assert numbers(one) == numbers(three)
+    assert (one[0].bn, one[0].head) == (bn, head)
+
+
+def test_rows_say_how_they_were_obtained(dataset: FewShotDataset, network: nn.Module) -> None:
+    rows = evaluate(network, dataset, EXAM, method="TGR", command="python recipes/tgr.py")
+    assert [row.shots for row in rows] == [1, 2]
+    first = rows[0]
+    assert (first.method, first.dataset, first.split, first.ways) == ("TGR", "spots", "validation", 3)
+    assert (first.bn, first.head, first.episodes, first.seed) == ("support", "finetune", 12, 0)
+    assert first.command == "python recipes/tgr.py"
+
+
+def test_fine_tuning_learns_and_more_shots_teach_more(dataset: FewShotDataset, network: nn.Module) -> None:
+    exam = replace(EXAM, shots=[1, 10], inner_lr=0.1)
+    one, ten = evaluate(network, dataset, exam, method="m")
+    assert one.mean > 100 / 3 + 15
+    assert ten.mean > one.mean + 10
+
+
+def test_everybody_sits_the_same_exam_and_a_seed_is_another_one(dataset: FewShotDataset) -> None:
+    first, again = (draw_episodes(dataset, exam, 1)[0] for exam in (EXAM, replace(EXAM, head="linear", bn="running")))
+    other = draw_episodes(dataset, replace(EXAM, seed=1), 1)[0]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_longer_exams_begin_with_the_shorter_one(dataset: FewShotDataset) -> None:
+    short, long = (draw_episodes(dataset, replace(EXAM, episodes=count), 1)[1] for count in (5, 9))
+    assert torch.equal(short, long[:5])
+
+
+def test_images_are_brought_to_the_size_of_the_network(dataset: FewShotDataset, network: nn.Module) -> None:
+    large = replace(dataset, images=dataset.images.repeat_interleave(2, -1).repeat_interleave(2, -2))
+    small = replace(dataset, images=to_uint8(resize(to_unit(large.images), 16)))
+    for exam in (FROZEN, replace(EXAM, head="prototype")):
+        rows = [evaluate(network, data, exam, method="m") for data in (large, small)]
+        # The same pixels but for their rounding to 8 bits.
+        assert [row.mean for row in rows[0]] == pytest.approx([row.mean for row in rows[1]], abs=2)
+
+
+def test_what_cannot_be_examined_is_refused(dataset: FewShotDataset) -> None:
+    with pytest.raises(ValueError, match="cannot be fine-tuned"):
+        evaluate_features(lambda images: images.flatten(1), dataset, EXAM, method="m")
+    with pytest.raises(ValueError, match="expected at least 2"):
+        Exam(episodes=1)
+    with pytest.raises(ValueError, match="head='svm'"):
+        Exam(head="svm")  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""Heads against closed forms, plain PyTorch and scikit-learn."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_dfml.evaluation.heads import Adaptation, Adapter, class_means, logistic_regression, prototype_weights
+from hf_dfml.networks import normalise
+
+
+@pytest.fixture
+def episode() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Six support images of three classes in no order, and ten queries."""
+    generator = torch.Generator().manual_seed(3)
+    support, query = torch.rand(16, 3, 16, 16, generator=generator).split([6, 10])
+    return support, torch.tensor([2, 0, 1, 1, 0, 2]), query
+
+
+def test_finetune_is_plain_sgd_on_all_parameters(network: nn.Module, episode) -> None:
+    support, labels, query = episode
+    adapter = Adapter(network, 3, Adaptation(bn="transductive", steps=4, lr=0.05))
+    ours = adapter.logits(adapter.fit(support, labels), support, query)
+
+    twin = copy.deepcopy(network).train()  # Train mode: batch statistics, as in a transductive exam.
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(twin(normalise(twin, support)), labels).backward()
+        optimizer.step()
+    torch.testing.assert_close(ours, twin(normalise(twin, query)), rtol=1e-4, atol=1e-4)
+
+
+def test_finetune_of_other_ways_starts_at_nearest_class_mean(network: nn.Module, episode) -> None:
+    support, _, query = episode
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    adapter = Adapter(network, 4, Adaptation(bn="running", steps=0))
+    ours = adapter.logits(adapter.fit(support, labels), support, query)
+    means = class_means(adapter.features(support), labels, 4)
+    assert ours.shape == (10, 4)
+    assert torch.equal(ours.argmax(-1), torch.cdist(adapter.features(query), means).argmin(-1))
+    assert network.num_classes == 3  # The caller's network keeps its head.
+
+
+def test_rebuilt_head_learns(network: nn.Module, episode) -> None:
+    support, _, _ = episode
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    losses = []
+    for steps in (0, 10):
+        adapter = Adapter(network, 4, Adaptation(bn="support", steps=steps))
+        logits = adapter.logits(adapter.fit(support, labels), support, support)
+        losses.append(F.cross_entropy(logits, labels).item())
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_prototype_weights_are_distances_in_units_of_the_classes_distance() -> None:
+    features, labels = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0]]), torch.tensor([0, 0, 1])
+    weight, bias = prototype_weights(features, labels, 2)  # Means (1, 0) and (0, 4): squared distance 17.
+    query = torch.tensor([[3.0, -1.0]])
+    logits = torch.nn.functional.linear(query, weight, bias)[0]
+    to_first, to_second = 4 + 1, 9 + 25
+    torch.testing.assert_close(logits[0] - logits[1], torch.tensor((to_second - to_first) / 17))
+    torch.testing.assert_close(weight.sum(0), torch.zeros(2))  # Relative to the mean of all classes.
+
+
+@pytest.mark.parametrize("head", ["finetune", "prototype", "linear"])
+def test_support_norm_makes_a_query_independent_of_the_others(network: nn.Module, episode, head: str) -> None:
+    support, labels, query = episode
+    logits = {}
+    for bn in ("support", "transductive"):
+        adapter = Adapter(network, 3, Adaptation(bn=bn, head=head))
+        adapted = adapter.fit(support, labels)
+        logits[bn] = [adapter.logits(adapted, support, query[:count])[0] for count in (2, 10)]
+    torch.testing.assert_close(*logits["support"], rtol=1e-4, atol=1e-4)
+    assert (logits["transductive"][0] - logits["transductive"][1]).abs().max() > 1e-3
+
+
+def test_running_norm_uses_the_stored_statistics(network: nn.Module, episode) -> None:
+    support, labels, query = episode
+    adapter = Adapter(network, 3, Adaptation(bn="running", head="prototype"))
+    logits = adapter.logits(adapter.fit(support, labels), support, query)
+    features = [F.normalize(network.blocks(normalise(network, part)).flatten(1)) for part in (support, query)]
+    means = torch.stack([features[0][labels == way].mean(0) for way in range(3)])
+    torch.testing.assert_close(logits, 10 * features[1] @ F.normalize(means).T)
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+def test_logistic_regression_in_the_support_span_is_the_full_one(ways: int) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    generator = torch.Generator().manual_seed(5)
+    features = F.normalize(torch.randn(12, 40, generator=generator), dim=1)
+    labels = torch.arange(12) % ways
+    query = F.normalize(torch.randn(30, 40, generator=generator), dim=1)
+    weight, bias = logistic_regression(features, labels)
+    expected = LogisticRegression(max_iter=1000).fit(features, labels).predict_proba(query)
+    assert weight.shape == (ways, 40)
+    torch.testing.assert_close(
+        F.linear(query, weight, bias).softmax(-1), torch.from_numpy(expected).float(), atol=2e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("head", ["finetune", "prototype"])
+@pytest.mark.parametrize("bn", ["support", "running", "transductive"])
+@pytest.mark.parametrize("ways", [3, 4])
+def test_vectorised_over_episodes_is_one_after_the_other(network: nn.Module, head: str, bn: str, ways: int) -> None:
+    """Accelerators take the first path, CPUs the second."""
+    generator = torch.Generator().manual_seed(7)
+    support, query = torch.rand(4, 4 + 5, 3, 16, 16, generator=generator).split([4, 5], dim=1)
+    labels = torch.arange(4) % ways
+    adapter = Adapter(network, ways, Adaptation(bn=bn, head=head, steps=3))
+
+    def one(support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        return adapter.logits(adapter.fit(support, labels), support, query)
+
+    together = torch.func.vmap(one)(support, query)
+    torch.testing.assert_close(together, torch.stack(list(map(one, support, query))), rtol=1e-3, atol=1e-4)
+
+
+def test_network_is_left_as_it_was(network: nn.Module, episode) -> None:
+    support, labels, query = episode
+    network.train()
+    before = copy.deepcopy(network.state_dict())
+    for head in ("finetune", "prototype", "linear"):
+        adapter = Adapter(network, 3, Adaptation(head=head))
+        adapter.logits(adapter.fit(support, labels), support, query)
+    assert network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"bn": "batch"}, "expected one of support"),
+        ({"head": "svm"}, "expected one of finetune"),
+        ({"lr": 0.0}, "0.0"),
+    ],
+)
+def test_unknown_modes_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Adaptation(**wrong)

@@ -1,0 +1,114 @@
+"""Rows, files and tables."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hf_dfml.evaluation import (
+    Result,
+    markdown_table,
+    mean_and_interval,
+    print_table,
+    published,
+    read_results,
+    results_chart,
+    write_results,
+)
+
+ROW = Result(
+    "FREE", "cifar-fs", 5, 1, "support", "finetune", 600, "accuracy", 38.5, 0.8, 0, "test", 12.5, "python x.py"
+)
+
+
+def test_interval_is_that_of_the_mean() -> None:
+    mean, interval = mean_and_interval(torch.tensor([10.0, 20.0, 30.0, 40.0]))
+    assert mean == 25.0
+    assert interval == pytest.approx(1.96 * (500 / 3) ** 0.5 / 2)
+
+
+def test_files_hold_the_agreed_keys_and_come_back(tmp_path: Path) -> None:
+    rows = [ROW, replace(ROW, shots=5, bn=None)]
+    path = write_results(tmp_path, rows)
+    assert path == tmp_path / "results.json"
+    keys = "method dataset ways shots bn head episodes metric mean ci95 seed split seconds command"
+    assert list(json.loads(path.read_text())[0]) == keys.split()
+    assert read_results(tmp_path) == read_results(path) == rows
+
+
+def test_files_hold_no_machine_paths(tmp_path: Path) -> None:
+    path = write_results(tmp_path, [replace(ROW, command="python /home/ada/x.py --token=hf_abcdefghijkl")])
+    assert read_results(path)[0].command == "python x.py --token=HIDDEN"
+
+
+@pytest.mark.parametrize("content", ["{", '[{"method": "x"}]', "[1]"])
+def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json"):
+        read_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match="hf-dfml evaluate"):
+        read_results(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (("FREE", "cifar-fs", 5, 5), (52.58, 0.77)),
+        (("PURER", "mini-imagenet", 5, 1), (31.14, 0.63)),
+        (("BiDf-MKD", "cub", 5, 5), (44.32, 0.69)),
+        (("Random init", "cifar-fs", 5, 1), (28.59, 0.56)),
+        (("Average, 60 of 100 members", "cub", 5, 1), (24.53, 0.46)),
+        (("DRO", "cifar-fs", 5, 1), (30.43, 0.43)),
+        (("DRO", "mini-imagenet", 10, 20), (32.68, 1.7)),
+        (("DRO (online)", "cifar-fs", 5, 10), (49.18, 1.2)),
+        (("OML", "cifar-fs", 5, 20), (49.87, None)),
+        (("MAML", "sinusoid", None, 10), (1.303, 0.05)),
+        (("TGR", "cifar-fs", 5, 1), None),
+        (("FREE", "cifar-fs", 10, 1), None),
+        (("FREE", "glyphs", 5, 1), None),
+        (("Best member + prototype", "cifar-fs", 5, 1), None),
+    ],
+)
+def test_published_figures(question: tuple, answer: tuple | None) -> None:
+    assert published(*question) == answer
+
+
+def test_only_test_classes_are_compared_with_the_papers() -> None:
+    assert ROW.paper == (39.13, 0.85)
+    assert replace(ROW, split="validation").paper is None
+
+
+def test_tables_put_shots_side_by_side_and_the_papers_beside_ours() -> None:
+    rows = [ROW, replace(ROW, shots=5, mean=50.25), replace(ROW, method="TGR", bn="running")]
+    lines = markdown_table(rows).splitlines()
+    assert lines[0] == "**cifar-fs, test classes, 5-way, 600 episodes, seed 0: accuracy in %**"
+    assert lines[2] == "| method | head | bn | 1-shot | paper | 5-shot | paper |"
+    assert lines[4] == "| FREE | finetune | support | 38.50 ± 0.80 | 39.13 ± 0.85 | 50.25 ± 0.80 | 52.58 ± 0.77 |"
+    assert lines[5] == "| TGR | finetune | running | 38.50 ± 0.80 | - | - | - |"
+
+
+def test_different_exams_are_different_tables() -> None:
+    text = markdown_table([ROW, replace(ROW, episodes=100), replace(ROW, split="validation")])
+    assert text.count("| FREE |") == 3
+    assert text.count("**cifar-fs") == 3
+
+
+def test_printed_table_has_every_number() -> None:
+    from rich.console import Console
+
+    stream = StringIO()
+    print_table([ROW, replace(ROW, metric="mse", dataset="sinusoid", ways=None)], Console(file=stream, width=140))
+    text = stream.getvalue()
+    for piece in ("38.50 ± 0.80", "39.13 ± 0.85", "finetune", "support", "38.500 ± 0.800", "mean squared error"):
+        assert piece in text
+
+
+def test_chart_is_a_picture(tmp_path: Path) -> None:
+    path = results_chart([ROW, replace(ROW, shots=5), replace(ROW, method="TGR")], tmp_path / "a" / "chart.png")
+    assert min(Image.open(path).size) > 100

@@ -1,0 +1,82 @@
+"""Implicit gradient regularisation on quadratics, where everything has a closed form (SYSTEMS 14.3)."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from hf_dfml.learning.gradients import average_gradient, regularised_gradient
+
+TASKS, SIZE = 3, 4
+
+
+def quadratic(matrix, centre, params):
+    """L_i = (theta - c)^T H (theta - c) / 2, so g_i = H (theta - c)."""
+    offset = params["theta"] - centre
+    return offset @ matrix @ offset / 2
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(TASKS, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    matrices = draws @ draws.mT / SIZE
+    centres = torch.randn(TASKS, SIZE, generator=generator, dtype=torch.float64)
+    theta = torch.randn(SIZE, generator=generator, dtype=torch.float64)
+    gradients = torch.stack([matrix @ (theta - centre) for matrix, centre in zip(matrices, centres, strict=True)])
+    deviations = gradients - gradients.mean(0)
+    regulariser = torch.stack([matrix @ d for matrix, d in zip(matrices, deviations, strict=True)]).mean(0)
+    losses = [partial(quadratic, matrix, centre) for matrix, centre in zip(matrices, centres, strict=True)]
+    return losses, {"theta": theta}, gradients, deviations, regulariser
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+@pytest.mark.parametrize("strength", [1e-3, 0.3])
+def test_the_update_is_the_mean_gradient_plus_lambda_times_the_regulariser(problem, order, strength):
+    losses, params, gradients, _, regulariser = problem
+    combined, _ = regularised_gradient(losses, params, strength=strength, order=order)
+    # On quadratics the first-order form has no remainder either: gradients are linear in the displacement.
+    assert torch.allclose(combined["theta"], gradients.mean(0) + strength * regulariser, atol=1e-12)
+
+
+def test_metrics_are_the_closed_forms(problem):
+    losses, params, gradients, deviations, _ = problem
+    _, metrics = regularised_gradient(losses, params, strength=0.1)
+    pairs = [float(gradients[i] @ gradients[j]) for i in range(TASKS) for j in range(TASKS) if i != j]
+    assert metrics["gradient_variance"] == pytest.approx(float((deviations**2).sum()) / (2 * TASKS))
+    assert metrics["gradient_inner_product"] == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_zero_strength_is_plain_averaging(problem):
+    losses, params, gradients, *_ = problem
+    for order in ("first", "second"):
+        combined, _ = regularised_gradient(losses, params, strength=0.0, order=order)
+        assert torch.allclose(combined["theta"], gradients.mean(0))
+    assert torch.allclose(average_gradient(losses, params)[0]["theta"], gradients.mean(0))
+
+
+def test_identical_tasks_have_nothing_to_regularise(problem):
+    losses, params, gradients, *_ = problem
+    combined, metrics = regularised_gradient([losses[0]] * 4, params, strength=5.0)
+    assert metrics["gradient_variance"] == pytest.approx(0, abs=1e-20)
+    assert torch.allclose(combined["theta"], gradients[0])
+
+
+def test_on_a_curved_loss_the_first_order_error_is_quadratic_in_lambda():
+    tasks = [lambda p, c=c: ((p["theta"] - c) ** 4).sum() for c in (0.0, 1.0)]
+    params = {"theta": torch.tensor([0.3, 2.0], dtype=torch.float64)}
+
+    def error(strength):
+        first, _ = regularised_gradient(tasks, params, strength=strength, order="first")
+        second, _ = regularised_gradient(tasks, params, strength=strength, order="second")
+        return (first["theta"] - second["theta"]).norm().item()
+
+    assert error(1e-3) > 0
+    assert error(1e-3) / error(5e-4) == pytest.approx(4, rel=0.05)
+
+
+def test_the_parameters_are_left_alone(problem):
+    losses, params, *_ = problem
+    before = params["theta"].clone()
+    regularised_gradient(losses, params, strength=0.5, order="second")
+    assert torch.equal(params["theta"], before) and not params["theta"].requires_grad

@@ -1,0 +1,89 @@
+"""Inner loops against loops written out by hand, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hf_dfml.data.episodes import Episodes
+from hf_dfml.learning.inner_loop import InnerLoop, adapt, adapt_and_predict, meta_gradient, query_logits
+from hf_dfml.networks import create_network, functional_forward
+
+WAYS, SHOTS, QUERIES, EPISODES = 3, 2, 4, 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_network("conv4", num_classes=WAYS, image_size=16, width=4, generator=torch.Generator().manual_seed(0)).double()
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    generator = torch.Generator().manual_seed(1)
+
+    def images(count):
+        return torch.rand(EPISODES, WAYS * count, 3, 16, 16, generator=generator, dtype=torch.float64)
+
+    def labels(count):
+        return torch.arange(WAYS).repeat_interleave(count).expand(EPISODES, -1)
+
+    return Episodes(images(SHOTS), labels(SHOTS), images(QUERIES), labels(QUERIES))
+
+
+def by_hand(model, episodes, index, loop):
+    """One episode with autograd and explicit in-order steps; gives query loss and its gradient."""
+    params = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}
+    source = "running" if loop.bn == "running" else "batch"
+    current = dict(params)
+    for _ in range(loop.steps):
+        moving = [name for name in current if loop.scope == "all" or name.startswith("fc.")]
+        loss = F.cross_entropy(functional_forward(model, current, episodes.support[index], source=source), episodes.support_labels[index])
+        slopes = torch.autograd.grad(loss, [current[name] for name in moving], create_graph=loop.second_order)
+        current |= {name: current[name] - loop.lr * slope for name, slope in zip(moving, slopes, strict=True)}
+    logits = query_logits(model, current, episodes.support[index], episodes.query[index], loop.bn)
+    loss = F.cross_entropy(logits, episodes.query_labels[index])
+    return logits.detach(), loss.item(), torch.autograd.grad(loss, list(params.values()))
+
+
+@pytest.mark.parametrize("bn", ["support", "running", "transductive"])
+@pytest.mark.parametrize("scope", ["all", "head"])
+def test_predictions_of_all_episodes_at_once_are_those_of_a_loop(model, episodes, bn, scope):
+    loop = InnerLoop(3, 0.1, bn, scope)
+    together = adapt_and_predict(model, dict(model.named_parameters()), episodes, loop)
+    for index in range(EPISODES):
+        assert torch.allclose(together[index], by_hand(model, episodes, index, loop)[0], atol=1e-10)
+    chunked = adapt_and_predict(model, dict(model.named_parameters()), episodes, loop, chunk_size=2)
+    assert torch.allclose(together, chunked, atol=1e-10)
+
+
+@pytest.mark.parametrize("bn", ["support", "running", "transductive"])
+@pytest.mark.parametrize("second_order", [True, False])
+def test_meta_gradient_is_the_sum_over_episodes(model, episodes, bn, second_order):
+    loop = InnerLoop(2, 0.1, bn, "all", second_order)
+    gradients, loss, _ = meta_gradient(model, dict(model.named_parameters()), episodes, loop, chunk_size=2)
+    expected = [by_hand(model, episodes, index, loop) for index in range(EPISODES)]
+    assert loss == pytest.approx(sum(entry[1] for entry in expected) / EPISODES)
+    for position, gradient in enumerate(gradients.values()):
+        assert torch.allclose(gradient, sum(entry[2][position] for entry in expected), atol=1e-9)
+
+
+def test_second_order_is_not_first_order(model, episodes):
+    params = dict(model.named_parameters())
+    full, _, _ = meta_gradient(model, params, episodes, InnerLoop(2, 0.1, second_order=True))
+    first, _, _ = meta_gradient(model, params, episodes, InnerLoop(2, 0.1, second_order=False))
+    assert not torch.allclose(full["fc.weight"], first["fc.weight"], rtol=1e-3)
+
+
+def test_the_head_alone_moves_in_anil(model, episodes):
+    params = dict(model.named_parameters())
+    adapted = adapt(model, params, episodes.support[0], episodes.support_labels[0], InnerLoop(2, 0.1, scope="head"))
+    moved = {name for name in params if not torch.equal(adapted[name], params[name])}
+    assert moved == {"fc.weight", "fc.bias"}
+
+
+def test_steps_lower_the_support_loss(model, episodes):
+    params = dict(model.named_parameters())
+
+    def loss(parameters):
+        return F.cross_entropy(functional_forward(model, parameters, episodes.support[0]), episodes.support_labels[0]).item()
+
+    assert loss(adapt(model, params, episodes.support[0], episodes.support_labels[0], InnerLoop(10, 0.1))) < loss(params)

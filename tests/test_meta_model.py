@@ -1,0 +1,309 @@
+"""The product: adapting to any classes, coming back from disk and from the Hub as it was, refusing what is unsound."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard, constants
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from hf_dfml import MetaModel
+from hf_dfml.evaluation import Adaptation, Result
+from hf_dfml.meta_model import Classifier
+from hf_dfml.networks import create_network
+from hf_dfml.pool import PoolEntry
+from tests.hub_server import HubServer
+
+SIZE = 16
+SHA = "0123456789" * 4
+ROW = Result(
+    "TGR", "cifar-fs", 5, 1, "support", "finetune", 600, "accuracy", 38.5, 0.8, 0, "test", 12.5, "python x.py"
+)
+
+
+@pytest.fixture
+def meta() -> MetaModel:
+    """A meta-model of three outputs, with running statistics of its own; 0.1 is a rate at which it learns quickly."""
+    generator = torch.Generator().manual_seed(1)
+    network = create_network(
+        "conv4_16", num_classes=3, image_size=SIZE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), generator=generator
+    )
+    with torch.no_grad():
+        network.train()(torch.randn(32, 3, SIZE, SIZE, generator=generator))
+    return MetaModel.of(
+        network,
+        method="TGR",
+        method_config={"lr": 1e-3, "layers": [1, 2]},
+        pool=[PoolEntry(id="local"), PoolEntry(id="org/a", revision=SHA)],
+        dataset="cifar-fs",
+        results=[ROW, replace(ROW, shots=5)],
+        adapt=Adaptation(lr=0.1),
+    )
+
+
+def spots(classes: int, each: int, seed: int = 0) -> tuple[torch.Tensor, list[int]]:
+    """`each` noisy images of each of `classes` patterns, which do not depend on `seed`."""
+    patterns = torch.rand(classes, 1, 3, 4, 4, generator=torch.Generator().manual_seed(42))
+    patterns = patterns.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    noise = 0.05 * torch.randn(classes, each, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    return (patterns + noise).clamp(0, 1).flatten(0, 1), torch.arange(classes).repeat_interleave(each).tolist()
+
+
+def accuracy(classifier: Classifier, images: torch.Tensor, labels: list) -> float:
+    return sum(ours == label for ours, label in zip(classifier.predict(images), labels, strict=True)) / len(labels)
+
+
+@pytest.mark.parametrize("head", ["finetune", "prototype", "linear"])
+@pytest.mark.parametrize("bn", ["support", "running", "transductive"])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_any_number_of_classes_is_learnt(meta: MetaModel, head: str, bn: str, classes: int) -> None:
+    classifier = meta.adapt(*spots(classes, 5), head=head, bn=bn, steps=20, lr=0.03)
+    probabilities = classifier.predict_proba(spots(classes, 10, seed=1)[0])
+    assert probabilities.shape == (10 * classes, classes)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(10 * classes))
+    assert accuracy(classifier, *spots(classes, 10, seed=1)) >= 0.8
+
+
+@pytest.mark.parametrize("head", ["finetune", "prototype", "linear"])
+def test_one_image_a_class_is_enough_to_run(meta: MetaModel, head: str) -> None:
+    images, labels = spots(4, 1)
+    assert set(meta.adapt(images, labels, head=head).predict(spots(4, 3, seed=1)[0])) <= set(labels)
+
+
+def test_labels_come_back_as_they_were_given(meta: MetaModel) -> None:
+    images, labels = spots(2, 4)
+    for names in (["wolf", "ant"], [7, 3], [(1, 2), None], [torch.float32, torch.int64]):
+        classifier = meta.adapt(images, [names[label] for label in labels], head="prototype")
+        assert classifier.predict(images) == [names[label] for label in labels]
+    assert meta.adapt(images, ["wolf"] * 4 + ["ant"] * 4).classes == ("ant", "wolf")
+    assert meta.adapt(images, torch.tensor([7] * 4 + [3] * 4)).classes == (3, 7)
+
+
+def test_order_of_the_support_set_does_not_matter(meta: MetaModel) -> None:
+    images, labels = spots(3, 3)
+    queries = spots(3, 4, seed=1)[0]
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(0))
+    straight = meta.adapt(images, labels).predict_proba(queries)
+    shuffled = meta.adapt(images[order], [labels[index] for index in order]).predict_proba(queries)
+    torch.testing.assert_close(straight, shuffled, rtol=1e-3, atol=1e-4)
+
+
+def test_predictions_do_not_depend_on_what_else_is_asked_unless_transductive(meta: MetaModel) -> None:
+    images, labels = spots(3, 3)
+    queries = spots(3, 100, seed=1)[0]  # More than fit one batch.
+    for bn, depends in (("support", False), ("running", False), ("transductive", True)):
+        classifier = meta.adapt(images, labels, bn=bn)
+        apart, together = classifier.predict_proba(queries[-2:]), classifier.predict_proba(queries)[-2:]
+        assert ((apart - together).abs().max() > 1e-3) == depends, bn
+
+
+def test_adapting_leaves_the_meta_model_as_it_was(meta: MetaModel) -> None:
+    before = {name: value.clone() for name, value in meta.network.state_dict().items()}
+    images, labels = spots(5, 2)
+    first = meta.adapt(images, labels)
+    expected = first.predict_proba(images)
+    meta.adapt(images.flip(0), labels, bn="running")
+    assert all(torch.equal(before[name], value) for name, value in meta.network.state_dict().items())
+    assert torch.equal(first.predict_proba(images), expected)
+
+
+def test_folders_of_pictures(meta: MetaModel, tmp_path: Path) -> None:
+    images, labels = spots(2, 3)
+    names = ["cat", "dog"]
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        pixels = (image * 255).round().byte()
+        for folder in (tmp_path / "train" / names[label], tmp_path / "new"):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    classifier = meta.adapt(tmp_path / "train", head="prototype")
+    assert classifier.classes == ("cat", "dog")
+    assert classifier.predict(tmp_path / "new") == [names[label] for label in labels]
+
+
+def test_grey_mixed_and_large_images(meta: MetaModel) -> None:
+    support = [
+        torch.zeros(1, 8, 8),
+        Image.new("L", (40, 20), 0),
+        torch.ones(3, 30, 9),
+        Image.new("RGBA", (5, 5), "white"),
+    ]
+    classifier = meta.adapt(support, ["dark", "dark", "bright", "bright"], head="prototype", bn="running")
+    assert classifier.predict([Image.new("RGB", (99, 99), "black"), torch.ones(1, 4, 4)]) == ["dark", "bright"]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(3, 3, 8, 8), ["a", "b"], "3 images but 2 labels"),
+        (torch.rand(2, 3, 8, 8), ["a", "a"], "of class 'a': a classifier needs at least two"),
+        (torch.rand(2, 3, 8, 8), None, "Labels are missing"),
+        (torch.rand(2, 2, 8, 8), ["a", "b"], "2 channels"),
+        ([], [], "no images"),
+    ],
+)
+def test_unusable_support_sets_are_refused(meta: MetaModel, images, labels, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        meta.adapt(images, labels)
+
+
+def test_saved_and_loaded_it_is_the_same(meta: MetaModel, tmp_path: Path) -> None:
+    folder = meta.save_pretrained(tmp_path / "model")
+    again = MetaModel.from_pretrained(folder)
+    assert again.config == meta.config
+    state = again.network.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in meta.network.state_dict().items())
+    images, labels = spots(4, 2)
+    expected = meta.adapt(images, labels).predict_proba(images)
+    assert torch.equal(again.adapt(images, labels).predict_proba(images), expected)
+    assert all(parameter.requires_grad for parameter in again.network.parameters())  # It may be trained further.
+
+
+def test_timm_loads_the_folder(meta: MetaModel, tmp_path: Path) -> None:
+    folder = meta.save_pretrained(tmp_path / "model")
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    pixels = torch.rand(2, 3, SIZE, SIZE)
+    assert torch.equal(network(pixels), meta.network(pixels))
+    assert tuple(network.pretrained_cfg["mean"]) == (0.4, 0.5, 0.6)
+
+
+def test_config_tells_where_the_model_came_from(meta: MetaModel, tmp_path: Path) -> None:
+    block = json.loads((meta.save_pretrained(tmp_path) / "config.json").read_text())["hf_dfml"]
+    assert (block["method"], block["method_config"]) == ("TGR", {"lr": 1e-3, "layers": [1, 2]})
+    assert block["pool"] == [{"id": "local", "revision": None}, {"id": "org/a", "revision": SHA}]
+    assert block["adapt"] == {"bn": "support", "head": "finetune", "steps": 10, "lr": 0.1}
+    assert (block["dataset"], len(block["results"])) == ("cifar-fs", 2)
+
+
+def test_a_network_that_could_not_be_rebuilt_is_refused_when_it_is_made() -> None:
+    network = create_network("conv4", num_classes=3, image_size=SIZE, width=8)
+    with pytest.raises(ValueError, match="model_args"):
+        MetaModel.of(network, method="TGR")
+    assert MetaModel.of(network, method="TGR", model_args={"img_size": SIZE, "width": 8}).config.num_features == 8
+
+
+def change_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["hf_dfml"] |= changes
+    path.write_text(json.dumps(content))
+
+
+def test_unsound_models_are_refused_in_one_line(meta: MetaModel, tmp_path: Path) -> None:
+    def saved(name: str) -> Path:
+        return meta.save_pretrained(tmp_path / name)
+
+    nan = saved("nan")
+    state = load_file(nan / "model.safetensors")
+    save_file({**state, "fc.bias": torch.full((3,), float("nan"))}, nan / "model.safetensors")
+    other = saved("other")
+    save_file({**state, "fc.bias": torch.zeros(4)}, other / "model.safetensors")
+    cut = saved("cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
+    pickled = saved("pickled")
+    (pickled / "model.safetensors").unlink()
+    (pickled / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    endless = saved("endless")
+    change_config(endless, adapt={"bn": "support", "head": "finetune", "steps": 10**9, "lr": 0.1})
+    headless = saved("headless")
+    change_config(headless, adapt={"bn": "support", "head": "svm", "steps": 1, "lr": 0.1})
+    rows = saved("rows")
+    change_config(rows, results=[{"method": "x"}])
+    plain = saved("plain")
+    content = json.loads((plain / "config.json").read_text())
+    del content["hf_dfml"]
+    (plain / "config.json").write_text(json.dumps(content))
+    for folder, message in (
+        (nan, "NaN"),
+        (other, "fc.bias is"),
+        (cut, "damaged or cut off"),
+        (pickled, "pickle"),
+        (endless, "1000000000, at most"),
+        (headless, "head='svm'"),
+        (rows, "result rows"),
+        (plain, "no block 'hf_dfml'"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            MetaModel.from_pretrained(folder)
+        assert folder.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
+def test_missing_folders_are_named(name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere|a/b/c"):
+        MetaModel.from_pretrained(name)
+
+
+def test_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no meta-model"):
+        MetaModel.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty Hub and an empty cache, its user logged in."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        yield server
+
+
+def test_published_and_loaded_it_is_the_same(meta: MetaModel, hub: HubServer, tmp_path: Path) -> None:
+    folder = meta.save_pretrained(tmp_path / "run")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "tree.safetensors").write_bytes(b"large and private")
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "pictures" / "recovered.png")
+    url = meta.push_to_hub("org/tgr")
+    assert url.endswith("/org/tgr")
+    files = hub.repos["org/tgr"].at("main").files
+    expected = {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "pictures/recovered.png",
+        ".eval_results/cifar-fs.yaml",
+    }
+    assert set(files) - {".gitattributes"} == expected
+    card = ModelCard(files["README.md"].content.decode())
+    assert 'from_pretrained("org/tgr")' in card.text and "this-repository" not in card.text
+    for name in ("org/tgr", "org/tgr@main"):
+        again = MetaModel.from_pretrained(name)
+        assert again.config == meta.config
+        state = again.network.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in meta.network.state_dict().items())
+
+
+def test_config_and_weights_are_of_one_commit(meta: MetaModel, hub: HubServer) -> None:
+    meta.push_to_hub("org/tgr")
+    old = hub.repos["org/tgr"].at("main").sha
+    with torch.no_grad():
+        meta.network.fc.bias.add_(1)
+    meta.push_to_hub("org/tgr")
+    pinned, newest = MetaModel.from_pretrained("org/tgr", revision=old), MetaModel.from_pretrained("org/tgr")
+    torch.testing.assert_close(newest.network.fc.bias, pinned.network.fc.bias + 1)
+    before = len(hub.requests)
+    MetaModel.from_pretrained(f"org/tgr@{old}")
+    assert len(hub.requests) == before  # A commit that is in the cache costs no request.
+
+
+def test_a_public_repository_does_not_take_what_should_be_private(meta: MetaModel, hub: HubServer) -> None:
+    meta.push_to_hub("org/tgr")
+    with pytest.raises(ValueError, match="org/tgr exists and is public"):
+        meta.push_to_hub("org/tgr", private=True)
+    meta.push_to_hub("org/secret", private=True)
+    assert hub.repos["org/secret"].private
+
+
+def test_unknown_repository_is_named(hub: HubServer) -> None:
+    with pytest.raises(ValueError, match="org/none: is no repository"):
+        MetaModel.from_pretrained("org/none")

@@ -1,0 +1,138 @@
+"""The card: metadata that the Hub reads, sentences that follow from the facts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_dfml.evaluation import Result
+from hf_dfml.meta_config import MetaConfig, Source
+from hf_dfml.model_card import Training, limits, write_card
+
+SHA = "0123456789" * 4
+OURS = Result(
+    "TGR", "cifar-fs", 5, 1, "support", "finetune", 600, "accuracy", 38.5, 0.8, 0, "test", 9.0, "python x.py"
+)
+ONE = replace(OURS, method="Best member + prototype", head="prototype", bn="running", mean=36.0)
+ALL = replace(ONE, method="All 2 members + prototype", mean=39.0)
+CONFIG = MetaConfig(
+    architecture="conv4",
+    num_classes=5,
+    num_features=128,
+    input_size=(3, 32, 32),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.25, 0.25, 0.25),
+    method="TGR",
+    method_config={"lr": 1e-3, "choice": "a|b"},
+    pool=(Source("local"), Source("org/a", SHA)),
+    dataset="cifar-fs",
+    results=(OURS, replace(OURS, shots=5, mean=52.0), replace(OURS, method="Random init", mean=28.0), ONE, ALL),
+)
+
+
+def test_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
+    data = ModelCard.load(write_card(tmp_path, CONFIG, license="apache-2.0", repo_id="me/tgr")).data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("hf_dfml", "image-classification", "apache-2.0")
+    assert {"hf_dfml", "data-free-meta-learning", "few-shot", "image-classification", "tgr"} <= set(data.tags)
+    assert data.datasets == ["uoft-cs/cifar100"]
+    assert data.base_model == ["org/a"]  # A folder's name is no repository.
+    assert data.model_name == "tgr"
+    assert [(row.dataset_config, row.metric_value) for row in data.eval_results] == [
+        ("5-way 1-shot", 38.5),
+        ("5-way 5-shot", 52.0),
+    ]
+    first = data.eval_results[0]
+    assert (first.dataset_type, first.dataset_split, first.metric_type) == ("uoft-cs/cifar100", "test", "accuracy")
+    assert first.metric_args == {
+        "ways": 5,
+        "shots": 1,
+        "episodes": 600,
+        "bn": "support",
+        "head": "finetune",
+        "ci95": 0.8,
+        "seed": 0,
+    }
+
+
+def test_evaluation_results_file(tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub", minversion="2.0")
+    write_card(tmp_path, CONFIG)
+    rows = yaml.safe_load((tmp_path / ".eval_results" / "cifar-fs.yaml").read_text())
+    assert [(row["dataset"]["id"], row["dataset"]["task_id"], row["value"]) for row in rows] == [
+        ("uoft-cs/cifar100", "5_way_1_shot", 38.5),
+        ("uoft-cs/cifar100", "5_way_5_shot", 52.0),
+    ]
+    assert rows[0]["notes"] == "5-way 1-shot, 600 episodes, bn=support, head=finetune, 95% CI ±0.80, seed 0"
+
+
+def test_body_has_table_usage_pool_and_facts(tmp_path: Path) -> None:
+    training = Training(
+        command="accelerate launch /home/ada/recipes/tgr.py --pool /home/ada/pools/x --hub_token=hf_abcdefghijkl",
+        seed=42,
+        seconds=3000,
+        machine="a machine",
+        chosen="step 20 of 40",
+        reference="Wei et al., ICML 2024",
+    )
+    text = write_card(tmp_path, CONFIG, training=training).read_text()
+    for piece in (
+        "| TGR | finetune | support | 38.50 ± 0.80 |",
+        "| Random init | finetune | support | 28.00 ± 0.80 | 28.59 ± 0.56 |",
+        'MetaModel.from_pretrained("this-repository")',
+        "| `lr` | `0.001` |",
+        "| `choice` | `a\\|b` |",
+        "| seed | 42 |",
+        "| time | 50 min |",
+        "| machine | a machine |",
+        "| checkpoint | step 20 of 40 |",
+        "`accelerate launch tgr.py --pool x --hub_token=HIDDEN`",
+        "- `local`",
+        f"/org/a/tree/{SHA}",
+        "Wei et al., ICML 2024",
+        "no training image was used",
+    ):
+        assert piece in text, piece
+    assert "/home" not in text and "hf_abc" not in text
+
+
+def test_pictures_are_shown_if_they_lie_in_the_folder(tmp_path: Path) -> None:
+    inside = tmp_path / "model" / "pictures" / "recovered images.png"
+    text = write_card(tmp_path / "model", CONFIG, pictures={inside: "What was recovered"}, charts=["model/x.png"][:0])
+    assert "![What was recovered](pictures/recovered%20images.png)" in text.read_text()
+    with pytest.raises(ValueError, match="outside the model's folder"):
+        write_card(tmp_path / "model", CONFIG, pictures=[tmp_path / "elsewhere.png"])
+
+
+def test_limits_say_how_it_compares_with_the_pool_alone() -> None:
+    found = limits(CONFIG, Training(seed=7))
+    assert any("is 2.5 points above" in limit and "Best member + prototype" in limit for limit in found)
+    assert any("not distinguishable" in limit and "All 2 members + prototype" in limit for limit in found)
+    assert not any("5-shot: its" in limit for limit in found)  # Nothing to compare with at five shots.
+    assert any("seed 7" in limit and "not over runs" in limit for limit in found)
+    worse = replace(CONFIG, results=(OURS, replace(ALL, mean=45.0)))
+    assert any("is 6.5 points below" in limit for limit in limits(worse, Training()))
+    chosen = replace(CONFIG, results=(replace(OURS, split="validation"),))
+    assert any("sat on validation classes" in limit for limit in limits(chosen, Training()))
+
+
+def test_without_an_exam_the_card_says_so(tmp_path: Path) -> None:
+    config = replace(CONFIG, results=(), dataset=None, pool=())
+    path = write_card(tmp_path, config)
+    card = ModelCard.load(path)
+    assert "made without an exam" in card.text and "How well it works is not known" in card.text
+    assert card.data.eval_results is None and "model-index" not in path.read_text()
+    assert not (tmp_path / ".eval_results").exists()
+
+
+def test_references_that_see_data_say_so(tmp_path: Path) -> None:
+    text = write_card(tmp_path, CONFIG, training=Training(data_free=False)).read_text()
+    assert "sees real training images" in text and "no training image" not in text
+
+
+def test_a_baseline_that_is_its_own_yardstick_is_listed_once(tmp_path: Path) -> None:
+    config = replace(CONFIG, method="Average", results=(replace(OURS, method="Average"),) * 2)
+    assert len(ModelCard.load(write_card(tmp_path, config)).data.eval_results) == 1

@@ -1,0 +1,122 @@
+"""Every way to hand over images leads to the same pixels; what is no image is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_dfml.utils.inputs import as_batch, list_class_folders, list_images
+
+SIZE = (6, 8)
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    """Two RGB images of the wanted size, `(2, 3, 6, 8)` uint8."""
+    return torch.randint(0, 256, (2, 3, *SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def to_pil(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
+
+
+def test_tensors_pil_images_files_and_folders_are_the_same(pixels: torch.Tensor, tmp_path: Path) -> None:
+    expected = pixels.float() / 255
+    pictures = [to_pil(image) for image in pixels]
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{index}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / ".hidden.png").write_text("neither")
+    ways = (pixels, expected, list(pixels), list(expected), pictures, [tmp_path / "0.png", str(tmp_path / "1.png")])
+    for images in (*ways, tmp_path, str(tmp_path), [pictures[0], pixels[1]]):
+        assert torch.equal(as_batch(images, SIZE), expected)
+    assert torch.equal(as_batch(pictures[0], SIZE), expected[:1])
+    assert torch.equal(as_batch(pixels[0], SIZE), expected[:1])
+
+
+def test_grey_has_three_equal_channels(pixels: torch.Tensor) -> None:
+    grey = pixels[:, :1]
+    expected = (grey.float() / 255).expand(2, 3, *SIZE)
+    assert torch.equal(as_batch(grey, SIZE), expected)
+    assert torch.equal(as_batch([Image.fromarray(image[0].numpy()) for image in grey], SIZE), expected)
+
+
+def test_sixteen_bit_grey_is_scaled_not_cut() -> None:
+    image = Image.fromarray(np.full(SIZE, 32768, dtype=np.uint16))
+    assert as_batch(image, SIZE).mean().item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_palettes_and_transparency_become_rgb(pixels: torch.Tensor) -> None:
+    picture = to_pil(pixels[0])
+    assert torch.equal(as_batch(picture.convert("RGBA"), SIZE), as_batch(picture, SIZE))
+    assert as_batch(picture.convert("P"), SIZE).shape == (1, 3, *SIZE)
+
+
+def test_mixed_sizes_become_one() -> None:
+    images = [torch.full((3, 4, 4), 0.25), torch.full((1, 50, 20), 0.75)]
+    batch = as_batch(images, SIZE)
+    assert batch.shape == (2, 3, *SIZE)
+    torch.testing.assert_close(batch.mean(dim=(1, 2, 3)), torch.tensor([0.25, 0.75]))
+
+
+def test_photos_are_turned_as_their_camera_was(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    exif = picture.getexif()
+    exif[0x0112] = 3  # Upside down.
+    picture.save(tmp_path / "x.png", exif=exif)
+    assert torch.equal(as_batch(tmp_path / "x.png", SIZE), as_batch(picture, SIZE).flip(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (torch.zeros(2, 4, 6, 8), ValueError, "4 channels.*expected 3"),
+        (torch.zeros(2, 6, 8, 3), ValueError, "6 channels"),
+        ([torch.zeros(6, 8)], ValueError, r"tensor \(C, H, W\)"),
+        (torch.zeros(0, 3, 6, 8), ValueError, "no images"),
+        ([], ValueError, "no images"),
+        (torch.full((1, 3, 6, 8), 2.0), ValueError, r"range from 2 to 2: expected floats in \[0, 1\]"),
+        (torch.full((1, 3, 6, 8), float("nan")), ValueError, "nan"),
+        (torch.zeros(1, 3, 6, 8, dtype=torch.int64), ValueError, "int64.*uint8"),
+        ([3.5], TypeError, "found a float"),
+        ("nowhere.png", FileNotFoundError, r"nowhere\.png"),
+    ],
+)
+def test_what_is_no_image_is_refused(images, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        as_batch(images, SIZE)
+
+
+def test_broken_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not much more")
+    with pytest.raises(ValueError, match=r"broken\.jpg is not readable"):
+        as_batch(tmp_path, SIZE)
+
+
+def test_class_folders_give_labels(tmp_path: Path) -> None:
+    for name in ("dog/b.png", "cat/z.JPG", "cat/a.png", "cat/readme.md", ".cache/x.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    files, labels = list_class_folders(tmp_path)
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == ["cat/a.png", "cat/z.JPG", "dog/b.png"]
+    assert labels == ["cat", "cat", "dog"]
+    assert [file.name for file in list_images(tmp_path / "cat")] == ["a.png", "z.JPG"]
+
+
+def test_folders_without_what_is_needed_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        list_class_folders(tmp_path / "nowhere")
+    (tmp_path / "x.png").touch()
+    with pytest.raises(ValueError, match="no class folders"):
+        list_class_folders(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="Class 'empty' has no image"):
+        list_class_folders(tmp_path)
+    with pytest.raises(ValueError, match="holds no image"):
+        list_images(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        list_images(tmp_path / "nowhere")

@@ -1,0 +1,52 @@
+"""Pictures hold the pixels they were given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_dfml.utils.pictures import bar_chart, curves, image_grid
+
+
+def test_grid_shows_every_image_at_its_place(tmp_path: Path) -> None:
+    colours = torch.rand(5, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+    path = image_grid(colours.expand(5, 3, 8, 8), tmp_path / "new" / "grid.png", columns=3, zoom=2)
+    pixels = np.asarray(Image.open(path))
+    assert pixels.shape == (2 * 18 + 2, 3 * 18 + 2, 3)
+    for index, colour in enumerate((colours * 255).round().flatten(1).int().tolist()):
+        top, left = 2 + index // 3 * 18, 2 + index % 3 * 18
+        tile = pixels[top : top + 16, left : left + 16]
+        assert (tile == colour).all()
+    assert (pixels[20:36, 38:54] == 255).all()  # The sixth place is empty.
+
+
+def test_titles_stand_above(tmp_path: Path) -> None:
+    images = torch.zeros(2, 3, 32, 32)
+    plain, titled = (
+        Image.open(image_grid(images, tmp_path / f"{name}.png", 2, titles)).size
+        for name, titles in (("plain", None), ("titled", ["dinosaur", "a class name far too long for its picture"]))
+    )
+    assert plain[0] == titled[0] and plain[1] < titled[1]
+    assert plain[0] >= 2 * 64  # Small images are magnified.
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (3, 8, 8), (2, 1, 8, 8)])
+def test_what_is_no_batch_of_images_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\)"):
+        image_grid(torch.zeros(shape), tmp_path / "x.png", 2)
+
+
+def test_titles_must_be_as_many(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="as many titles"):
+        image_grid(torch.zeros(2, 3, 8, 8), tmp_path / "x.png", 2, ["one"])
+
+
+def test_charts_and_curves_are_pictures(tmp_path: Path) -> None:
+    bars = {"ours": {"1-shot": (40.0, 1.0), "5-shot": (50.0, 1.0)}, "theirs": {"5-shot": (30.0, 2.0)}}
+    lines = {"loss": [(0.0, 2.0), (1.0, 1.0)], "accuracy": [(0.0, 0.2)]}
+    for path in (bar_chart(bars, tmp_path / "b.png", title="t", label="%"), curves(lines, tmp_path / "c" / "c.png")):
+        assert min(Image.open(path).size) > 100
