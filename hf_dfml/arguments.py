@@ -33,7 +33,7 @@ def parse(
     """
     from transformers import HfArgumentParser
 
-    classes = (method_class.Config, run_class)
+    classes: tuple[Any, ...] = (method_class.Config, run_class)
     parser = HfArgumentParser(classes, description=description, formatter_class=_Help)
     parser.add_argument("--config", type=Path, help="YAML file with any of these options; the command line wins.")
     first = argparse.ArgumentParser(add_help=False)
@@ -54,5 +54,7 @@ def _read_yaml(path: Path, classes: Sequence[type]) -> dict[str, Any]:
     options = {field.name for config in classes for field in dataclasses.fields(config)}
     unknown = sorted(set(values) - options)
     if unknown:
-        raise ValueError(f"{path} sets {', '.join(unknown)}, which this recipe does not have: --help lists its options.")
+        raise ValueError(
+            f"{path} sets {', '.join(unknown)}, which this recipe does not have: --help lists its options."
+        )
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 
 SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 LIST_OPTIONS = ("--shots",)
+METHODS = {"tgr": "TGR"}
+"""File of `hf_dfml/methods` and its class."""
 
 app = typer.Typer(
     help="Data-free meta-learning: a pool of pretrained classifiers in, one few-shot-ready model out.",
@@ -23,18 +26,20 @@ pool_app = typer.Typer(help="Build, list, check and publish pools of pretrained 
 app.add_typer(pool_app, name="pool")
 
 PoolName = Annotated[str, typer.Argument(help="A folder, a Hub user or organisation, a collection, or ids by comma.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of local copies of the data sets (else HF_DFML_DATA, else the Hub).")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of local copies of the data sets (else HF_DFML_DATA, else the Hub).")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 @app.command()
 def quickstart(
-    output_dir: Annotated[Path, typer.Option(help="Folder for the pool, the model, its card and its pictures.")] = Path(
-        "runs/quickstart"
-    ),
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for the pool, the model, its card and its pictures.")
+    ] = Path("runs/quickstart"),
     seed: Seed = 42,
 ) -> None:
-    """See it work without network or data: build a small pool, meta-learn from it, sit the exam, write model and card."""
+    """See it work without network or data: a small pool, meta-learning from it, the exam, a model and its card."""
     from hf_dfml.quickstart import run_quickstart
 
     run_quickstart(output_dir, seed)
@@ -47,7 +52,9 @@ def pool_build(
     num_models: Annotated[int, typer.Option(help="Number of members.")] = 100,
     arch: Annotated[str, typer.Option(help="Architecture: conv4, resnet10, or any timm name.")] = "conv4",
     ways: Annotated[int, typer.Option(help="Classes of each member.")] = 5,
-    epochs: Annotated[int | None, typer.Option(help="Passes over a member's images; the recipe's choice by default.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over a member's images; the recipe's choice by default.")
+    ] = None,
     data_dir: DataDir = None,
     seed: Seed = 42,
 ) -> None:
@@ -110,8 +117,10 @@ def train(
     from hf_dfml.arguments import parse
     from hf_dfml.pipeline import RunConfig, run
 
-    chosen = method_class(method)
-    run(chosen, *parse(chosen, context.args), argv=["hf-dfml", "train", method, *context.args])
+    if method not in METHODS:
+        raise ValueError(f"There is no method '{method}': expected one of {', '.join(METHODS)}.")
+    chosen = getattr(import_module(f"hf_dfml.methods.{method}"), METHODS[method])
+    run(chosen, *parse(chosen, RunConfig, context.args), argv=["hf-dfml", "train", method, *context.args])
 
 
 @app.command()
@@ -125,7 +134,9 @@ def evaluate(
     bn: Annotated[str, typer.Option(help="Batch-norm statistics: support, running or transductive.")] = "support",
     head: Annotated[str, typer.Option(help="Head: finetune, prototype or linear.")] = "finetune",
     split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
-    output_dir: Annotated[Path | None, typer.Option(help="Where results.json goes; beside a local model by default.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where results.json goes; beside a local model by default.")
+    ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
 ) -> None:
@@ -142,7 +153,9 @@ def adapt(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a meta-model.")],
     support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
     query: Annotated[Path, typer.Option(help="An image, or a folder of images, to classify.")],
-    head: Annotated[str | None, typer.Option(help="finetune, prototype or linear; the model's own choice by default.")] = None,
+    head: Annotated[
+        str | None, typer.Option(help="finetune, prototype or linear; the model's own choice by default.")
+    ] = None,
 ) -> None:
     """Learn new classes from a few pictures of each and classify others."""
     from hf_dfml.pipeline import adapt_to_folder

@@ -1,10 +1,9 @@
-"""The whole way: a pool in, an evaluated and published-ready meta-model out. Recipes and quickstart are calls of it."""
+"""The whole way: a pool in, an evaluated and published-ready meta-model out. Recipes are calls of it."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,11 +39,13 @@ class RunConfig(TrainerConfig):
     """What every recipe is told: the pool, the exam, and where the product goes."""
 
     pool: str = field(
-        default="", metadata={"help": "The teachers: a folder, a Hub user or organisation, a collection, or ids by comma."}
+        default="",
+        metadata={"help": "The teachers: a folder, a Hub user or organisation, a collection, or ids by comma."},
     )
     num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
     dataset: str | None = field(
-        default=None, metadata={"help": "Data set of the exam (cifar-fs, ...). Without one: no validation and no exam."}
+        default=None,
+        metadata={"help": "Data set of the exam (cifar-fs, ...). Without one: no validation and no exam."},
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of local copies of the data sets; else HF_DFML_DATA, else the Hub."}
@@ -52,8 +53,12 @@ class RunConfig(TrainerConfig):
     arch: str = field(default="conv4", metadata={"help": "Network of the meta-model: conv4, conv4_64, resnet12, ..."})
     ways: int = field(default=5, metadata={"help": "Classes of an episode."})
     shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support images a class in the exam."})
-    episodes: int = field(default=600, metadata={"help": "Episodes of the exam on the test classes, sat once at the end."})
-    validation_episodes: int = field(default=100, metadata={"help": "Episodes of each look at the validation classes."})
+    episodes: int = field(
+        default=600, metadata={"help": "Episodes of the exam on the test classes, sat once at the end."}
+    )
+    validation_episodes: int = field(
+        default=100, metadata={"help": "Episodes of each look at the validation classes."}
+    )
     num_threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves PyTorch's choice."})
     push_to_hub: str | None = field(default=None, metadata={"help": "Publish the meta-model as this Hub repository."})
     private: bool = field(default=False, metadata={"help": "Publish it as a private repository."})
@@ -132,7 +137,7 @@ def open_pool(config: RunConfig) -> ModelPool:
 
 
 def meta_network(pool: ModelPool, config: RunConfig) -> nn.Module:
-    """A fresh network for the meta-model: the largest image size of the pool, the mean of its members' normalisations."""
+    """A fresh network for the meta-model: the pool's largest image size, the mean of its normalisations."""
     count = len(pool)
     mean, std = (
         tuple(sum(getattr(entry, name)[channel] for entry in pool) / count for channel in range(3))
@@ -140,7 +145,12 @@ def meta_network(pool: ModelPool, config: RunConfig) -> nn.Module:
     )
     size = max(entry.input_size[-1] for entry in pool if entry.input_size)
     return create_network(
-        config.arch, num_classes=config.ways, image_size=size, mean=mean, std=std, generator=fork(config.seed, "network")
+        config.arch,
+        num_classes=config.ways,
+        image_size=size,
+        mean=mean,
+        std=std,
+        generator=fork(config.seed, "network"),
     )
 
 
@@ -249,7 +259,12 @@ def _chosen(outcome: Outcome, total: int, config: RunConfig) -> str:
 
 
 def _write(
-    meta: MetaModel, training: Training, pictures: Sequence[Path], outcome: Outcome, results: list[Result], folder: Path
+    meta: MetaModel,
+    training: Training,
+    pictures: Sequence[Path],
+    outcome: Outcome,
+    results: list[Result],
+    folder: Path,
 ) -> None:
     """Model, results, charts and the card that shows them."""
     write_results(folder, results)

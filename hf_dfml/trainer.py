@@ -28,7 +28,9 @@ Validation = Callable[[nn.Module], dict[str, float]]
 class TrainerConfig:
     """Where a run lives, how often it looks up from its work, and when it stops."""
 
-    output_dir: str = field(default="runs/dfml", metadata={"help": "Folder of the run: checkpoints, model, card, results."})
+    output_dir: str = field(
+        default="runs/dfml", metadata={"help": "Folder of the run: checkpoints, model, card, results."}
+    )
     seed: int = field(default=42, metadata={"help": "Seed of everything random in the run."})
     validate_every: int = field(default=20, metadata={"help": "Steps between two looks at the validation classes."})
     checkpoint_every: int = field(default=20, metadata={"help": "Steps between two checkpoints."})
@@ -36,8 +38,12 @@ class TrainerConfig:
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "`latest`, or the folder of a checkpoint: go on exactly where it was written."}
     )
-    max_minutes: float = field(default=0.0, metadata={"help": "Stop with a checkpoint after so many minutes; 0: never."})
-    log_with: str = field(default="tensorboard", metadata={"help": "Tracker for Accelerate (`tensorboard`, `wandb`, ...) or `none`."})
+    max_minutes: float = field(
+        default=0.0, metadata={"help": "Stop with a checkpoint after so many minutes; 0: never."}
+    )
+    log_with: str = field(
+        default="tensorboard", metadata={"help": "Tracker for Accelerate (`tensorboard`, `wandb`, ...) or `none`."}
+    )
 
 
 @dataclass
@@ -85,7 +91,13 @@ class Trainer:
         accelerator: Accelerator,
         validate: Validation | None = None,
     ) -> None:
-        self.method, self.pool, self.config, self.accelerator, self.validate = method, pool, config, accelerator, validate
+        self.method, self.pool, self.config, self.accelerator, self.validate = (
+            method,
+            pool,
+            config,
+            accelerator,
+            validate,
+        )
         self.folder = Path(config.output_dir)
         self.progress = Progress()
         self.context = Context(
@@ -121,7 +133,9 @@ class Trainer:
                 state.history.append({"step": state.step, **metrics})
                 self.accelerator.log(metrics, step=state.step)
                 bar.update()
-                bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items() if name.endswith(("loss", "accuracy"))})
+                bar.set_postfix(
+                    {name: f"{value:.3g}" for name, value in metrics.items() if name.endswith(("loss", "accuracy"))}
+                )
                 if not last and state.seconds >= limit:
                     self._stop = f"the {self.config.max_minutes:g} minutes of --max_minutes are over"
                 if last or self._stop or state.step % self.config.checkpoint_every == 0:
@@ -162,7 +176,7 @@ class Trainer:
         changed = sorted(k for k in ours if k != "steps" and state["method_config"].get(k) != ours[k])
         if changed:
             raise ValueError(
-                f"{folder} was written with other values of {', '.join(changed)}: resume with the options of that run, "
+                f"{folder} was written with other values of {', '.join(changed)}: resume with that run's options, "
                 "or start a new one in another --output_dir."
             )
         self.progress = Progress(**state["progress"])
@@ -196,7 +210,9 @@ class Trainer:
             return self.method.step(self.context)
         except FloatingPointError as error:
             newest = max(self._checkpoints().glob("step-*"), default=None)
-            raise FloatingPointError(f"Step {self.progress.step + 1}: {error} The last checkpoint is {newest}.") from error
+            raise FloatingPointError(
+                f"Step {self.progress.step + 1}: {error} The last checkpoint is {newest}."
+            ) from error
 
     def _validate(self) -> dict[str, float]:
         assert self.validate is not None
@@ -210,7 +226,8 @@ class Trainer:
             self._best = snapshot.state_dict()
         shown = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
         self.accelerator.print(
-            f"step {state.step}/{self.method.num_steps}  {shown}{'  (best so far)' if better else ''}  {state.seconds / 60:.1f} min"
+            f"step {state.step}/{self.method.num_steps}  {shown}  {state.seconds / 60:.1f} min"
+            f"{'  (best so far)' if better else ''}"
         )
         return {f"validation/{name}": value for name, value in scores.items()}
 
@@ -244,6 +261,11 @@ class Trainer:
 
 
 def deterministic(seed: int) -> None:
-    """Fix the global seed and ask for deterministic kernels; for a recipe's entry point only."""
+    """Fix the global seed and ask for deterministic kernels where others exist; for a recipe's entry point only.
+
+    On a CPU nothing that a step uses depends on the order of threads, and PyTorch's switch would make the second
+    derivative of max pooling hundreds of times slower.
+    """
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -24,9 +24,9 @@ def fisher_embedding(
     As in Task2Vec (Achille et al., ICCV 2019; TGR, ICML 2024, task embedding): a linear head is fitted on the probe's
     features, labels are *sampled* from the fitted model, and the squared per-sample gradients of the log-likelihood
     are averaged over the images and over each filter,
-    :math:`F = \mathbb E_x \mathbb E_{y \sim p(y|x)} (\nabla_w \log p_w(y|x))^2`. The released TGR code keeps the probe's
-    own 1000-way head, squares the gradient of a whole batch and counts batch-norm and head parameters too; none of
-    that is repeated here.
+    :math:`F = \mathbb E_x \mathbb E_{y \sim p(y|x)} (\nabla_w \log p_w(y|x))^2`. The released TGR code keeps the
+    probe's own 1000-way head, squares the gradient of a whole batch and counts batch-norm and head parameters too;
+    none of that is repeated here.
 
     Args:
         probe: a frozen network, the same for every task; only its features are used.

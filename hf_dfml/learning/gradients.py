@@ -58,7 +58,8 @@ def regularised_gradient(
     else:
         displaced = [
             _gradient(
-                task, {name: value.detach() + strength * (gradient[name] - mean[name]) for name, value in leaves.items()}
+                task,
+                {name: value.detach() + strength * (gradient[name] - mean[name]) for name, value in leaves.items()},
             )[0]
             for task, gradient in zip(tasks, gradients, strict=True)
         ]

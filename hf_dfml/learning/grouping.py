@@ -30,5 +30,7 @@ def group_tasks(affinity: Tensor, num_groups: int, *, seed: int = 42) -> list[li
     scale = matrix[~np.eye(count, dtype=bool)].mean()
     if scale == 0:  # All tasks are alike: any division is as good as another.
         return [list(range(start, count, groups)) for start in range(groups)]
-    labels = SpectralClustering(groups, affinity="precomputed", n_init=30, random_state=seed).fit_predict(matrix / scale)
+    labels = SpectralClustering(groups, affinity="precomputed", n_init=30, random_state=seed).fit_predict(
+        matrix / scale
+    )
     return [members for group in range(groups) if (members := np.flatnonzero(labels == group).tolist())]

@@ -18,7 +18,7 @@ Parameters = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """How a network is fitted to a support set (SYSTEMS protocol: SGD, rate 0.01, 5 steps in training, 10 in tests)."""
+    """How a network is fitted to a support set (the papers: SGD, rate 0.01, 5 steps in training, 10 in exams)."""
 
     steps: int = field(default=5, metadata={"help": "SGD steps on the support set."})
     lr: float = field(default=0.01, metadata={"help": "Rate of these steps."})
@@ -26,7 +26,9 @@ class InnerLoop:
     scope: Literal["all", "head"] = field(
         default="all", metadata={"help": "What adapts: all parameters (MAML) or the last layer alone (ANIL)."}
     )
-    second_order: bool = field(default=True, metadata={"help": "Differentiate through the steps (MAML) or not (FOMAML)."})
+    second_order: bool = field(
+        default=True, metadata={"help": "Differentiate through the steps (MAML) or not (FOMAML)."}
+    )
 
 
 def adapt(model: nn.Module, params: Parameters, support: Tensor, labels: Tensor, loop: InnerLoop) -> Parameters:
@@ -116,7 +118,9 @@ def meta_gradient(
     total = {name: torch.zeros_like(value) for name, value in leaves.items()}
     losses, hits = [], []
 
-    def one_episode(support: Tensor, support_labels: Tensor, query: Tensor, query_labels: Tensor) -> tuple[Tensor, Tensor]:
+    def one_episode(
+        support: Tensor, support_labels: Tensor, query: Tensor, query_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
         adapted = adapt(model, leaves, support, support_labels, loop)
         logits = query_logits(model, adapted, support, query, loop.bn)
         return F.cross_entropy(logits, query_labels), (logits.argmax(-1) == query_labels).float().mean()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import timm
 
 from hf_dfml.learning.fusion import average_state
 from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 
@@ -37,9 +39,11 @@ def load_probe(name: str, pool: ModelPool) -> Teacher:
     try:
         network = timm.create_model(name, pretrained=True)
     except Exception as error:  # timm lets through whatever the network stack raises; each means "no weights here".
-        logger.warning("No weights for the probe %s (%s); the pool itself serves as probe.", name, type(error).__name__)
+        logger.warning(
+            "No weights for the probe %s (%s); the pool itself serves as probe.", name, type(error).__name__
+        )
         return _average(pool)
-    settings = network.pretrained_cfg
+    settings: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     entry = PoolEntry(
         id=name,
         architecture=name,
@@ -55,15 +59,10 @@ def load_probe(name: str, pool: ModelPool) -> Teacher:
 def _average(pool: ModelPool) -> Teacher:
     first = pool.load(0)
     if len({(entry.architecture, entry.num_classes, entry.input_size) for entry in pool}) > 1:
-        logger.warning("The pool has several architectures and so no average: its first member %s is the probe.", pool[0].id)
+        logger.warning(
+            "The pool has several architectures and so no average: its first member %s is the probe.", pool[0].id
+        )
         return first
-    states = [pool.load(index).network.state_dict() for index in range(len(pool))]
-    network = timm.create_model(
-        pool[0].architecture, num_classes=pool[0].num_classes, img_size=pool[0].input_size[-1], **pool[0].model_args
-    )
-    network.load_state_dict(average_state(states))
-    network.pretrained_cfg = first.network.pretrained_cfg
-    device = next(first.parameters()).device
-    return Teacher(replace(pool[0], id="average"), network).to(device)
-
-
+    network = build_network(pool[0])
+    network.load_state_dict(average_state(pool.load(entry).network.state_dict() for entry in pool))
+    return Teacher(replace(pool[0], id="average"), network).to(first.mean.device)

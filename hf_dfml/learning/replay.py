@@ -29,7 +29,9 @@ class ReplayConfig:
     replay_shots: int = field(default=1, metadata={"help": "Support images a class in a replayed episode."})
     replay_queries: int = field(default=15, metadata={"help": "Query images a class in a replayed episode."})
     replay_batch: int = field(default=16, metadata={"help": "Episodes an outer step."})
-    replay_patience: int = field(default=4, metadata={"help": "Outer steps without a better accuracy that end a replay."})
+    replay_patience: int = field(
+        default=4, metadata={"help": "Outer steps without a better accuracy that end a replay."}
+    )
     replay_max_batches: int = field(default=0, metadata={"help": "Most outer steps in one replay; 0 for no limit."})
 
     @property

@@ -37,7 +37,9 @@ class DROConfig(Ball):
     online: bool = field(
         default=False, metadata={"help": "Members arrive one by one and are seen once (Algorithm 2)."}
     )
-    epochs: int = field(default=100, metadata={"help": "Passes over the meta-training members (one when online)."})
+    epochs: int = field(
+        default=100, metadata={"help": "Passes over the meta-training members; online each is seen once."}
+    )
     lr: float = field(default=0.03, metadata={"help": "Rate of SGD on the hyper-network and the embeddings."})
     inner_steps: int = field(default=1, metadata={"help": "K, steps towards a member before the outer step."})
     sigma: float = field(default=1.0, metadata={"help": "Scale of the Gaussian likelihood of a member's weights."})
@@ -73,6 +75,8 @@ class DRO:
         self.config = config
         self.model = model
         self.num_steps = 0
+        self.targets: dict[int, Tensor] = {}
+        self.reference: State = {}
         if config.online:
             self.name = "DRO (online)"
 
@@ -100,45 +104,52 @@ class DRO:
         self._write_model()
 
     def step(self, context: Context) -> dict[str, float]:
-        """One iteration of Algorithm 1 or 2: towards a training member, then the worst case of a validation member."""
-        config = self.config
-        if config.online:
+        """Offline one epoch, as many iterations of Algorithm 1 as there are training members; online one arrival."""
+        if self.config.online:
             i = self.training[context.step]
             target = self._load(self.pool, i)  # the only time that this member is read
+            losses = [self.iterate(i, target, context.generator)]
         else:
-            i = self.training[_draw(len(self.training), context.generator)]
-            target = self.targets[i]
-        j = self.validation[_draw(len(self.validation), context.generator)]
+            losses = []
+            for _ in self.training:
+                i = self.training[_draw(len(self.training), context.generator)]
+                losses.append(self.iterate(i, self.targets[i], context.generator))
+        self._write_model()
+        inner, outer = (sum(values) / len(losses) for values in zip(*losses, strict=True))
+        raw = self.embeddings[self.validation]
+        return {
+            "inner_loss": inner,
+            "outer_loss": outer,
+            "wasserstein": wasserstein2(raw, raw + self.displacements[self.validation]),
+            # Below this gamma the search for the worst case is bounded by the radius alone.
+            "bounding_gamma": largest_curvature(self.hyper.weight) / self.config.sigma**2,
+        }
+
+    def iterate(self, i: int, target: Tensor, generator: torch.Generator) -> tuple[float, float]:
+        """Steps 1 to 3 with training member `i` and a validation member at random; the inner and the outer loss."""
+        config = self.config
+        j = self.validation[_draw(len(self.validation), generator)]
         phi: dict[str, Tensor] = dict(self.hyper.named_parameters())
-        adapted = phi
+        adapted, inner_loss = phi, torch.tensor(0.0)
         for _ in range(config.inner_steps):
             inner_loss, gradient, pull = self._descent(adapted, self.embeddings[i], target)
             adapted = {name: adapted[name] - config.lr * gradient[name] for name in adapted}
             self.embeddings[i] -= config.lr * pull
 
-        worst = worst_embedding(
-            lambda point: self._loss(adapted, point, self.targets[j]), self.embeddings[j], config, context.generator
-        )
+        def loss(embedding: Tensor) -> Tensor:
+            return self._loss(adapted, embedding, self.targets[j])
+
+        worst = worst_embedding(loss, self.embeddings[j], config, generator)
         self.displacements[j] = worst - self.embeddings[j]
         outer_loss, gradient, pull = self._descent(adapted, worst, self.targets[j])
+        if not torch.isfinite(outer_loss):
+            raise FloatingPointError("The loss of the hyper-network is not finite (NaN or infinity): lower --lr.")
         start = adapted if config.online else phi  # the gradient is taken at phi* in both
         with torch.no_grad():
             for name, parameter in self.hyper.named_parameters():
                 parameter.copy_(start[name] - config.lr * gradient[name])
         self.embeddings[j] -= config.lr * pull
-        if not torch.isfinite(outer_loss):
-            raise FloatingPointError("The loss of the hyper-network is not finite (NaN or infinity): lower --lr.")
-        self._write_model()
-        raw = self.embeddings[self.validation]
-        metrics = {
-            "inner_loss": inner_loss.item() if config.inner_steps else 0.0,
-            "outer_loss": outer_loss.item(),
-            "wasserstein": wasserstein2(raw, raw + self.displacements[self.validation]),
-        }
-        if context.step % len(self.training) == 0:
-            # Below this gamma the search for the worst case is bounded by the radius alone.
-            metrics["bounding_gamma"] = largest_curvature(self.hyper.weight) / config.sigma**2
-        return metrics
+        return inner_loss.item(), outer_loss.item()
 
     def snapshot(self, context: Context) -> nn.Module:
         """A copy of the meta-model f(mean e) (Algorithm 3), with the averaged batch-norm statistics."""
@@ -186,12 +197,11 @@ class DRO:
     def _begin(self, pool: ModelPool, known: Sequence[int]) -> None:
         """Read the members that may be kept, validation members first."""
         self.pool = pool
-        self.num_steps = len(self.training) * (1 if self.config.online else self.config.epochs)
+        self.num_steps = len(self.training) if self.config.online else self.config.epochs
         self.groups = channel_groups(self.model, input_size(pool)) if self.config.align else []
         self.seen = 0
         self.statistics = {name: torch.zeros_like(buffer, dtype=torch.float64) for name, buffer in self._buffers()}
-        self.reference: State = {}
-        self.targets: dict[int, Tensor] = {}
+        self.reference, self.targets = {}, {}
         for index in known:
             self.targets[index] = self._load(pool, index)
 

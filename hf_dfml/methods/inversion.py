@@ -1,4 +1,4 @@
-"""What the systems that recover tasks have in common: a meta-model, its optimiser, the bank, their state and pictures."""
+"""What the systems that recover tasks have in common: meta-model, optimiser, bank, their state and pictures."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.bank import MemoryBank
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.images import to_unit
 
 STATISTICS_IMAGES = 500
 """Recovered images from which a snapshot's running statistics are taken."""
@@ -80,10 +81,9 @@ class InversionMethod:
             return []
         names = self.bank.class_names[:10]
         columns = min(10, min(len(self.bank[name]) for name in names))
-        images = torch.cat([self.bank[name][-columns:] for name in names]).float() / 255
-        path = folder / "recovered.png"
-        image_grid(images, path, columns=columns, row_titles=list(names))
-        return [path]
+        images = torch.cat([to_unit(self.bank[name][-columns:]) for name in names])
+        titles = [name for name in names for _ in range(columns)]
+        return [image_grid(images, folder / "recovered.png", columns=columns, titles=titles)]
 
 
 def sub_task(task: Task, ways: int, generator: torch.Generator) -> tuple[Task, list[int]]:
@@ -106,5 +106,3 @@ def teacher_logits(teacher: Teacher, images: torch.Tensor, outputs: list[int]) -
 def student_logits(model: nn.Module, params: Parameters, images: torch.Tensor, count: int) -> torch.Tensor:
     """The meta-model's first `count` logits under batch statistics."""
     return functional_forward(model, params, images, source="batch")[:, :count]
-
-

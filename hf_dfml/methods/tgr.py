@@ -149,7 +149,7 @@ class TGR(InversionMethod):
         paths = super().pictures(folder)
         if len(self.dissimilarity):
             order = [index for group in self.groups for index in group]
-            path = folder / "dissimilarity.png"
-            heat_map(self.dissimilarity[order][:, order], path, title="Dissimilarity of pool members, ordered by group")
-            paths.append(path)
+            matrix = self.dissimilarity[order][:, order]
+            title = "Dissimilarity of the pool's members, group by group"
+            paths.append(heat_map(matrix, folder / "dissimilarity.png", title=title, label="member"))
         return paths

@@ -84,7 +84,7 @@ def require_same_network(entries: Iterable[PoolEntry]) -> None:
     """
     kinds: dict[str, list[str]] = {}
     for entry in entries:
-        if entry.resolved:
+        if entry.architecture is not None:
             size = "x".join(str(side) for side in entry.input_size or ())
             kind = f"{entry.architecture} with {entry.num_classes} outputs for {size} inputs"
             if entry.model_args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,18 @@ from hf_dfml.pool.entry import PoolEntry
 
 @dataclass(frozen=True)
 class SinusoidRecipe:
-    """How the members are trained (DRO does not say; SYSTEMS 2.4 gives the network and the tasks)."""
+    """How the members are trained; DRO gives the network and the tasks.
+
+    It does not say how members are initialised. That its transport fusion (2.27 at 5 shots) is no better than its
+    plain average (2.30) suggests one initialisation for all, so this is the default: members of independent weights
+    have their channels in different orders, which an average does not survive.
+    """
 
     num_models: int = field(default=100, metadata={"help": "Members, one task each."})
     steps: int = field(default=1000, metadata={"help": "Adam steps."})
     points: int = field(default=50, metadata={"help": "Fresh points of a member's task in each step."})
     lr: float = field(default=5e-3, metadata={"help": "Largest rate; it falls to 0 along a cosine."})
-    shared_init: bool = field(default=False, metadata={"help": "Start all members from the same weights."})
+    shared_init: bool = field(default=True, metadata={"help": "Start all members from the same weights."})
 
 
 @dataclass(frozen=True)
@@ -34,21 +39,22 @@ class Regressor:
     network: nn.Module
 
 
-class SinusoidPool(Sequence[PoolEntry]):
-    """Regression networks with the part of a `ModelPool`'s interface that weight-space methods use.
+class StatePool(Sequence[PoolEntry]):
+    """Networks in memory with the part of a `ModelPool`'s interface that weight-space methods use.
 
     Args:
         template: a network of the members' shape.
         states: one state dict a member.
+        input_size: size of one input.
     """
 
-    def __init__(self, template: nn.Module, states: Sequence[dict[str, Tensor]]) -> None:
+    def __init__(
+        self, template: nn.Module, states: Sequence[dict[str, Tensor]], input_size: tuple[int, ...] = (1,)
+    ) -> None:
         self.template = template
         self.states = list(states)
-        self.entries = [
-            PoolEntry(id=f"sinusoid-{index:03d}", architecture="mlp", num_classes=1, input_size=(1,))  # type: ignore[arg-type]
-            for index in range(len(self.states))
-        ]
+        kind: dict[str, Any] = {"architecture": type(template).__name__, "input_size": input_size}
+        self.entries = [PoolEntry(id=f"member-{index:03d}", **kind) for index in range(len(self.states))]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -69,9 +75,7 @@ class SinusoidPool(Sequence[PoolEntry]):
         return Regressor(self.entries[member], network.requires_grad_(False).eval())
 
 
-def build_sinusoid_pool(
-    recipe: SinusoidRecipe, generator: torch.Generator
-) -> tuple[SinusoidPool, SinusoidTasks, float]:
+def build_sinusoid_pool(recipe: SinusoidRecipe, generator: torch.Generator) -> tuple[StatePool, SinusoidTasks, float]:
     """Train `recipe.num_models` networks, one task each, as one batched network.
 
     Args:
@@ -106,7 +110,7 @@ def build_sinusoid_pool(
     with torch.no_grad():
         final = torch.func.vmap(error)(leaves, *tasks.sample_points(1000, generator)).mean().item()
     states = [{name: tensor.detach()[m].clone() for name, tensor in leaves.items()} for m in range(recipe.num_models)]
-    return SinusoidPool(template, states), tasks, final
+    return StatePool(template, states), tasks, final
 
 
 def new_mlp(generator: torch.Generator) -> Mlp:

@@ -59,7 +59,8 @@ class MemoryBank:
         ready = self.ready(shots + queries)
         if len(ready) < ways:
             raise ValueError(
-                f"The bank has {len(ready)} classes with at least {shots + queries} recovered images, expected {ways}: "
+                f"The bank has {len(ready)} classes with at least {shots + queries} recovered images, "
+                f"expected {ways}: "
                 "recover more images per class, or ask for fewer shots or queries."
             )
         support, query, names = [], [], []
@@ -82,7 +83,7 @@ class MemoryBank:
             support_labels=classes.repeat_interleave(shots).expand(count, -1),
             query=to_unit(torch.stack(query)),
             query_labels=classes.repeat_interleave(queries).expand(count, -1),
-            class_names=names,
+            class_names=tuple(names),
         )
 
     def newest(self, count: int) -> Tensor:

@@ -36,7 +36,9 @@ class RecoveryConfig:
     bn_weight: float = field(default=1.0, metadata={"help": "Weight of the batch-norm statistics."})
     tv_weight: float = field(default=0.0, metadata={"help": "Weight of the total variation."})
     l2_weight: float = field(default=0.0, metadata={"help": "Weight of the norm of the pixels."})
-    shift: int = field(default=4, metadata={"help": "Pixels of random shift before a teacher or student sees an image."})
+    shift: int = field(
+        default=4, metadata={"help": "Pixels of random shift before a teacher or student sees an image."}
+    )
     flip: bool = field(default=True, metadata={"help": "Mirror images at random (off where mirrored classes differ)."})
 
     @property
@@ -90,7 +92,7 @@ def _pixel_images(
     pixels = pixels.clamp(lowest, highest).requires_grad_()
     optimizer = torch.optim.Adam([pixels], config.recovery_lr)
     # A projection after each step, not a clamp in the graph: a clamped pixel would get no gradient and stay stuck.
-    optimizer.register_step_post_hook(lambda *_: pixels.data.clamp_(lowest, highest))
+    optimizer.register_step_post_hook(lambda *_: pixels.data.clamp_(lowest, highest))  # type: ignore[arg-type]
 
     def augment(images: Tensor) -> Tensor:
         return random_roll(images, generator, pixels=config.shift, flip=config.flip)

@@ -18,7 +18,9 @@ class InversionWeights:
     """Weights of the terms of the inversion loss (SYSTEMS sections 3.1, 4.2, 5.1, 6.2)."""
 
     ce: float = field(default=1.0, metadata={"help": "Cross-entropy of the teacher on the wanted labels."})
-    bn: float = field(default=1.0, metadata={"help": "Distance of batch statistics to the stored batch-norm statistics."})
+    bn: float = field(
+        default=1.0, metadata={"help": "Distance of batch statistics to the stored batch-norm statistics."}
+    )
     tv: float = field(default=0.0, metadata={"help": "Total variation in four directions."})
     l2: float = field(default=0.0, metadata={"help": "Norm of the pixels."})
 
@@ -37,8 +39,10 @@ class BatchNormDistance:
         """Forward pre-hook of a batch-norm layer."""
         axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
         variance, mean = torch.var_mean(inputs[0], dim=axes, correction=0)
+        stored_mean: Tensor = module.running_mean  # type: ignore[assignment]
+        stored_variance: Tensor = module.running_var  # type: ignore[assignment]
         self.terms.append(
-            torch.linalg.vector_norm(variance - module.running_var) + torch.linalg.vector_norm(mean - module.running_mean)
+            torch.linalg.vector_norm(variance - stored_variance) + torch.linalg.vector_norm(mean - stored_mean)
         )
 
 
@@ -72,7 +76,9 @@ def total_variation(images: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(difference) for difference in differences]).sum()
 
 
-def inversion_loss(teacher: Teacher, images: Tensor, labels: Tensor, weights: InversionWeights) -> tuple[Tensor, Tensor]:
+def inversion_loss(
+    teacher: Teacher, images: Tensor, labels: Tensor, weights: InversionWeights
+) -> tuple[Tensor, Tensor]:
     """The loss whose gradient moves `images` towards what `teacher` was trained on.
 
     Args:

@@ -50,7 +50,10 @@ def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move the finished folder `source` to `target`, replacing what stands there; a kill leaves one of the two whole."""
+    """Move the finished folder `source` to `target` in place of what stands there.
+
+    A kill between the two renames leaves the old folder whole, as `.<name>.old`.
+    """
     if target.exists():
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)

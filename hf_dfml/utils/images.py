@@ -12,7 +12,7 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """float in [0, 1] -> uint8 pixels, rounded to the nearest level, same shape."""
+    """Float in [0, 1] -> uint8 pixels, rounded to the nearest level, same shape."""
     return (images.detach() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -128,6 +128,28 @@ def curves(
     return _ready(path, lambda file: figure.savefig(file, dpi=120))
 
 
+def heat_map(matrix: Tensor, path: Path | str, *, title: str = "", label: str = "") -> Path:
+    """Draw a matrix as colours.
+
+    Args:
+        matrix: `(M, M)` or any other two axes.
+        path: the PNG file.
+        title: text above.
+        label: text at both axes.
+
+    Returns:
+        The path written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    figure.colorbar(axes.imshow(matrix.cpu().numpy(), cmap="viridis", interpolation="nearest"), ax=axes)
+    axes.set(xlabel=label, ylabel=label)
+    axes.set_title(title, fontsize=10, loc="left")
+    return _ready(path, lambda file: figure.savefig(file, dpi=120))
+
+
 def _fit(text: str, draw, font, width: int) -> str:  # noqa: ANN001
     while text and draw.textlength(text, font=font) > width:
         text = text[:-1]

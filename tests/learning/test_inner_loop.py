@@ -13,7 +13,9 @@ WAYS, SHOTS, QUERIES, EPISODES = 3, 2, 4, 3
 
 @pytest.fixture(scope="module")
 def model():
-    return create_network("conv4", num_classes=WAYS, image_size=16, width=4, generator=torch.Generator().manual_seed(0)).double()
+    return create_network(
+        "conv4", num_classes=WAYS, image_size=16, width=4, generator=torch.Generator().manual_seed(0)
+    ).double()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def by_hand(model, episodes, index, loop):
     current = dict(params)
     for _ in range(loop.steps):
         moving = [name for name in current if loop.scope == "all" or name.startswith("fc.")]
-        loss = F.cross_entropy(functional_forward(model, current, episodes.support[index], source=source), episodes.support_labels[index])
+        loss = F.cross_entropy(
+            functional_forward(model, current, episodes.support[index], source=source), episodes.support_labels[index]
+        )
         slopes = torch.autograd.grad(loss, [current[name] for name in moving], create_graph=loop.second_order)
         current |= {name: current[name] - loop.lr * slope for name, slope in zip(moving, slopes, strict=True)}
     logits = query_logits(model, current, episodes.support[index], episodes.query[index], loop.bn)
@@ -84,6 +88,10 @@ def test_steps_lower_the_support_loss(model, episodes):
     params = dict(model.named_parameters())
 
     def loss(parameters):
-        return F.cross_entropy(functional_forward(model, parameters, episodes.support[0]), episodes.support_labels[0]).item()
+        return F.cross_entropy(
+            functional_forward(model, parameters, episodes.support[0]), episodes.support_labels[0]
+        ).item()
 
-    assert loss(adapt(model, params, episodes.support[0], episodes.support_labels[0], InnerLoop(10, 0.1))) < loss(params)
+    assert loss(adapt(model, params, episodes.support[0], episodes.support_labels[0], InnerLoop(10, 0.1))) < loss(
+        params
+    )

@@ -91,7 +91,9 @@ def test_groups_of_a_residual_stream_hold_all_that_is_added():
     written = [name for name in tensors if any(t.tensor == name and t.axis == 0 for t in stem.axes)]
     convolutions = [name for name in written if network("resnet10").state_dict()[name].dim() == 4]
     assert len(convolutions) == 2, "the stem and the second convolution of the first block write the same stream"
-    assert len(inner.writers) == 1 and len(groups[3].writers) == 2, "a stage's stream is compared by block and shortcut"
+    assert len(inner.writers) == 1 and len(groups[3].writers) == 2, (
+        "a stage's stream is compared by block and shortcut"
+    )
 
 
 def test_classes_and_pixels_are_in_no_group():
@@ -141,7 +143,9 @@ def test_the_exact_plan_is_the_cheapest_assignment():
     rows, reference = (torch.randn(12, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     plan = transport_plan(rows, reference)
     best = linear_sum_assignment(torch.cdist(rows, reference).numpy())[1]
-    assert torch.equal(plan.argmax(1), torch.as_tensor(best)) and torch.allclose(plan.max(1).values, torch.ones_like(plan[0]))
+    assert torch.equal(plan.argmax(1), torch.as_tensor(best)) and torch.allclose(
+        plan.max(1).values, torch.ones_like(plan[0])
+    )
 
 
 def test_sinkhorn_at_small_entropy_gives_back_the_permutation():

@@ -77,4 +77,6 @@ def test_the_distance_is_that_of_the_best_matching():
     shift = torch.tensor([0.3, -0.4, 0.0])
     assert wasserstein2(cloud, cloud[torch.randperm(7, generator=generator)]) == pytest.approx(0, abs=1e-6)
     assert wasserstein2(cloud, cloud + shift) == pytest.approx(0.5, rel=1e-5), "a translation by its length"
-    assert wasserstein2(cloud[:1], cloud) == pytest.approx(((cloud - cloud[0]) ** 2).sum(1).mean().sqrt().item(), rel=1e-5)
+    assert wasserstein2(cloud[:1], cloud) == pytest.approx(
+        ((cloud - cloud[0]) ** 2).sum(1).mean().sqrt().item(), rel=1e-5
+    )

@@ -9,7 +9,10 @@ from hf_dfml.utils.checkpoint import atomic_write, load_tree, save_tree
 def test_a_tree_comes_back_as_it_was(tmp_path):
     tree = {
         "model": {"weight": torch.randn(3, 2), "count": torch.tensor(4)},
-        "optimizer": {"state": {0: {"step": torch.tensor(2.0)}, 1: {"step": 3}}, "groups": [{"lr": 1e-3, "betas": [0.9, 0.99]}]},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(2.0)}, 1: {"step": 3}},
+            "groups": [{"lr": 1e-3, "betas": [0.9, 0.99]}],
+        },
         "none": None,
         "half": torch.ones(2, dtype=torch.bfloat16),
     }

@@ -1,0 +1,90 @@
+"""What a pool's weights give without meta-learning, and what its data would: one table, one exam.
+
+    python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs
+    python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs --references true --reference_steps 300
+    python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs --bn transductive     # as the papers examine
+
+Random initialisation, average, best member, prototypes on members' features; optimal-transport fusion (OTA), Gaussian
+processes (MFGP, needs the extra `gp`), DRO offline and online; with --references also MAML and online MAML on the real
+training images, marked in the table: they are allowed to see what data-free methods are not.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser
+
+from hf_dfml.data import load_dataset
+from hf_dfml.evaluation import Exam, Result, evaluate, print_table, write_results, yardsticks
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.baselines import OTA, OTAConfig
+from hf_dfml.methods.dro import DRO, DROConfig
+from hf_dfml.methods.maml_reference import MAML, OML, MAMLConfig, OMLConfig
+from hf_dfml.methods.mfgp import MFGP, MFGPConfig
+from hf_dfml.methods.weight_space import require_same_network, run_without_trainer
+from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.pipeline import RunConfig, meta_network, open_pool
+from hf_dfml.utils.seeding import fork
+
+
+@dataclass(frozen=True)
+class BaselinesConfig(RunConfig):
+    """The pool, the exam, and whether the references run."""
+
+    output_dir: str = field(default="runs/baselines", metadata={"help": "Folder of results.json."})
+    shots: list[int] = field(default_factory=lambda: [1, 5, 10, 20], metadata={"help": "Support images a class."})
+    bn: BatchNorm = field(default="support", metadata={"help": "Whose statistics normalise the queries in the exam."})
+    references: bool = field(default=False, metadata={"help": "Run MAML and OML on the real training images as well."})
+    reference_steps: int = field(default=2000, metadata={"help": "Outer steps of each of these two."})
+
+
+def contestants(config: BaselinesConfig, members: int) -> list[tuple[Any, Any]]:
+    """Method classes and their settings, in the order of the table."""
+    chosen: list[tuple[Any, Any]] = [
+        (OTA, OTAConfig()),
+        (MFGP, MFGPConfig()),
+        (DRO, DROConfig()),
+        (DRO, DROConfig(online=True)),
+    ]
+    if config.references:
+        data: dict[str, Any] = {"train_dataset": config.dataset, "train_data_dir": config.data_dir}
+        each = max(1, config.reference_steps // members)
+        chosen += [(MAML, MAMLConfig(steps=config.reference_steps, **data)), (OML, OMLConfig(steps=each, **data))]
+    return chosen
+
+
+def main(argv: Sequence[str] | None = None) -> list[Result]:
+    """Run everything; the rows of `results.json`."""
+    parser = HfArgumentParser(BaselinesConfig, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    (config,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    if config.dataset is None:
+        raise SystemExit("Baselines are there to be compared: give --dataset, the data set of the exam.")
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pool = open_pool(config).to(device)
+    require_same_network(pool)
+    config = replace(config, arch=pool[0].architecture)
+    dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=pool[0].input_size[-1])
+    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes, bn=config.bn)
+    rows = yardsticks(pool, dataset, exam, device=device)
+    for method_class, method_config in contestants(config, len(pool)):
+        started = time.monotonic()
+        method = method_class(method_config, meta_network(pool, config).to(device))
+        context = Context(generator=fork(config.seed, method.name), device=device, seed=config.seed)
+        network = run_without_trainer(method, pool, context)
+        print(f"{method.name}: {time.monotonic() - started:.0f} seconds of training.", flush=True)
+        rows += evaluate(network, dataset, exam, method=method.name)
+    print_table(rows)
+    print(f"Wrote {write_results(config.output_dir, rows)}.")
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Small pools and contexts for the tests of methods that work on weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from hf_dfml.methods.base import Context
+from hf_dfml.networks import create_network
+from hf_dfml.pool import ModelPool
+from tests.pool.members import WAYS, write_pool
+
+
+def make_pool(folder: Path, count: int) -> ModelPool:
+    """`count` random conv4_16 members for 16-pixel images of three classes."""
+    return ModelPool.from_dir(write_pool(folder / "pool", count))
+
+
+def make_model(seed: int = 0) -> torch.nn.Module:
+    """A fresh network of the members' shape."""
+    return create_network("conv4_16", num_classes=WAYS, image_size=16, generator=torch.Generator().manual_seed(seed))
+
+
+def make_context(seed: int = 0) -> Context:
+    return Context(generator=torch.Generator().manual_seed(seed), seed=seed)
+
+
+def run_steps(method, context, first: int, last: int) -> list[dict[str, float]]:
+    metrics = []
+    for step in range(first, last):
+        context.step = step
+        metrics.append(method.step(context))
+    return metrics
+
+
+class OnceOnly:
+    """A pool that refuses to load a member a second time."""
+
+    def __init__(self, pool: ModelPool) -> None:
+        self.pool = pool
+        self.loads: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __getitem__(self, index):
+        return self.pool[index]
+
+    def load(self, index: int):
+        self.loads[index] += 1
+        if self.loads[index] > 1:
+            raise PermissionError(f"member {index} is gone: it was loaded before")
+        return self.pool.load(index)
+
+
+def parameters(state, model) -> torch.Tensor:
+    return torch.cat([state[name].flatten() for name, _ in model.named_parameters()])
