@@ -1,7 +1,7 @@
 """DRO: distributionally robust model fusion (Wang et al., UAI 2022): a meta-model from the members' weights alone.
 
     accelerate launch recipes/dro.py --pool pools/cifar-fs --dataset cifar-fs --shots 1 5 10 20 --output_dir runs/dro
-    accelerate launch recipes/dro.py --online true --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/dro-online
+    accelerate launch recipes/dro.py --online true --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/online
     accelerate launch recipes/dro.py --align true --pool my-org --output_dir runs/dro     # channels matched first
 
 Two minutes on a CPU for a hundred conv4 members; a step is an epoch (with --online one arriving member). The members

@@ -125,9 +125,7 @@ def test_kill_nine_and_resume_gives_the_same_file(pool_folder, tmp_path):
 
 def test_a_folder_with_a_run_is_not_overwritten(pool_folder, tmp_path):
     trainer_of(pool_folder, tmp_path / "run", steps=1).fit()
-    with pytest.raises(
-        FileExistsError, match="already holds a run .up to step-000001.*--resume_from"
-    ):
+    with pytest.raises(FileExistsError, match="already holds a run .up to step-000001.*--resume_from"):
         trainer_of(pool_folder, tmp_path / "run", steps=1).fit()
 
 
