@@ -78,7 +78,11 @@ class MAML:
     def setup(self, pool: ModelPool, context: Context) -> None:
         """Read the training images; the pool is not looked at."""
         config = self.config
-        self.dataset = load_dataset(config.train_dataset, "train", data_dir=config.train_data_dir).to(context.device)
+        settings: dict = self.model.pretrained_cfg  # type: ignore[assignment]
+        images = load_dataset(
+            config.train_dataset, "train", data_dir=config.train_data_dir, image_size=settings["input_size"][-1]
+        )
+        self.dataset = images.to(context.device)
         self.sampler = EpisodeSampler(self.dataset, self.ways, config.train_shots, config.train_queries)
 
     def episodes(self, context: Context) -> Episodes:

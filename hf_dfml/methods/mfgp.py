@@ -18,6 +18,9 @@ from hf_dfml.methods.weight_space import WeightSpaceMethod, member_states, requi
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.checkpoint import Tree
 
+SMALLEST_STD = 0.01
+"""Least standard deviation of a weight under the model."""
+
 
 @dataclass(frozen=True)
 class MFGPConfig:
@@ -168,9 +171,11 @@ def _fusion(config: MFGPConfig, num_members: int, num_targets: int) -> Any:
             mean, log_scale = self.base(noise).chunk(2, -1)
             w0 = mean + log_scale.exp() * torch.randn_like(mean)
             w = self.processes(self.embeddings[batch]).rsample()
-            weights, log_std = self.crossing(torch.cat([w0, w], -1)).chunk(2, -1)
-            residual = (targets[batch] - weights) * torch.exp(-log_std)
-            log_likelihood = (-0.5 * residual**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1).mean()
+            weights, raw_std = self.crossing(torch.cat([w0, w], -1)).chunk(2, -1)
+            # The floor keeps weights that all members share from driving the likelihood to infinity.
+            std = nn.functional.softplus(raw_std) + SMALLEST_STD
+            residual = (targets[batch] - weights) / std
+            log_likelihood = (-0.5 * residual**2 - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1).mean()
             divergence = 0.5 * (mean**2 + torch.exp(2 * log_scale) - 2 * log_scale - 1).sum(-1).mean()
             return log_likelihood, divergence
 
