@@ -94,17 +94,20 @@ def maml(tasks: SinusoidTasks, network: nn.Module, steps: int, generator: torch.
     return network.requires_grad_(False)
 
 
-def order_notes(figures: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Where the order of the methods is not the paper's, in words; `figures` holds mean and spread of each."""
+def order_notes(means: Mapping[str, Tensor]) -> list[str]:
+    """Where the order of the methods is not the paper's, in words.
+
+    Args:
+        means: for each method its mean error on each seed; seeds are paired, as all methods sit the same exam.
+    """
     notes = []
     for place, better in enumerate(PAPER_ORDER):
         for worse in PAPER_ORDER[place + 1 :]:
             for low in better:
                 for high in worse:
-                    (a, spread_a), (b, spread_b) = figures[low], figures[high]
-                    if a >= b:
-                        within = ", within the seeds' spread" if a - b <= spread_a + spread_b else ""
-                        notes.append(f"{low} {a:.3f} is not below {high} {b:.3f}{within}")
+                    gap, spread = mean_and_spread(list(means[low] - means[high]))
+                    if gap >= 0:
+                        notes.append(f"{low} is {gap:.2f} ± {spread:.2f} above {high}")
     return notes
 
 
@@ -133,7 +136,9 @@ def print_report(errors: Errors, tuned: Mapping[tuple[str, int], Tuned], config:
         console.width = 120  # a file or a pipe does not cut columns off
     console.print(table)
     for shots in config.shots:
-        notes = order_notes({name: mean_and_spread(errors[name, shots]) for name in (*METHODS, REFERENCE)})
+        notes = order_notes(
+            {name: torch.stack([error.mean() for error in errors[name, shots]]) for name in (*METHODS, REFERENCE)}
+        )
         verdict = "is reproduced." if not notes else f"is NOT reproduced: {'; '.join(notes)}."
         console.print(f"{shots}-shot: the paper's order DRO < {{Average, OTA, MFGP}} < MAML < Finetuning {verdict}")
 

@@ -86,9 +86,8 @@ def test_adapting_all_tasks_at_once_is_sgd_on_each():
         optimizer.step()
     for name, tensor in alone.state_dict().items():
         assert torch.allclose(adapted[name][2], tensor, atol=1e-5), name
-    assert task_errors(network, adapted, x, y)[2].item() == pytest.approx(
-        ((alone(x[2]) - y[2]) ** 2).mean().item(), rel=1e-4
-    )
+    expected = ((alone(x[2]) - y[2]) ** 2).mean().item()
+    assert task_errors(network, adapted, x, y)[2].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_tuning_rejects_a_rate_that_diverges_and_prefers_the_lower_error():
