@@ -74,7 +74,7 @@ class DRO:
     def __init__(self, config: DROConfig, model: nn.Module) -> None:
         self.config = config
         self.model = model
-        self.num_steps = 0
+        self.num_steps = 0 if config.online else config.epochs  # online: as many as arrive, known from setup on
         self.targets: dict[int, Tensor] = {}
         self.reference: State = {}
         if config.online:
@@ -197,7 +197,8 @@ class DRO:
     def _begin(self, pool: ModelPool, known: Sequence[int]) -> None:
         """Read the members that may be kept, validation members first."""
         self.pool = pool
-        self.num_steps = len(self.training) if self.config.online else self.config.epochs
+        if self.config.online:
+            self.num_steps = len(self.training)
         self.groups = channel_groups(self.model, input_size(pool)) if self.config.align else []
         self.seen = 0
         self.statistics = {name: torch.zeros_like(buffer, dtype=torch.float64) for name, buffer in self._buffers()}

@@ -58,6 +58,10 @@ class MFGP(WeightSpaceMethod):
     Config = MFGPConfig
     config: MFGPConfig
 
+    def __init__(self, config: MFGPConfig, model: nn.Module) -> None:
+        super().__init__(config, model)
+        self.num_steps = config.steps
+
     def setup(self, pool: ModelPool, context: Context) -> None:
         """Load all members, initialise processes and modules.
 
@@ -112,7 +116,6 @@ class MFGP(WeightSpaceMethod):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
             self.fusion = _fusion(self.config, *self.targets.shape).to(context.device)
         self.optimizer = torch.optim.Adam(self.fusion.parameters(), self.config.lr)
-        self.num_steps = self.config.steps
 
     def _write_model(self) -> None:
         with torch.no_grad():

@@ -115,6 +115,14 @@ def test_it_learns_to_predict_the_members_it_validates_on(pool):
     assert max(losses[-3:]) < 0.1 * losses[0]
 
 
+def test_the_losses_are_those_of_before(pool):
+    """A stored curve: a change of these numbers is a change of the method."""
+    method, context = started(pool)
+    rows = run_steps(method, context, 0, 3)
+    assert [row["outer_loss"] for row in rows] == pytest.approx([125.264, 67.362, 26.070], rel=0.01)
+    assert [row["bounding_gamma"] for row in rows] == pytest.approx([1.758, 8.275, 5.663], rel=0.01)
+
+
 def test_online_every_member_is_loaded_exactly_once(pool):
     stream = OnceOnly(pool)
     method, context = started(stream, replace(SMALL, online=True))
