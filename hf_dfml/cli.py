@@ -12,7 +12,13 @@ import typer
 
 SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 LIST_OPTIONS = ("--shots",)
-METHODS = {"tgr": "TGR"}
+METHODS = {
+    "bidf_mkd": "BiDfMKD",
+    "free": "FREE",
+    "pool_distillation": "PoolDistillation",
+    "purer": "PURER",
+    "tgr": "TGR",
+}
 """File of `hf_dfml/methods` and its class."""
 
 app = typer.Typer(
@@ -48,9 +54,13 @@ def quickstart(
 @pool_app.command("build")
 def pool_build(
     output: Annotated[Path, typer.Option(help="Folder of the pool; members already there are kept.")],
-    dataset: Annotated[str, typer.Option(help="Data set whose training classes the members learn.")] = "glyphs",
-    num_models: Annotated[int, typer.Option(help="Number of members.")] = 100,
-    arch: Annotated[str, typer.Option(help="Architecture: conv4, resnet10, or any timm name.")] = "conv4",
+    dataset: Annotated[
+        str, typer.Option(help="Data set whose training classes the members learn, or several by comma.")
+    ] = "glyphs",
+    num_models: Annotated[int, typer.Option(help="Members of each data set and architecture.")] = 100,
+    arch: Annotated[
+        str, typer.Option(help="Architecture: conv4, resnet10, or any timm name; or several by comma.")
+    ] = "conv4",
     ways: Annotated[int, typer.Option(help="Classes of each member.")] = 5,
     fast: Annotated[bool, typer.Option(help="15 epochs, one-cycle rate, augmentation: better and quicker.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over a member's images; else the recipe's.")] = None,
@@ -61,20 +71,24 @@ def pool_build(
     from hf_dfml.pool.building import build_pool
     from hf_dfml.pool.member_training import PoolRecipe
 
-    # A mirrored glyph may be another glyph.
-    recipe = PoolRecipe.fast(flip=dataset != "glyphs") if fast else None
-    pool = build_pool(
-        dataset,
-        num_models=num_models,
-        arch=arch,
-        ways=ways,
-        output=output,
-        data_dir=data_dir,
-        recipe=recipe,
-        epochs=epochs,
-        seed=seed,
-    )
-    typer.echo(f"{len(pool)} members in {output}.")
+    members = 0
+    kinds = [(name.strip(), network.strip()) for name in dataset.split(",") for network in arch.split(",")]
+    for position, (name, network) in enumerate(kinds):
+        pool = build_pool(
+            name,
+            num_models=num_models,
+            arch=network,
+            ways=ways,
+            output=output,
+            data_dir=data_dir,
+            # A mirrored glyph may be another glyph.
+            recipe=PoolRecipe.fast(flip=name != "glyphs") if fast else None,
+            epochs=epochs,
+            # Each kind draws classes of its own.
+            seed=seed + position,
+        )
+        members += len(pool)
+    typer.echo(f"{members} members in {output}.")
 
 
 @pool_app.command("ls")
@@ -120,12 +134,16 @@ def pool_push(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def train(
     context: typer.Context,
-    method: Annotated[str, typer.Argument(help="The method: tgr, ... (one file of hf_dfml/methods each).")],
+    method: Annotated[
+        str,
+        typer.Argument(help="The method: bidf-mkd, free, pool-distillation, purer or tgr (files of hf_dfml/methods)."),
+    ],
 ) -> None:
     """Run a method's recipe: `hf-dfml train tgr --help` lists its options (they are those of `recipes/tgr.py`)."""
     from hf_dfml.arguments import parse
     from hf_dfml.pipeline import RunConfig, run
 
+    method = method.replace("-", "_")
     if method not in METHODS:
         raise ValueError(f"There is no method '{method}': expected one of {', '.join(METHODS)}.")
     chosen = getattr(import_module(f"hf_dfml.methods.{method}"), METHODS[method])
@@ -141,7 +159,7 @@ def evaluate(
     ways: Annotated[int, typer.Option(help="Classes of an episode.")] = 5,
     episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
     bn: Annotated[str, typer.Option(help="Batch-norm statistics: support, running or transductive.")] = "support",
-    head: Annotated[str, typer.Option(help="Head: finetune, prototype or linear.")] = "finetune",
+    head: Annotated[str, typer.Option(help="Head: finetune, prototype, linear or icfil (slow).")] = "finetune",
     split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
     output_dir: Annotated[
         Path | None, typer.Option(help="Where results.json goes; beside a local model by default.")
@@ -163,7 +181,7 @@ def adapt(
     support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
     query: Annotated[Path, typer.Option(help="An image, or a folder of images, to classify.")],
     head: Annotated[
-        str | None, typer.Option(help="finetune, prototype or linear; the model's own choice by default.")
+        str | None, typer.Option(help="finetune, prototype, linear or icfil; the model's own choice by default.")
     ] = None,
 ) -> None:
     """Learn new classes from a few pictures of each and classify others."""

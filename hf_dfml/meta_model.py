@@ -145,8 +145,8 @@ class MetaModel:
             images: the support set: a tensor `(S, C, H, W)` in [0, 1] or uint8, a list of PIL images, tensors or
                 files, or a folder with one folder of images for each class. Grey images and mixed sizes are fine.
             labels: the class of each image, anything hashable; left out with a folder.
-            head: `finetune` (SGD on all parameters), `prototype` (nearest class mean by cosine) or `linear` (logistic
-                regression on features); the config's by default.
+            head: `finetune` (SGD on all parameters), `prototype` (nearest class mean by cosine), `linear` (logistic
+                regression on features) or `icfil` (SGD and PURER's calibration, slow); the config's by default.
             bn: whose batch-norm statistics normalise the queries; the config's by default. `support`: those of the
                 support set, so that a prediction does not depend on what else is asked. `running`: the stored ones.
                 `transductive`: those of all queries of a call to `predict` together, as in the papers' exams.

@@ -111,7 +111,7 @@ def write_card(
 
 def card_data(config: MetaConfig, *, repo_id: str | None = None, license: str | None = None) -> ModelCardData:
     """The card's metadata, with a `model-index` of this model's own rows (not the yardsticks')."""
-    info = DATASETS.get(config.dataset or "")
+    hub_ids = [DATASETS[name].hub_id for name in (config.dataset or "").split(",") if name in DATASETS]
     own = own_results(config)
     members = [source.id for source in config.pool if source.revision and "/" in source.id]
     return ModelCardData(
@@ -120,7 +120,7 @@ def card_data(config: MetaConfig, *, repo_id: str | None = None, license: str | 
         tags=["hf_dfml", "data-free-meta-learning", "few-shot", "image-classification", _slug(config.method)],
         license=license,
         base_model=members or None,
-        datasets=[info.hub_id] if info and info.hub_id else None,
+        datasets=[hub_id for hub_id in hub_ids if hub_id] or None,
         metrics=["accuracy"] if own else None,
         model_name=_title(config, repo_id) if own else None,
         eval_results=[_eval_result(row) for row in own] or None,

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_dfml.data import load_dataset
+from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation import (
     Adaptation,
     Exam,
@@ -24,6 +24,7 @@ from hf_dfml.evaluation import (
     write_results,
     yardsticks,
 )
+from hf_dfml.evaluation.heads import Head
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
@@ -32,6 +33,9 @@ from hf_dfml.trainer import Outcome, Trainer, TrainerConfig, Validation, determi
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
+
+WITH_AND_WITHOUT_ICFIL: tuple[Head, ...] = ("finetune", "icfil")
+"""Heads that differ in PURER's calibration alone."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class RunConfig(TrainerConfig):
     num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
     dataset: str | None = field(
         default=None,
-        metadata={"help": "Data set of the exam (cifar-fs, ...). Without one: no validation and no exam."},
+        metadata={
+            "help": "Data set of the exam (cifar-fs, ...), or several by comma. Without one: no validation, no exam."
+        },
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of local copies of the data sets; else HF_DFML_DATA, else the Hub."}
@@ -55,6 +61,10 @@ class RunConfig(TrainerConfig):
     shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support images a class in the exam."})
     episodes: int = field(
         default=600, metadata={"help": "Episodes of the exam on the test classes, sat once at the end."}
+    )
+    icfil_episodes: int = field(
+        default=0,
+        metadata={"help": "Episodes of another exam, with and without PURER's calibration (slow); 0: not sat."},
     )
     validation_episodes: int = field(
         default=100, metadata={"help": "Episodes of each look at the validation classes."}
@@ -85,7 +95,8 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     network = meta_network(pool, config).to(accelerator.device)
     method = method_class(method_config, network)
     accelerator.print(f"{method.name}: {len(pool)} teachers, {method.num_steps} steps on {accelerator.device}.")
-    validate = _validation(config) if config.dataset else None
+    suited = _suited(method)
+    validate = _validation(config, suited) if config.dataset else None
     outcome = Trainer(method, pool, config, accelerator, validate).fit()
     accelerator.end_training()
     if not outcome.finished or not accelerator.is_main_process:
@@ -93,7 +104,7 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
 
     folder = Path(config.output_dir)
     adapt = _best_head(outcome.model, config) if config.dataset else Adaptation()
-    results = final_exam(method.name, outcome.model, pool, config, adapt, command) if config.dataset else []
+    results = final_exam(method.name, outcome.model, pool, config, (suited, adapt), command) if config.dataset else []
     meta = MetaModel.of(
         outcome.model,
         method=method.name,
@@ -155,20 +166,35 @@ def meta_network(pool: ModelPool, config: RunConfig) -> nn.Module:
 
 
 def final_exam(
-    name: str, model: nn.Module, pool: ModelPool, config: RunConfig, adapt: Adaptation, command: str
+    name: str, model: nn.Module, pool: ModelPool, config: RunConfig, chosen: Sequence[Adaptation], command: str
 ) -> list[Result]:
-    """The one look at the test classes: the meta-model under each protocol, and the yardsticks; printed as a table."""
-    assert config.dataset is not None
+    """The one look at the test classes: the meta-model under each protocol, and the yardsticks; printed as a table.
+
+    The protocols are the method's own (`chosen[0]`, whose rows come first), the common ones, and the rest of `chosen`.
+    """
     exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes)
-    dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=_size(model))
-    protocols = [(exam.bn, exam.head), ("transductive", "finetune"), ("support", "prototype"), (adapt.bn, adapt.head)]
-    results: list[Result] = []
-    for bn, head in dict.fromkeys(protocols):
-        results += evaluate(model, dataset, replace(exam, bn=bn, head=head), method=name, command=command)
+    first, *others = [(adapt.bn, adapt.head) for adapt in chosen]
+    common = [(exam.bn, exam.head), ("transductive", "finetune"), ("support", "prototype")]
+    protocols = [first, *common, *others]
+    exams = [replace(exam, bn=bn, head=head) for bn, head in dict.fromkeys(protocols)]
+    if config.icfil_episodes:
+        # On the same episodes with and without: the only difference is the calibration.
+        pair = [replace(exam, episodes=config.icfil_episodes, head=head) for head in WITH_AND_WITHOUT_ICFIL]
+        exams += [one for one in pair if one not in exams]
     device = next(model.parameters()).device
-    results += yardsticks(pool, dataset, exam, device=device, command=command)
+    results: list[Result] = []
+    for dataset_name in dataset_names(config):
+        dataset = load_dataset(dataset_name, "test", data_dir=config.data_dir, image_size=_size(model))
+        for protocol in exams:
+            results += evaluate(model, dataset, protocol, method=name, command=command)
+        results += yardsticks(pool, dataset, exam, device=device, command=command)
     print_table(results)
     return results
+
+
+def dataset_names(config: RunConfig) -> list[str]:
+    """The data sets of the exam; none where `config.dataset` is None."""
+    return [name.strip() for name in (config.dataset or "").split(",") if name.strip()]
 
 
 def evaluate_meta_model(
@@ -185,16 +211,19 @@ def evaluate_meta_model(
     Args:
         name: its folder or Hub id.
         dataset_name: the data set.
-        exam: the protocol.
+        exam: the protocol. With the head `icfil` the table has the rows without the calibration as well.
         pool: a pool for the yardsticks.
         data_dir: see `hf_dfml.data.load_dataset`.
         output_dir: where `results.json` goes; `evaluations/` in the model's folder by default.
     """
     meta = MetaModel.from_pretrained(name)
     dataset = load_dataset(dataset_name, exam.split, data_dir=data_dir, image_size=meta.config.input_size[-1])
-    results = evaluate(meta.network, dataset, exam, method=meta.config.method)
+    heads: tuple[Head, ...] = WITH_AND_WITHOUT_ICFIL if exam.head == "icfil" else (exam.head,)
+    results: list[Result] = []
+    for head in heads:
+        results += evaluate(meta.network, dataset, replace(exam, head=head), method=meta.config.method)
     if pool:
-        results += yardsticks(ModelPool.open(pool).usable(), dataset, exam)
+        results += yardsticks(ModelPool.open(pool).usable(), dataset, replace(exam, head=heads[0]))
     print_table(results)
     folder = Path(output_dir) if output_dir else Path(name if Path(name).is_dir() else ".") / "evaluations"
     print(f"Wrote {write_results(folder, results)}.")
@@ -222,30 +251,53 @@ def _accelerator(config: RunConfig) -> Accelerator:
     return accelerator
 
 
-def _validation(config: RunConfig) -> Validation:
-    """Scores a snapshot by fine-tuning it on episodes of the validation classes."""
-    assert config.dataset is not None
-    dataset = load_dataset(config.dataset, "validation", data_dir=config.data_dir)
-    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation")
+def _suited(method: Any) -> Adaptation:
+    """How a method wants its meta-model to be adapted; see `Method`."""
+    default = Adaptation()
+    return Adaptation(
+        bn=getattr(method, "exam_bn", default.bn),
+        head=getattr(method, "exam_head", default.head),
+    )
+
+
+def _validation(config: RunConfig, adapt: Adaptation) -> Validation:
+    """Scores a snapshot by adapting it, as `adapt` says, to episodes of the validation classes."""
+    datasets = _validation_sets(config)
+    exam = replace(_validation_exam(config), bn=adapt.bn, head=adapt.head)
 
     def validate(model: nn.Module) -> dict[str, float]:
-        rows = evaluate(model, dataset, exam, method="validation", progress=False)
-        return {f"{row.shots}-shot": row.mean for row in rows}
+        rows = [
+            row for dataset in datasets for row in evaluate(model, dataset, exam, method="validation", progress=False)
+        ]
+        return {
+            f"{row.dataset} {row.shots}-shot" if len(datasets) > 1 else f"{row.shots}-shot": row.mean for row in rows
+        }
 
     return validate
 
 
 def _best_head(model: nn.Module, config: RunConfig) -> Adaptation:
     """The default of `MetaModel.adapt`: the inductive head that is best on the validation classes."""
-    assert config.dataset is not None
-    dataset = load_dataset(config.dataset, "validation", data_dir=config.data_dir)
-    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation")
+    datasets = _validation_sets(config)
+    exam = _validation_exam(config)
     scores: dict[Adaptation, float] = {}
     for head in ("finetune", "prototype"):
         for bn in ("support", "running"):
-            rows = evaluate(model, dataset, replace(exam, head=head, bn=bn), method=f"{head}, {bn}", progress=False)
-            scores[Adaptation(bn=bn, head=head)] = sum(row.mean for row in rows)
+            protocol = replace(exam, head=head, bn=bn)
+            scores[Adaptation(bn=bn, head=head)] = sum(
+                row.mean
+                for dataset in datasets
+                for row in evaluate(model, dataset, protocol, method=f"{head}, {bn}", progress=False)
+            )
     return max(scores, key=lambda adaptation: scores[adaptation])
+
+
+def _validation_sets(config: RunConfig) -> list[FewShotDataset]:
+    return [load_dataset(name, "validation", data_dir=config.data_dir) for name in dataset_names(config)]
+
+
+def _validation_exam(config: RunConfig) -> Exam:
+    return Exam(ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation")
 
 
 def _size(model: nn.Module) -> int:
@@ -268,7 +320,15 @@ def _write(
 ) -> None:
     """Model, results, charts and the card that shows them."""
     write_results(folder, results)
-    charts = [results_chart(results, folder / "pictures" / "results.png")] if results else []
+    datasets = list(dict.fromkeys(row.dataset for row in results))
+    episodes = max((row.episodes for row in results), default=0)
+    charts = [
+        results_chart(
+            [row for row in results if row.dataset == dataset and row.episodes == episodes],
+            folder / "pictures" / (f"results-{dataset}.png" if len(datasets) > 1 else "results.png"),
+        )
+        for dataset in datasets
+    ]
     lines = {
         name.removeprefix("validation/"): [(row["step"], row[name]) for row in outcome.progress.history if name in row]
         for name in {key for row in outcome.progress.history for key in row if key.startswith("validation/")}

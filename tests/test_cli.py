@@ -8,6 +8,7 @@ from PIL import Image
 from hf_dfml.cli import _spread, main
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import create_network
+from hf_dfml.pool import ModelPool
 
 
 def run(capsys, *arguments):
@@ -43,6 +44,15 @@ def test_dashes_and_underscores_are_the_same(capsys, tmp_path):
     assert run(capsys, "pool", "build", *again)[0] == 0
     code, out = run(capsys, "pool", "ls", str(pool))
     assert code == 0 and "conv4" in out
+
+
+def test_a_mixed_pool_is_one_command(capsys, tmp_path):
+    words = ["--num-models", "1", "--ways", "2", "--epochs", "1", "--arch", "conv4_16,conv4_64"]
+    code, out = run(capsys, "pool", "build", *words, "--output", str(tmp_path))
+    assert code == 0 and "2 members" in out
+    pool = ModelPool.from_dir(tmp_path)
+    assert [entry.architecture for entry in pool] == ["conv4_16", "conv4_64"]
+    assert pool[0].class_names != pool[1].class_names, "each kind draws classes of its own"
 
 
 def test_check_names_a_bad_member_and_fails(capsys, tmp_path):
@@ -84,7 +94,7 @@ def test_adapt_labels_each_picture(capsys, meta_folder, tmp_path):
     ("words", "message"),
     [
         (["evaluate", "nowhere/at/all", "--dataset", "glyphs"], "There is no folder nowhere/at/all"),
-        (["train", "maml9"], "There is no method 'maml9': expected one of tgr"),
+        (["train", "maml9"], "There is no method 'maml9': expected one of bidf_mkd, free, p"),
         (["train", "tgr"], "No pool was named"),
         (["train", "tgr", "--config", "none.yaml"], "There is no configuration file none.yaml"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from hf_dfml.data.episodes import EpisodeSampler
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation.heads import Adaptation, Adapter, Head, class_means, logistic_regression
+from hf_dfml.evaluation.heads import ON_FEATURES, Adaptation, Adapter, Head, class_means, logistic_regression
+from hf_dfml.evaluation.icfil import ICFILConfig
 from hf_dfml.evaluation.results import Result, mean_and_interval
 from hf_dfml.networks.functional import BatchNorm, functional_forward
 from hf_dfml.utils.images import resize, to_unit
@@ -42,13 +44,16 @@ class Exam:
         default="support",
         metadata={"help": "Statistics that normalise the queries: of the support set, stored, or of all queries."},
     )
-    head: Head = field(default="finetune", metadata={"help": "finetune (all parameters), prototype or linear."})
-    inner_steps: int = field(default=10, metadata={"help": "SGD steps of `finetune` on the support set."})
+    head: Head = field(default="finetune", metadata={"help": "finetune (all parameters), prototype, linear or icfil."})
+    inner_steps: int = field(
+        default=10, metadata={"help": "SGD steps of `finetune` (and before `icfil`) on the support set."}
+    )
     inner_lr: float = field(default=0.01, metadata={"help": "Learning rate of these steps."})
     seed: int = field(default=0, metadata={"help": "Seed of the episodes: with the same seed all sit the same exam."})
     split: str = field(
         default="test", metadata={"help": "Classes to load: validation to choose, test once at the end."}
     )
+    icfil: ICFILConfig = field(default_factory=ICFILConfig, metadata={"help": "What `icfil` does."})
 
     def __post_init__(self) -> None:
         if self.episodes < 2:
@@ -100,7 +105,7 @@ def evaluate(
     device = torch.device(device) if device is not None else next(network.parameters()).device
     network = network.to(device)
     size = _input_size(network)
-    if exam.head != "finetune" and exam.bn == "running":
+    if exam.head in ON_FEATURES and exam.bn == "running":
         was_training = network.training
         network.eval()
         try:
@@ -118,7 +123,7 @@ def evaluate(
     results = []
     for shots in exam.shots:
         started = time.monotonic()
-        adapter = Adapter(network, exam.ways, exam.adaptation)
+        adapter = Adapter(network, exam.ways, exam.adaptation, exam.icfil)
         support_rows, query_rows = draw_episodes(dataset, exam, shots)
         support_labels, query_labels = _labels(exam, shots, device)
         accuracies = []
@@ -167,9 +172,9 @@ def evaluate_features(
         One row a number of shots.
 
     Raises:
-        ValueError: if the exam's head is `finetune`, or the data set has too few classes or images.
+        ValueError: if the exam's head is another, or the data set has too few classes or images.
     """
-    if exam.head == "finetune":
+    if exam.head not in ON_FEATURES:
         raise ValueError("Frozen features cannot be fine-tuned: ask for an exam with head='prototype' or 'linear'.")
     started = time.monotonic()
     device = torch.device(device)
@@ -248,17 +253,18 @@ class _Linear:
 def _episode_logits(adapter: Adapter, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
     """Logits `(E, N*Q, N)` of a chunk of episodes."""
 
-    def one(support: Tensor, query: Tensor) -> Tensor:
-        return adapter.logits(adapter.fit(support, labels), support, query)
+    def one(support: Tensor, query: Tensor, under_vmap: bool = False) -> Tensor:
+        return adapter.logits(adapter.fit(support, labels, under_vmap=under_vmap), support, query)
 
     with torch.no_grad():
-        if support.device.type == "cpu" or adapter.how.head == "linear":
+        if support.device.type == "cpu" or adapter.how.head in ("linear", "icfil"):
             # One episode after the other: on a CPU there is nothing to fill (measured on conv4, 5-shot: 0.10 s an
-            # episode in channels-last order, 0.22 s under vmap), and scikit-learn takes one at a time anyway.
+            # episode in channels-last order, 0.22 s under vmap), and scikit-learn or an optimiser takes one at a
+            # time anyway.
             return torch.stack(
                 [one(_channels_last(s), _channels_last(q)) for s, q in zip(support, query, strict=True)]
             )
-        return torch.func.vmap(one)(support, query)
+        return torch.func.vmap(partial(one, under_vmap=True))(support, query)
 
 
 def _all_features(extract: FeatureExtractor, dataset: FewShotDataset, rows: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a support set to a classifier: fine-tuning, nearest prototype, or logistic regression on frozen features."""
+"""From a support set to a classifier: fine-tuning (and its calibration), prototypes, logistic regression."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dfml.evaluation.icfil import ICFILConfig, calibrate
 from hf_dfml.learning.inner_loop import InnerLoop, adapt, query_logits
 from hf_dfml.networks.functional import BatchNorm, functional_forward
 
-Head = Literal["finetune", "prototype", "linear"]
-"""How a network becomes a classifier: SGD on all parameters, nearest class mean, logistic regression on features."""
+Head = Literal["finetune", "prototype", "linear", "icfil"]
+"""How a network becomes a classifier: SGD on all parameters, nearest class mean, logistic regression on features, SGD
+followed by PURER's calibration (`hf_dfml.evaluation.icfil`)."""
 
-HEADS: tuple[Head, ...] = ("finetune", "prototype", "linear")
+HEADS: tuple[Head, ...] = ("finetune", "prototype", "linear", "icfil")
+ON_FEATURES: tuple[Head, ...] = ("prototype", "linear")
+"""The heads that leave the network as it is."""
 BATCH_NORMS: tuple[BatchNorm, ...] = ("support", "running", "transductive")
 
 COSINE_SCALE = 10.0
@@ -31,8 +35,10 @@ class Adaptation:
         default="support",
         metadata={"help": "Statistics that normalise the queries: of the support set, stored, or of all queries."},
     )
-    head: Head = field(default="finetune", metadata={"help": "finetune (all parameters), prototype or linear."})
-    steps: int = field(default=10, metadata={"help": "SGD steps of `finetune` on the support set."})
+    head: Head = field(default="finetune", metadata={"help": "finetune (all parameters), prototype, linear or icfil."})
+    steps: int = field(
+        default=10, metadata={"help": "SGD steps of `finetune` (and before `icfil`) on the support set."}
+    )
     lr: float = field(default=0.01, metadata={"help": "Learning rate of these steps."})
 
     def __post_init__(self) -> None:
@@ -59,7 +65,9 @@ class Adapted(NamedTuple):
 
 
 class Adapter:
-    """Adapts one network to support sets of `ways` classes. Its methods run under `torch.func.vmap` but for `linear`.
+    """Adapts one network to support sets of `ways` classes.
+
+    Its methods run under `torch.func.vmap` but for the heads `linear` and `icfil`.
 
     A head for another number of classes than the network has is rebuilt from each support set (`prototype_weights`).
     The network itself is never changed.
@@ -68,14 +76,15 @@ class Adapter:
         network: with timm's API and `pretrained_cfg`.
         ways: N, classes of a support set.
         how: head, batch norm, steps and rate.
+        icfil: how `icfil` inverts and calibrates.
 
     Raises:
         ValueError: if the head must be rebuilt and the network's last layer is not linear.
     """
 
-    def __init__(self, network: nn.Module, ways: int, how: Adaptation) -> None:
-        self.ways, self.how = ways, how
-        self.rebuilds = how.head == "finetune" and network.num_classes != ways
+    def __init__(self, network: nn.Module, ways: int, how: Adaptation, icfil: ICFILConfig | None = None) -> None:
+        self.ways, self.how, self.icfil = ways, how, icfil or ICFILConfig()
+        self.rebuilds = how.head not in ON_FEATURES and network.num_classes != ways
         # Dropout is off in an exam; a copy leaves the caller's network in its own mode.
         self.network = copy.deepcopy(network).eval() if self.rebuilds or network.training else network
         if self.rebuilds:
@@ -86,15 +95,18 @@ class Adapter:
         self.params = {name: value.detach() for name, value in self.network.named_parameters()}
         self.head_name = self._head_name() if self.rebuilds else ""
 
-    def fit(self, support: Tensor, labels: Tensor) -> Adapted:
-        """Adapt to a support set `(S, 3, H, W)` in [0, 1] with labels `(S,)` in 0..N-1."""
-        if self.how.head == "finetune":
+    def fit(self, support: Tensor, labels: Tensor, *, under_vmap: bool = False) -> Adapted:
+        """Adapt to a support set `(S, 3, H, W)` in [0, 1] with labels `(S,)` in 0..N-1; perhaps inside of `vmap`."""
+        if self.how.head not in ON_FEATURES:
             params = dict(self.params)
             if self.rebuilds:
                 weight, bias = prototype_weights(self.features(support), labels, self.ways)
                 params |= {f"{self.head_name}.weight": weight, f"{self.head_name}.bias": bias}
             loop = InnerLoop(self.how.steps, self.how.lr, self.how.bn, second_order=False)
-            return Adapted(adapt(self.network, params, support, labels, loop))
+            params = adapt(self.network, params, support, labels, loop, under_vmap=under_vmap)
+            if self.how.head == "icfil":
+                params = calibrate(self.network, params, support, labels, bn=self.how.bn, config=self.icfil)
+            return Adapted(params)
         features = F.normalize(self.features(support), dim=-1)
         if self.how.head == "prototype":
             means = F.normalize(class_means(features, labels, self.ways), dim=-1)

@@ -23,6 +23,8 @@ PAPER_NOTE = (
     "paper: as printed there; FREE's tables (1 and 5 shots) are transductive, fine-tuned, with the checkpoint chosen "
     "on the test classes."
 )
+NARROWEST = 100
+"""Columns of a table that goes to a file or a pipe."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Result:
         ways: classes of an episode; None for regression.
         shots: support images a class.
         bn: whose statistics normalised the queries (`support`, `running`, `transductive`); None without batch norm.
-        head: `finetune`, `prototype` or `linear`.
+        head: `finetune`, `prototype`, `linear` or `icfil`.
         episodes: how many.
         metric: `accuracy` in percent, or `mse`.
         mean: mean over the episodes.
@@ -130,15 +132,24 @@ def print_table(results: Sequence[Result], console: Console | None = None) -> No
     from rich.table import Table
 
     console = console or Console()
+    if console.width < NARROWEST and not console.is_terminal:
+        console.width = NARROWEST  # a file or a pipe does not break lines
     for title, header, rows in tables(results):
         table = Table(title=title, title_justify="left", caption_justify="left")
-        for index, name in enumerate(header):
-            table.add_column(name, justify="left" if index < 3 else "right", no_wrap=index >= 3)
+        kept = [index for index, name in enumerate(header) if name != "paper"]
+        for index in kept:
+            table.add_column(header[index], justify="left" if index < 3 else "right", no_wrap=index > 0)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(_with_paper(header, row, index) for index in kept))
         if "paper" in header:
-            table.caption = PAPER_NOTE
+            table.caption = f"In brackets, paper{PAPER_NOTE.removeprefix('paper')}"
         console.print(table)
+
+
+def _with_paper(header: list[str], row: list[str], index: int) -> str:
+    """A cell, and below it the paper's figure: a terminal has no room for columns of these."""
+    has_paper = header[index + 1 : index + 2] == ["paper"] and row[index + 1] != "-"
+    return f"{row[index]}\n({row[index + 1]})" if has_paper else row[index]
 
 
 def markdown_table(results: Sequence[Result]) -> str:

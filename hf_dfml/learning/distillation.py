@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,3 +32,23 @@ def distillation_loss(
     if kind == "legacy_linear":
         return (teacher.exp() * (teacher - student.exp())).mean()
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def cosine_distance(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Mean of one minus the cosine between the rows of two `(B, D)`: zero where they point the same way."""
+    return 1 - F.cosine_similarity(predicted, targets, dim=-1).mean()
+
+
+def similarity_loss(features: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared difference of the cosines of all pairs of a batch, in the student's space and in the teachers'.
+
+    Similarity-preserving distillation (Tung and Mori, ICCV 2019, arXiv 1907.09682) on cosines, which are what a
+    nearest-prototype classifier compares. Neither rotating nor scaling the features changes it, so that the two spaces
+    may be of different dimension.
+
+    Args:
+        features: `(B, D)` of the student.
+        targets: `(B, D')` of the teachers.
+    """
+    ours, theirs = F.normalize(features, dim=-1), F.normalize(targets, dim=-1)
+    return torch.mean((ours @ ours.T - theirs @ theirs.T).square())

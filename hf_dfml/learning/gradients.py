@@ -1,4 +1,4 @@
-"""How the gradients of several tasks become one: plain averaging (ERM) and implicit gradient regularisation (TGR)."""
+"""How the gradients of several tasks become one: averaging (ERM), one after the other (BELL), regularised (TGR)."""
 
 from __future__ import annotations
 
@@ -69,6 +69,40 @@ def regularised_gradient(
         "gradient_variance": float(variance.detach()),
         **_agreement(gradients),
     }
+
+
+def sequential_gradient(
+    tasks: Sequence[TaskLoss], params: Parameters, *, lr: float
+) -> tuple[Parameters, dict[str, float]]:
+    r"""BELL: Reptile across tasks (FREE, CVPR 2024, Alg. 2): one SGD step on each task, one task after the other.
+
+    With :math:`\tilde\theta_0 = \theta` and :math:`\tilde\theta_i = \tilde\theta_{i-1} - \alpha \nabla
+    L_i(\tilde\theta_{i-1})` the paper moves :math:`\theta` by :math:`\epsilon (\tilde\theta_b - \theta)`. Up to
+    :math:`O(\alpha^2)`
+
+    .. math:: (\theta - \tilde\theta_b) / \alpha = \sum_i g_i - \alpha \sum_{j<i} H_i g_j,
+
+    and over random orders of the tasks the second sum is half the gradient of the inner products of all pairs: the
+    step also makes the tasks' gradients agree (Theorem 1).
+
+    Args:
+        tasks: `b` losses as functions of the parameters, in the order of the steps.
+        params: where the sequence starts.
+        lr: alpha.
+
+    Returns:
+        :math:`(\theta - \tilde\theta_b) / (\alpha b)` by name, so that for small alpha it is `average_gradient` and
+        the rate of the optimiser that is given it stands for epsilon; and the metrics `loss` and
+        `gradient_inner_product`, both at `params`, as of the other functions here.
+    """
+    gradients, losses = zip(*(_gradient(task, params) for task in tasks), strict=True)
+    current = {name: value.detach() for name, value in params.items()}
+    passed = []
+    for position, task in enumerate(tasks):
+        passed.append(_gradient(task, current)[0] if position else gradients[0])
+        current = {name: value - lr * passed[-1][name] for name, value in current.items()}
+    # The mean of the gradients met on the way is that quotient without its cancellation.
+    return _mean(passed), {"loss": sum(losses) / len(losses), **_agreement(gradients)}
 
 
 def _gradient(task: TaskLoss, params: Parameters, create_graph: bool = False) -> tuple[Parameters, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -36,3 +38,23 @@ def calibrate_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 100
     """
     update_bn(list(normalise(model, images).split(batch_size)), model)
     return model
+
+
+def one_cycle(done: float, *, warmup: float = 0.3, start: float = 0.04) -> float:
+    """Learning rate of the one-cycle schedule as a share of its peak (Smith and Topin, arXiv 1708.07120).
+
+    A cosine from `start` up to 1 and another one down to 0, as PyTorch's `OneCycleLR` draws it. It is a function of
+    the position alone, so that a resumed run has nothing to restore.
+
+    Args:
+        done: share of the run that is over, in [0, 1].
+        warmup: share of the run in which the rate goes up.
+        start: the first rate.
+
+    Examples:
+        >>> [round(one_cycle(done), 2) for done in (0.0, 0.15, 0.3, 0.65, 1.0)]
+        [0.04, 0.52, 1.0, 0.5, 0.0]
+    """
+    if done < warmup:
+        return start + (1 - start) * (1 - math.cos(math.pi * done / warmup)) / 2
+    return (1 + math.cos(math.pi * (done - warmup) / (1 - warmup))) / 2

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from hf_dfml.learning.inner_loop import InnerLoop, meta_gradient
+from hf_dfml.learning.inner_loop import InnerLoop, Parameters, meta_gradient
 from hf_dfml.learning.optimisation import descend, parameters_of
 from hf_dfml.networks.functional import BatchNorm
-from hf_dfml.recovery.bank import MemoryBank
+from hf_dfml.recovery.bank import RecoveredImages
 
 
 @dataclass(frozen=True)
-class ReplayConfig:
-    """The replay of recovered tasks; the defaults are TGR's (SYSTEMS 1.5 and 6.5)."""
+class EpisodeConfig:
+    """MAML on episodes of recovered images; the defaults are TGR's (SYSTEMS 1.5 and 6.5)."""
 
-    bank_per_class: int = field(default=600, metadata={"help": "Recovered images kept for each class name."})
     outer_lr: float = field(default=1e-3, metadata={"help": "Rate of the meta-model's Adam."})
     inner_lr: float = field(default=0.01, metadata={"help": "Rate of the inner SGD steps."})
     inner_steps: int = field(default=5, metadata={"help": "Inner SGD steps in meta-training."})
@@ -29,10 +28,6 @@ class ReplayConfig:
     replay_shots: int = field(default=1, metadata={"help": "Support images a class in a replayed episode."})
     replay_queries: int = field(default=15, metadata={"help": "Query images a class in a replayed episode."})
     replay_batch: int = field(default=16, metadata={"help": "Episodes an outer step."})
-    replay_patience: int = field(
-        default=4, metadata={"help": "Outer steps without a better accuracy that end a replay."}
-    )
-    replay_max_batches: int = field(default=0, metadata={"help": "Most outer steps in one replay; 0 for no limit."})
 
     @property
     def inner_loop(self) -> InnerLoop:
@@ -40,28 +35,50 @@ class ReplayConfig:
         return InnerLoop(self.inner_steps, self.inner_lr, self.bn, "all", self.second_order)
 
 
+@dataclass(frozen=True)
+class ReplayConfig(EpisodeConfig):
+    """The replay of recovered tasks from a bank; the defaults are TGR's (SYSTEMS 6.5)."""
+
+    bank_per_class: int = field(default=600, metadata={"help": "Recovered images kept for each class name."})
+    replay_patience: int = field(
+        default=4, metadata={"help": "Outer steps without a better accuracy that end a replay."}
+    )
+    replay_max_batches: int = field(default=0, metadata={"help": "Most outer steps in one replay; 0 for no limit."})
+
+
 def replay_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    bank: MemoryBank,
-    config: ReplayConfig,
+    bank: RecoveredImages,
+    config: EpisodeConfig,
     generator: torch.Generator,
     *,
     ways: int,
 ) -> tuple[float, float]:
     """One outer step of MAML on a batch of episodes from the bank; mean query loss and accuracy."""
-    episodes = bank.sample(
-        config.replay_batch, generator, ways=ways, shots=config.replay_shots, queries=config.replay_queries
-    )
-    gradients, loss, accuracy = meta_gradient(model, parameters_of(model), episodes, config.inner_loop)
+    gradients, loss, accuracy = replay_gradient(model, bank, config, generator, ways=ways, count=config.replay_batch)
     descend(optimizer, model, gradients)
     return loss, accuracy
+
+
+def replay_gradient(
+    model: nn.Module,
+    bank: RecoveredImages,
+    config: EpisodeConfig,
+    generator: torch.Generator,
+    *,
+    ways: int,
+    count: int,
+) -> tuple[Parameters, float, float]:
+    """MAML's gradient, summed over `count` episodes from the bank; mean query loss and accuracy."""
+    episodes = bank.sample(count, generator, ways=ways, shots=config.replay_shots, queries=config.replay_queries)
+    return meta_gradient(model, parameters_of(model), episodes, config.inner_loop)
 
 
 def replay_until_plateau(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    bank: MemoryBank,
+    bank: RecoveredImages,
     config: ReplayConfig,
     generator: torch.Generator,
     *,

@@ -52,6 +52,9 @@ class Method(Protocol):
         config: its frozen dataclass of hyper-parameters.
         model: the meta-model; its weights are the product.
         num_steps: how many steps make a run.
+
+    A class may also name, as `exam_head` and `exam_bn`, the head and the batch norm that suit its meta-model: those of
+    its validation and of the first rows of its exam. Without them they are the papers' `finetune`, and `support`.
     """
 
     name: str

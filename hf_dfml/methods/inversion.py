@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from hf_dfml.learning.inner_loop import Parameters
+from hf_dfml.learning.distillation import KDLoss, distillation_loss
+from hf_dfml.learning.inner_loop import Parameters, TaskLoss
 from hf_dfml.learning.optimisation import calibrate_batch_norm
 from hf_dfml.learning.replay import ReplayConfig
 from hf_dfml.methods.base import Context
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
-from hf_dfml.recovery.bank import MemoryBank
+from hf_dfml.recovery.augment import random_crop_flip
+from hf_dfml.recovery.bank import MemoryBank, RecoveredImages
+from hf_dfml.recovery.inversion import RecoveryConfig
+from hf_dfml.recovery.objective import FurtherTerm, boundary_term
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
@@ -25,32 +32,38 @@ STATISTICS_IMAGES = 500
 """Recovered images from which a snapshot's running statistics are taken."""
 
 
-class InversionMethod:
-    """A method that learns from recovered tasks.
+@dataclass(frozen=True)
+class InversionConfig(ReplayConfig, RecoveryConfig):
+    """Recovery, distillation and replay: the hyper-parameters that BiDf-MKD, FREE and TGR share."""
+
+    distillation_ce: float = field(default=1.0, metadata={"help": "Weight of the student's cross-entropy beside KD."})
+    kd_loss: KDLoss = field(default="kl", metadata={"help": "`kl`, or the released code's `legacy_linear`."})
+
+
+class RecoveryMethod:
+    """A method that learns from episodes of recovered images.
 
     Args:
-        config: hyper-parameters; a `ReplayConfig` and whatever the method adds.
         model: the meta-model, on its device.
+        outer_lr: rate of its Adam.
+        bank: where the recovered images are.
+
+    Attributes:
+        size: height and width of the recovered images: those of the meta-model's input.
     """
 
     data_free = True
 
-    def __init__(self, config: ReplayConfig, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, outer_lr: float, bank: RecoveredImages) -> None:
         self.model = model
-        self.bank = MemoryBank(config.bank_per_class)
-        self.optimizer = torch.optim.Adam(model.parameters(), config.outer_lr)
-        self.newest: list[Task] = []
+        self.size = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
+        self.bank = bank
+        self.optimizer = torch.optim.Adam(model.parameters(), outer_lr)
 
     @property
     def ways(self) -> int:
         """Number of classes that the meta-model tells apart."""
         return int(self.model.num_classes)  # type: ignore[arg-type]
-
-    def remember(self, tasks: Sequence[Task]) -> None:
-        """Put every recovered task into the bank (FREE's released code keeps the last one only, SYSTEMS 5.3)."""
-        for task in tasks:
-            self.bank.add(task)
-        self.newest = list(tasks)
 
     def snapshot(self, context: Context) -> nn.Module:
         """A copy of the meta-model with the batch-norm statistics of the newest recovered images."""
@@ -86,15 +99,41 @@ class InversionMethod:
         return [image_grid(images, folder / "recovered.png", columns=columns, titles=titles)]
 
 
+class InversionMethod(RecoveryMethod):
+    """A method that recovers one task after the other and remembers them in a bank.
+
+    Args:
+        config: hyper-parameters; a `ReplayConfig` and whatever the method adds.
+        model: the meta-model, on its device.
+    """
+
+    bank: MemoryBank
+
+    def __init__(self, config: ReplayConfig, model: nn.Module) -> None:
+        super().__init__(model, config.outer_lr, MemoryBank(config.bank_per_class))
+        self.newest: list[Task] = []
+
+    def remember(self, tasks: Sequence[Task]) -> None:
+        """Put every recovered task into the bank (FREE's released code keeps the last one only, SYSTEMS 5.3)."""
+        for task in tasks:
+            self.bank.add(task)
+        self.newest = list(tasks)
+
+
 def sub_task(task: Task, ways: int, generator: torch.Generator) -> tuple[Task, list[int]]:
     """A task of at most `ways` classes and which of the teacher's outputs they are.
 
     A teacher of more classes than the meta-model has outputs gives a random choice of them at each step.
     """
-    if len(task.class_names) <= ways:
-        return task, list(range(len(task.class_names)))
-    classes = torch.randperm(len(task.class_names), generator=generator)[:ways].sort().values.tolist()
-    return task.restrict(classes), classes
+    classes = choose_outputs(len(task.class_names), ways, generator)
+    return (task if len(classes) == len(task.class_names) else task.restrict(classes)), classes
+
+
+def choose_outputs(count: int, ways: int, generator: torch.Generator) -> list[int]:
+    """At most `ways` of a teacher's `count` outputs, ascending: all of them, or a random choice."""
+    if count <= ways:
+        return list(range(count))
+    return torch.randperm(count, generator=generator)[:ways].sort().values.tolist()
 
 
 def teacher_logits(teacher: Teacher, images: torch.Tensor, outputs: list[int]) -> torch.Tensor:
@@ -106,3 +145,61 @@ def teacher_logits(teacher: Teacher, images: torch.Tensor, outputs: list[int]) -
 def student_logits(model: nn.Module, params: Parameters, images: torch.Tensor, count: int) -> torch.Tensor:
     """The meta-model's first `count` logits under batch statistics."""
     return functional_forward(model, params, images, source="batch")[:, :count]
+
+
+def distillation_task(
+    model: nn.Module, teacher: Teacher, task: Task, config: InversionConfig, generator: torch.Generator
+) -> TaskLoss:
+    """`distillation_of` a task of all the teacher's classes, or of a random choice of them."""
+    task, outputs = sub_task(task, int(model.num_classes), generator)  # type: ignore[arg-type]
+    return distillation_of(model, teacher, task, outputs, config, generator)
+
+
+def distillation_of(
+    model: nn.Module,
+    teacher: Teacher,
+    task: Task,
+    outputs: list[int],
+    config: InversionConfig,
+    generator: torch.Generator,
+) -> TaskLoss:
+    """L_i = KD(teacher, student) + weight * CE, on one fixed augmentation of the task's images (SYSTEMS 5.2, 6.4).
+
+    Args:
+        model: the meta-model.
+        teacher: the pool member.
+        task: at most as many classes as the meta-model has outputs.
+        outputs: which of the teacher's outputs the task's classes are.
+        config: augmentation and loss.
+        generator: draws the augmentation.
+    """
+    images = random_crop_flip(task.images, generator, padding=config.shift, flip=config.flip)
+    return partial(_distillation, model, config, images, task.labels, teacher_logits(teacher, images, outputs))
+
+
+def _distillation(
+    model: nn.Module, config: InversionConfig, images: Tensor, labels: Tensor, targets: Tensor, params: Parameters
+) -> Tensor:
+    logits = student_logits(model, params, images, targets.shape[1])
+    kd = distillation_loss(targets, logits, kind=config.kd_loss)
+    return kd + config.distillation_ce * F.cross_entropy(logits, labels) if config.distillation_ce else kd
+
+
+def boundary_against(model: nn.Module, params: Parameters, outputs: list[int], weight: float) -> FurtherTerm:
+    """The boundary term of a recovery against the student that `params` are.
+
+    Args:
+        model: the meta-model.
+        params: the student's parameters by name, held constant; the gradient reaches the images through it.
+        outputs: which of the teacher's outputs the student's first ones are; images of other classes have no part.
+        weight: of the term.
+    """
+    params = {name: value.detach() for name, value in params.items()}
+
+    def term(images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        if len(outputs) < logits.shape[1]:
+            shown = torch.isin(labels, torch.tensor(outputs, device=labels.device))
+            images, logits = images[shown], logits[shown][:, outputs]
+        return weight * boundary_term(logits, student_logits(model, params, images, len(outputs)))
+
+    return term

@@ -16,23 +16,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_dfml.learning.distillation import KDLoss, distillation_loss
 from hf_dfml.learning.embedding import dissimilarities, fisher_embedding
 from hf_dfml.learning.gradients import regularised_gradient
 from hf_dfml.learning.grouping import group_tasks
-from hf_dfml.learning.inner_loop import Parameters
 from hf_dfml.learning.optimisation import descend, parameters_of
 from hf_dfml.learning.probe import load_probe
-from hf_dfml.learning.replay import ReplayConfig, replay_until_plateau
+from hf_dfml.learning.replay import replay_until_plateau
 from hf_dfml.methods.base import Context
-from hf_dfml.methods.inversion import InversionMethod, student_logits, sub_task, teacher_logits
+from hf_dfml.methods.inversion import InversionConfig, InversionMethod, distillation_task
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
-from hf_dfml.recovery.augment import random_crop_flip
-from hf_dfml.recovery.inversion import RecoveryConfig, recover
+from hf_dfml.recovery.inversion import recover
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.progress import progress
@@ -40,7 +36,7 @@ from hf_dfml.utils.seeding import fork
 
 
 @dataclass(frozen=True)
-class TGRConfig(ReplayConfig, RecoveryConfig):
+class TGRConfig(InversionConfig):
     """Hyper-parameters of TGR; the defaults are the released scripts' (SYSTEMS 6 and 8)."""
 
     steps: int = field(default=1200, metadata={"help": "Outer steps (the paper's epochs)."})
@@ -61,8 +57,6 @@ class TGRConfig(ReplayConfig, RecoveryConfig):
     igr_order: Literal["first", "second"] = field(
         default="first", metadata={"help": "Regularise by displaced gradients, or by exact second derivatives."}
     )
-    distillation_ce: float = field(default=1.0, metadata={"help": "Weight of the student's cross-entropy beside KD."})
-    kd_loss: KDLoss = field(default="kl", metadata={"help": "`kl`, or the released code's `legacy_linear`."})
 
 
 class TGR(InversionMethod):
@@ -75,7 +69,6 @@ class TGR(InversionMethod):
         super().__init__(config, model)
         self.config = config
         self.num_steps = config.steps
-        self.size = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
         self.groups: list[list[int]] = []
         self.dissimilarity = torch.zeros(0, 0)
 
@@ -114,24 +107,16 @@ class TGR(InversionMethod):
         teachers = [self.pool.load(group[index]) for index in drawn]
         tasks = [recover(teacher, config, self.size, generator) for teacher in teachers]
         self.remember(tasks)
-        losses = [self._task_loss(teacher, task, generator) for teacher, task in zip(teachers, tasks, strict=True)]
+        losses = [
+            distillation_task(self.model, teacher, task, config, generator)
+            for teacher, task in zip(teachers, tasks, strict=True)
+        ]
         gradients, metrics = regularised_gradient(
             losses, parameters_of(self.model), strength=config.igr_strength, order=config.igr_order
         )
         descend(self.optimizer, self.model, gradients)
         replayed = replay_until_plateau(self.model, self.optimizer, self.bank, config, generator, ways=self.ways)
         return metrics | replayed | {"bank_images": float(len(self.bank))}
-
-    def _task_loss(self, teacher: Teacher, task: Task, generator: torch.Generator) -> partial[Tensor]:
-        """L_i = KD(teacher, student) + CE, on one fixed augmentation of the task's images (SYSTEMS 6.4)."""
-        task, outputs = sub_task(task, self.ways, generator)
-        images = random_crop_flip(task.images, generator, padding=self.config.shift, flip=self.config.flip)
-        return partial(self._loss, images, task.labels, teacher_logits(teacher, images, outputs))
-
-    def _loss(self, images: Tensor, labels: Tensor, targets: Tensor, params: Parameters) -> Tensor:
-        logits = student_logits(self.model, params, images, targets.shape[1])
-        kd = distillation_loss(targets, logits, kind=self.config.kd_loss)
-        return kd + self.config.distillation_ce * F.cross_entropy(logits, labels)
 
     def state_dict(self) -> Tree:
         """The common state, the groups and the dissimilarities."""

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-OURS = ("conv4", "conv4_16", "conv4_64", "resnet10", "resnet12", "resnet18_cifar")
+OURS = ("conv4", "conv4_16", "conv4_64", "conv4_global", "resnet10", "resnet12", "resnet18_cifar")
 
 
 def create_network(
@@ -26,7 +26,8 @@ def create_network(
     """A fresh network of timm's or ours.
 
     Args:
-        arch: a name that timm knows; ours are conv4, conv4_16, conv4_64, resnet10, resnet12 and resnet18_cifar.
+        arch: a name that timm knows; ours are conv4, conv4_16, conv4_64, conv4_global, resnet10, resnet12 and
+            resnet18_cifar.
         num_classes: outputs.
         image_size: height and width of its images.
         in_chans: channels of its images.

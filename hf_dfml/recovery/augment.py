@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def random_crop_flip(images: Tensor, generator: torch.Generator, *, padding: int = 4, flip: bool = True) -> Tensor:
-    """Shift each image of `(B, C, H, W)` by up to `padding` pixels (zeros enter) and mirror half of them.
+def random_crop_flip(
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    padding: int = 4,
+    flip: bool = True,
+    border: Literal["constant", "reflect"] = "constant",
+) -> Tensor:
+    """Shift each image of `(B, C, H, W)` by up to `padding` pixels and mirror half of them.
+
+    What enters at the border is zeros (`constant`) or the image mirrored at its border (`reflect`).
 
     The released systems draw one crop and one flip for the whole batch (SYSTEMS 1.4); each image has its own here.
     """
@@ -21,7 +32,7 @@ def random_crop_flip(images: Tensor, generator: torch.Generator, *, padding: int
     if flip:
         mirrored = torch.rand(count, 1, generator=generator).to(device) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
-    padded = F.pad(images, (padding,) * 4)
+    padded = F.pad(images, (padding,) * 4, mode=border)
     index = torch.arange(count, device=device)[:, None, None]
     # Advanced indices around a slice put the channel last: (B, H, W, C).
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

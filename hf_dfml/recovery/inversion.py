@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from hf_dfml.networks.generator import Generator
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip, random_roll
-from hf_dfml.recovery.objective import InversionWeights, inversion_loss
+from hf_dfml.recovery.gradient_source import GradientSource, autograd_gradient
+from hf_dfml.recovery.objective import FurtherTerm, InversionWeights, inversion_losses
+from hf_dfml.recovery.pixels import Pixels
 from hf_dfml.recovery.task import Task
 
 
@@ -47,7 +50,17 @@ class RecoveryConfig:
         return InversionWeights(self.ce_weight, self.bn_weight, self.tv_weight, self.l2_weight)
 
 
-def recover(teacher: Teacher, config: RecoveryConfig, size: int, generator: torch.Generator) -> Task:
+def recover(
+    teacher: Teacher,
+    config: RecoveryConfig,
+    size: int,
+    generator: torch.Generator,
+    further: FurtherTerm | None = None,
+    *,
+    renewed: Callable[[Tensor], FurtherTerm] | None = None,
+    outputs: Sequence[int] | None = None,
+    source: GradientSource = autograd_gradient,
+) -> Task:
     """Recover `images_per_class` images for each class of one teacher.
 
     Args:
@@ -55,67 +68,93 @@ def recover(teacher: Teacher, config: RecoveryConfig, size: int, generator: torc
         config: what is optimised, for how long, under which objective.
         size: height and width of the images; each teacher resizes to its own.
         generator: the source of all randomness, on the CPU.
+        further: a term of the method's own in the objective, such as FREE's boundary term.
+        renewed: instead of `further`: such a term made at each step from the images that the teacher is about to see
+            `(B, 3, H, W)`, whatever versions of them a gradient source then asks for.
+        outputs: which of the teacher's classes; all by default.
+        source: where the gradient with respect to the images comes from.
 
     Returns:
         The images of the cheapest step, class after class.
     """
     make = _generator_images if config.recovery == "generator" else _pixel_images
     device = next(teacher.parameters()).device
-    labels = torch.arange(teacher.num_classes, device=device).repeat_interleave(config.images_per_class)
-    images = make(teacher, labels, config, size, generator)
-    return Task(images.clamp(0, 1), labels, teacher.class_names, teacher.entry.id)
+    chosen = range(teacher.num_classes) if outputs is None else outputs
+    labels = torch.tensor(list(chosen), device=device).repeat_interleave(config.images_per_class)
+
+    def gradient_at(images: Tensor) -> tuple[Tensor, Tensor]:
+        term = renewed(images) if renewed else further
+        return source(partial(_losses, teacher, labels, config, term), images, generator)
+
+    images = make(teacher, labels, config, size, generator, gradient_at)
+    position = torch.arange(len(chosen), device=device).repeat_interleave(config.images_per_class)
+    return Task(images.clamp(0, 1), position, tuple(teacher.class_names[k] for k in chosen), teacher.entry.id)
+
+
+def _losses(
+    teacher: Teacher, labels: Tensor, config: RecoveryConfig, further: FurtherTerm | None, images: Tensor
+) -> Tensor:
+    """The inversion loss of each image: `(..., B, 3, H, W)` in [0, 1], augmented -> `(..., B)`."""
+    flat = images.flatten(0, -4)
+    losses, _ = inversion_losses(teacher, flat, labels.repeat(len(flat) // len(labels)), config.weights, further)
+    return losses.unflatten(0, images.shape[:-3])
+
+
+LossAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Augmented images -> mean loss and its gradient."""
 
 
 def _generator_images(
-    teacher: Teacher, labels: Tensor, config: RecoveryConfig, size: int, generator: torch.Generator
+    teacher: Teacher,
+    labels: Tensor,
+    config: RecoveryConfig,
+    size: int,
+    generator: torch.Generator,
+    gradient_at: LossAndGradient,
 ) -> Tensor:
     """CMI's way: the weights of a fresh generator and its inputs are optimised together."""
     network = Generator(config.latent_dim, config.generator_width, size).to(labels.device)
     network.reset_parameters(generator)
     latent = torch.randn(len(labels), config.latent_dim, generator=generator).to(labels.device).requires_grad_()
     optimizer = torch.optim.Adam([*network.parameters(), latent], config.recovery_lr, (0.5, 0.999))
-
-    def augment(images: Tensor) -> Tensor:
-        return random_crop_flip(images, generator, padding=config.shift, flip=config.flip)
-
-    return _best_iterate(lambda: network(latent), augment, teacher, labels, config, optimizer)
+    augment = partial(random_crop_flip, generator=generator, padding=config.shift, flip=config.flip)
+    return _best_iterate(lambda: network(latent), augment, config.recovery_steps, optimizer, gradient_at)
 
 
 def _pixel_images(
-    teacher: Teacher, labels: Tensor, config: RecoveryConfig, size: int, generator: torch.Generator
+    teacher: Teacher,
+    labels: Tensor,
+    config: RecoveryConfig,
+    size: int,
+    generator: torch.Generator,
+    gradient_at: LossAndGradient,
 ) -> Tensor:
     """DeepInversion's way (Yin et al., CVPR 2020): normalised pixels, projected into the valid range at each step."""
-    mean = torch.tensor(teacher.entry.mean, device=labels.device).view(1, 3, 1, 1)
-    std = torch.tensor(teacher.entry.std, device=labels.device).view(1, 3, 1, 1)
-    lowest, highest = -mean / std, (1 - mean) / std
-    pixels = torch.randn(len(labels), 3, size, size, generator=generator).to(labels.device)
-    pixels = pixels.clamp(lowest, highest).requires_grad_()
-    optimizer = torch.optim.Adam([pixels], config.recovery_lr)
-    # A projection after each step, not a clamp in the graph: a clamped pixel would get no gradient and stay stuck.
-    optimizer.register_step_post_hook(lambda *_: pixels.data.clamp_(lowest, highest))  # type: ignore[arg-type]
-
-    def augment(images: Tensor) -> Tensor:
-        return random_roll(images, generator, pixels=config.shift, flip=config.flip)
-
-    return _best_iterate(lambda: mean + std * pixels, augment, teacher, labels, config, optimizer)
+    start = torch.randn(len(labels), 3, size, size, generator=generator).to(labels.device)
+    pixels = Pixels(start, teacher.entry.mean, teacher.entry.std)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam([pixels.values], config.recovery_lr)
+    optimizer.register_step_post_hook(lambda *_: pixels.project())  # type: ignore[arg-type]
+    augment = partial(random_roll, generator=generator, pixels=config.shift, flip=config.flip)
+    return _best_iterate(lambda: pixels.images, augment, config.recovery_steps, optimizer, gradient_at)
 
 
 def _best_iterate(
     produce: Callable[[], Tensor],
     augment: Callable[[Tensor], Tensor],
-    teacher: Teacher,
-    labels: Tensor,
-    config: RecoveryConfig,
+    steps: int,
     optimizer: torch.optim.Optimizer,
+    gradient_at: LossAndGradient,
 ) -> Tensor:
-    """Minimise the inversion loss of `augment(produce())`; the images of the cheapest step, without a graph."""
+    """Minimise the mean loss of `augment(produce())`; the images of the cheapest step, without a graph."""
     best = produce().detach()
-    lowest = torch.full((), float("inf"), device=labels.device)
-    for _ in range(config.recovery_steps):
+    lowest = torch.full((), float("inf"), device=best.device)
+    for _ in range(steps):
         images = produce()
-        loss, _ = inversion_loss(teacher, augment(images), labels, config.weights)
+        seen = augment(images)
+        loss, gradient = gradient_at(seen.detach())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # The chain rule from the images that the teacher saw to whatever made them.
+        seen.backward(gradient)
         # torch.where instead of an if: reading the loss would make the accelerator wait at every step. It comes
         # before the step, which may change `images` in place.
         with torch.no_grad():

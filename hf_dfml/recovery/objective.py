@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -76,8 +76,41 @@ def total_variation(images: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(difference) for difference in differences]).sum()
 
 
+FurtherTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A term that a method adds to the inversion loss: augmented images, labels and the teacher's logits -> a scalar, or
+one number an image."""
+
+
+def boundary_term(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    r"""Minus the divergence of the student from the teacher, over the images on which both still agree.
+
+    :math:`-\frac1B \sum_j \eta_j KL(M(x_j) \Vert F(x_j))` with :math:`\eta_j = 1[\arg\max M(x_j) = \arg\max F(x_j)]`
+    (FREE, Eq. 1; the query sets of BiDf-MKD): images move towards the student's decision boundary, not past it.
+
+    Args:
+        teacher_logits: `(B, C)`.
+        student_logits: `(B, C)` of the same classes.
+
+    Returns:
+        A scalar, zero where teacher and student are equal or disagree on every image, else negative.
+    """
+    return boundary_terms(teacher_logits, student_logits).mean()
+
+
+def boundary_terms(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    """What each image adds to `boundary_term`: two times `(..., C)` -> `(...)`, which is zero or negative."""
+    agree = teacher_logits.argmax(-1) == student_logits.argmax(-1)
+    teacher, student = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return -(agree * divergence)
+
+
 def inversion_loss(
-    teacher: Teacher, images: Tensor, labels: Tensor, weights: InversionWeights
+    teacher: Teacher,
+    images: Tensor,
+    labels: Tensor,
+    weights: InversionWeights,
+    further: FurtherTerm | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss whose gradient moves `images` towards what `teacher` was trained on.
 
@@ -86,17 +119,35 @@ def inversion_loss(
         images: `(B, 3, H, W)` in [0, 1], already augmented.
         labels: `(B,)` the wanted class of each image.
         weights: weights of the terms.
+        further: a term of the method's own.
 
     Returns:
         the scalar loss, and the teacher's logits `(B, C)` for further terms.
     """
+    losses, logits = inversion_losses(teacher, images, labels, weights, further)
+    return losses.mean(), logits
+
+
+def inversion_losses(
+    teacher: Teacher,
+    images: Tensor,
+    labels: Tensor,
+    weights: InversionWeights,
+    further: FurtherTerm | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`inversion_loss` image by image, `(B,)`, whose mean it is, and the teacher's logits.
+
+    Cross-entropy (and perhaps `further`) are an image's own; the other terms are the batch's and added to each image.
+    """
     with watch_batch_norm(teacher) as distance:
         logits = teacher(images)
-    loss = weights.ce * F.cross_entropy(logits, labels)
+    losses = weights.ce * F.cross_entropy(logits, labels, reduction="none")
     if weights.bn:
-        loss = loss + weights.bn * distance.total(logits)
+        losses = losses + weights.bn * distance.total(logits)
     if weights.tv:
-        loss = loss + weights.tv * total_variation(images)
+        losses = losses + weights.tv * total_variation(images)
     if weights.l2:
-        loss = loss + weights.l2 * torch.linalg.vector_norm(images)
-    return loss, logits
+        losses = losses + weights.l2 * torch.linalg.vector_norm(images)
+    if further:
+        losses = losses + further(images, labels, logits)
+    return losses, logits

@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images, bars with their intervals, curves."""
+"""Pictures for people: grids of images, bars with their intervals, curves, maps."""
 
 from __future__ import annotations
 
@@ -147,6 +147,50 @@ def heat_map(matrix: Tensor, path: Path | str, *, title: str = "", label: str = 
     figure.colorbar(axes.imshow(matrix.cpu().numpy(), cmap="viridis", interpolation="nearest"), ax=axes)
     axes.set(xlabel=label, ylabel=label)
     axes.set_title(title, fontsize=10, loc="left")
+    return _ready(path, lambda file: figure.savefig(file, dpi=120))
+
+
+def neighbour_maps(
+    features: Mapping[str, Tensor], labels: Sequence[str], path: Path | str, *, title: str = ""
+) -> Path:
+    """Draw the same images as different networks see them: a t-SNE map of each network's features, side by side.
+
+    Args:
+        features: for each network `(n, D)`, of the same `n` images; `D` may differ.
+        labels: the class name of each image, by which the points are coloured.
+        path: the PNG file.
+        title: text above.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if there are fewer than four images, or not one row and one label for each.
+    """
+    from matplotlib.figure import Figure
+    from sklearn.manifold import TSNE
+
+    count = len(labels)
+    rows = {name: len(values) for name, values in features.items()}
+    if count < 4 or not rows or set(rows.values()) != {count}:
+        raise ValueError(f"A map needs the features of at least four images, found {count} labels and rows {rows}.")
+    columns = min(4, len(features))
+    lines = math.ceil(len(features) / columns)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * lines + 0.8), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for name, panel in zip(features, panels, strict=False):
+        tsne = TSNE(perplexity=min(30.0, (count - 1) / 3), init="pca", random_state=0)
+        points = tsne.fit_transform(features[name].cpu().float().numpy())
+        for label in dict.fromkeys(labels):
+            chosen = [index for index, other in enumerate(labels) if other == label]
+            panel.scatter(*points[chosen].T, s=8, label=label)
+        panel.set_title(name, fontsize=8)
+    for panel in panels:
+        panel.set(xticks=[], yticks=[])
+    for panel in panels[len(features) :]:
+        panel.set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
     return _ready(path, lambda file: figure.savefig(file, dpi=120))
 
 

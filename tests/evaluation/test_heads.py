@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -114,10 +115,10 @@ def test_vectorised_over_episodes_is_one_after_the_other(network: nn.Module, hea
     labels = torch.arange(4) % ways
     adapter = Adapter(network, ways, Adaptation(bn=bn, head=head, steps=3))
 
-    def one(support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-        return adapter.logits(adapter.fit(support, labels), support, query)
+    def one(support: torch.Tensor, query: torch.Tensor, under_vmap: bool = False) -> torch.Tensor:
+        return adapter.logits(adapter.fit(support, labels, under_vmap=under_vmap), support, query)
 
-    together = torch.func.vmap(one)(support, query)
+    together = torch.func.vmap(partial(one, under_vmap=True))(support, query)
     torch.testing.assert_close(together, torch.stack(list(map(one, support, query))), rtol=1e-3, atol=1e-4)
 
 

@@ -1,11 +1,11 @@
-"""Implicit gradient regularisation on quadratics, where everything has a closed form (SYSTEMS 14.3)."""
+"""Gradient regularisation and BELL on quadratics, where everything has a closed form (SYSTEMS 14.3 and 14.4)."""
 
 from functools import partial
 
 import pytest
 import torch
 
-from hf_dfml.learning.gradients import average_gradient, regularised_gradient
+from hf_dfml.learning.gradients import average_gradient, regularised_gradient, sequential_gradient
 
 TASKS, SIZE = 3, 4
 
@@ -80,3 +80,47 @@ def test_the_parameters_are_left_alone(problem):
     before = params["theta"].clone()
     regularised_gradient(losses, params, strength=0.5, order="second")
     assert torch.equal(params["theta"], before) and not params["theta"].requires_grad
+
+
+@pytest.mark.parametrize("lr", [1e-2, 1e-3])
+def test_bell_descends_the_sum_minus_alpha_times_the_earlier_gradients_through_the_later_hessians(problem, lr):
+    """SYSTEMS 14.4: (theta - theta~) / alpha = sum_i g_i - alpha sum_{j<i} H_i g_j + O(alpha^2)."""
+    losses, params, gradients, *_ = problem
+    zero = torch.zeros(SIZE, dtype=torch.float64)
+    hessians = [
+        torch.autograd.functional.hessian(lambda theta, one=one: one({"theta": theta}), zero) for one in losses
+    ]
+    earlier = sum(hessians[i] @ gradients[j] for i in range(TASKS) for j in range(i))
+    pseudo = TASKS * sequential_gradient(losses, params, lr=lr)[0]["theta"]
+    remainder = (pseudo - (gradients.sum(0) - lr * earlier)).norm()
+    assert remainder < 20 * lr**2 and lr * earlier.norm() > 100 * remainder
+
+
+def test_bell_is_the_displacement_of_plain_sgd_from_task_to_task(problem):
+    losses, params, *_ = problem
+    theta = params["theta"].clone().requires_grad_()
+    optimizer = torch.optim.SGD([theta], 0.3)
+    for one in losses:
+        optimizer.zero_grad()
+        one({"theta": theta}).backward()
+        optimizer.step()
+    pseudo = sequential_gradient(losses, params, lr=0.3)[0]["theta"]
+    assert torch.allclose(pseudo, (params["theta"] - theta.detach()) / (0.3 * TASKS))
+
+
+def test_bell_depends_on_the_order_of_the_tasks_and_erm_does_not(problem):
+    losses, params, *_ = problem
+    backwards = losses[::-1]
+    assert torch.allclose(
+        average_gradient(losses, params)[0]["theta"], average_gradient(backwards, params)[0]["theta"]
+    )
+    there, back = (sequential_gradient(tasks, params, lr=0.1)[0]["theta"] for tasks in (losses, backwards))
+    assert not torch.allclose(there, back, rtol=1e-2)
+
+
+def test_bell_of_a_vanishing_rate_is_erm_and_reports_the_same_metrics(problem):
+    losses, params, *_ = problem
+    erm, expected = average_gradient(losses, params)
+    bell, metrics = sequential_gradient(losses, params, lr=0.0)
+    assert torch.allclose(bell["theta"], erm["theta"])
+    assert metrics == expected == sequential_gradient(losses, params, lr=0.5)[1]

@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from hf_dfml.data.episodes import Episodes
-from hf_dfml.learning.inner_loop import InnerLoop, adapt, adapt_and_predict, meta_gradient, query_logits
+from hf_dfml.learning.inner_loop import (
+    InnerLoop,
+    adapt,
+    adapt_and_predict,
+    meta_gradient,
+    outer_loss,
+    query_logits,
+    unroll,
+)
 from hf_dfml.networks import create_network, functional_forward
 
 WAYS, SHOTS, QUERIES, EPISODES = 3, 2, 4, 3
@@ -95,3 +103,36 @@ def test_steps_lower_the_support_loss(model, episodes):
     assert loss(adapt(model, params, episodes.support[0], episodes.support_labels[0], InnerLoop(10, 0.1))) < loss(
         params
     )
+
+
+@pytest.mark.parametrize("bn", ["support", "transductive"])
+def test_the_outer_loss_reaches_the_images_through_the_unrolled_steps(model, episodes, bn):
+    """Against central differences: PURER moves images along this gradient."""
+    loop = InnerLoop(3, 0.1, bn)
+    tensors = [episodes.support[0], episodes.support_labels[0], episodes.query[0], episodes.query_labels[0]]
+    params = {name: value.detach() for name, value in model.named_parameters()}
+
+    def loss(part, images):
+        given = list(tensors)
+        given[part] = images
+        return outer_loss(model, params, loop, *given)[0]
+
+    generator = torch.Generator().manual_seed(3)
+    for part in (0, 2):
+        leaf = tensors[part].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(part, leaf), leaf)
+        direction = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
+        step = 1e-6 * direction
+        difference = (loss(part, tensors[part] + step) - loss(part, tensors[part] - step)) / 2e-6
+        assert (slope * direction).sum().item() == pytest.approx(difference.item(), rel=1e-4) and slope.abs().max() > 0
+
+
+def test_unrolled_steps_on_a_quadratic_have_a_closed_form():
+    """L = h theta^2 / 2: theta_k = (1 - lr h)^k theta_0, whose derivative only second order sees."""
+    theta = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    for second_order, slope in ((True, 0.7**4), (False, 1.0)):
+        end = unroll(
+            lambda params: 3 * params["theta"] ** 2 / 2, {"theta": theta}, steps=4, lr=0.1, second_order=second_order
+        )["theta"]
+        assert end.item() == pytest.approx(2 * 0.7**4)
+        assert torch.autograd.grad(end, theta)[0].item() == pytest.approx(slope)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from hf_dfml.methods.base import Context
 from hf_dfml.networks import create_network
@@ -16,6 +18,29 @@ from tests.pool.members import WAYS, write_pool
 def make_pool(folder: Path, count: int) -> ModelPool:
     """`count` random conv4_16 members for 16-pixel images of three classes."""
     return ModelPool.from_dir(write_pool(folder / "pool", count))
+
+
+def make_mixed_pool(folder: Path) -> ModelPool:
+    """Two members that share a class name and nothing else: architecture, classes, input size, normalisation.
+
+    Neither lists its classes in ascending order.
+    """
+    _write_network(folder / "mixed" / "conv", "conv4_16", 16, ["wolf", "ant", "cat"], mean=0.4, seed=1)
+    names = ["emu", "cat", "bee", "yak", "dog"]
+    _write_network(folder / "mixed" / "residual", "resnet10", 20, names, mean=0.6, seed=2)
+    return ModelPool.from_dir(folder / "mixed")
+
+
+def _write_network(folder: Path, arch: str, size: int, names: list[str], *, mean: float, seed: int) -> None:
+    folder.mkdir(parents=True)
+    network = create_network(
+        arch, num_classes=len(names), image_size=size, generator=torch.Generator().manual_seed(seed)
+    )
+    save_file(network.state_dict(), folder / "model.safetensors")
+    settings = {"input_size": [3, size, size], "mean": [mean] * 3, "std": [0.25] * 3}
+    settings["fixed_input_size"] = arch.startswith("conv4")
+    config = {"architecture": arch, "num_classes": len(names), "label_names": names, "pretrained_cfg": settings}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def make_model(seed: int = 0) -> torch.nn.Module:

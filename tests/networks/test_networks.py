@@ -22,6 +22,7 @@ def parameters(network):
         ("conv4", {}, 29541),
         ("conv4", {"img_size": 84}, 32901),
         ("conv4", {"global_pool": "max"}, 29061),
+        ("conv4_global", {"img_size": 84}, 29061),
         ("conv4_16", {}, 7861),
         ("conv4_16", {"img_size": 84}, 9541),
         ("conv4_64", {"in_chans": 1}, 113_221),  # 9*64 + 3*64 + 3 * (9*64*64 + 3*64) + 256*5 + 5

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_dfml.utils.pictures import bar_chart, curves, image_grid
+from hf_dfml.utils.pictures import bar_chart, curves, image_grid, neighbour_maps
 
 
 def test_grid_shows_every_image_at_its_place(tmp_path: Path) -> None:
@@ -50,3 +50,19 @@ def test_charts_and_curves_are_pictures(tmp_path: Path) -> None:
     lines = {"loss": [(0.0, 2.0), (1.0, 1.0)], "accuracy": [(0.0, 0.2)]}
     for path in (bar_chart(bars, tmp_path / "b.png", title="t", label="%"), curves(lines, tmp_path / "c" / "c.png")):
         assert min(Image.open(path).size) > 100
+
+
+def test_neighbour_maps_draw_a_panel_for_each_network(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = [name for name in "abc" for _ in range(6)]
+    features = {name: torch.randn(18, width, generator=generator) for name, width in (("m", 4), ("n", 9), ("o", 3))}
+    one = Image.open(neighbour_maps({"m": features["m"]}, labels, tmp_path / "one.png", title="t"))
+    three = Image.open(neighbour_maps(features, labels, tmp_path / "three.png", title="t"))
+    assert three.width == 3 * one.width and three.height == one.height
+
+
+def test_neighbour_maps_are_of_the_same_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least four images, found 5 labels and rows {'m': 5, 'n': 6}"):
+        neighbour_maps({"m": torch.rand(5, 2), "n": torch.rand(6, 2)}, list("aabbc"), tmp_path / "x.png")
+    with pytest.raises(ValueError, match="at least four images, found 3"):
+        neighbour_maps({"m": torch.rand(3, 2)}, list("abc"), tmp_path / "x.png")

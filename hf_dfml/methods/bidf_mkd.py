@@ -1,0 +1,192 @@
+"""BiDf-MKD: Learning to Learn from APIs: Black-Box Data-Free Meta-Learning (here with white boxes).
+
+Zixuan Hu, Li Shen, Zhenyi Wang, Baoyuan Wu, Chun Yuan, Dacheng Tao. ICML 2023, arXiv 2305.18413.
+
+Each step is one of the meta-model's Adam on the sum of a few episodes. One is an API episode whenever replay has
+stopped paying:
+1. Recover a support set from one teacher; adapt the meta-model to it by distillation (inner level).
+2. Recover a query set near the decision boundary of the adapted model; distil on it through the adaptation (outer
+   level). Both sets go into the bank.
+
+The others replay recovered tasks of all teachers, their classes mixed, with MAML (task interpolation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hf_dfml.learning.curriculum import PlateauSwitch
+from hf_dfml.learning.inner_loop import Parameters, unroll
+from hf_dfml.learning.optimisation import descend, parameters_of
+from hf_dfml.learning.replay import replay_gradient
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.inversion import (
+    InversionConfig,
+    InversionMethod,
+    choose_outputs,
+    distillation_of,
+    student_logits,
+)
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
+from hf_dfml.recovery.inversion import recover
+from hf_dfml.recovery.objective import FurtherTerm, boundary_terms
+from hf_dfml.utils.checkpoint import Tree
+
+
+@dataclass(frozen=True)
+class BiDfMKDConfig(InversionConfig):
+    """Hyper-parameters of BiDf-MKD; the defaults are the released scripts' (SYSTEMS 4 and 8)."""
+
+    steps: int = field(default=60_000, metadata={"help": "Outer steps."})
+    bn_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the batch-norm statistics (none: an API does not show them)."}
+    )
+    distillation_steps: int = field(default=10, metadata={"help": "Inner steps of distillation on a support set."})
+    distillation_lr: float = field(default=0.01, metadata={"help": "Rate of these SGD steps."})
+    distillation_ce: float = field(default=0.0, metadata={"help": "Weight of the student's cross-entropy beside KD."})
+    boundary_weight: float = field(default=1.0, metadata={"help": "Weight of the boundary term in query sets."})
+    boundary_start: int = field(default=4000, metadata={"help": "First step at which query sets have that term."})
+    replay_batch: int = field(default=4, metadata={"help": "Episodes an outer step, an API episode included."})
+    replay_patience: int = field(
+        default=200, metadata={"help": "Outer steps without a better accuracy after which the next API is asked."}
+    )
+    replay_max_batches: int = field(
+        default=0, metadata={"help": "Most outer steps from one API episode to the next; 0 for no limit."}
+    )
+    gradient: Literal["autograd", "zero_order"] = field(
+        default="autograd", metadata={"help": "Back-propagate through teachers, or estimate by queries alone."}
+    )
+    zero_order_directions: int = field(default=100, metadata={"help": "q: random directions of an estimate."})
+    zero_order_mu: float = field(default=0.00125, metadata={"help": "Length of its differences, in pixels of [0, 1]."})
+    zero_order_at_once: int = field(default=20, metadata={"help": "Directions whose images are queried together."})
+
+    def __post_init__(self) -> None:
+        if self.gradient == "zero_order" and (self.bn_weight or self.tv_weight or self.l2_weight):
+            raise ValueError(
+                "A zero-order gradient is estimated image by image: set bn_weight, tv_weight and l2_weight, which are "
+                f"terms of the whole batch, to 0; found {self.bn_weight}, {self.tv_weight} and {self.l2_weight}."
+            )
+
+
+class BiDfMKD(InversionMethod):
+    """The meta-learner of BiDf-MKD; see the module's docstring.
+
+    Args:
+        config: hyper-parameters.
+        model: the meta-model, on its device.
+        source: where gradients with respect to images come from; by default what `config.gradient` says.
+    """
+
+    Config = BiDfMKDConfig
+
+    def __init__(self, config: BiDfMKDConfig, model: nn.Module, source: GradientSource | None = None) -> None:
+        super().__init__(config, model)
+        self.config = config
+        self.name = "BiDf-MKD" if config.gradient == "autograd" else "BiDf-MKD (zero-order)"
+        self.num_steps = config.steps
+        self.switch = PlateauSwitch(config.replay_patience, longest=config.replay_max_batches)
+        self.source = source or _source(config)
+
+    def setup(self, pool: ModelPool, context: Context) -> None:
+        """Nothing is looked at beforehand."""
+        self.pool = pool
+
+    def step(self, context: Context) -> dict[str, float]:
+        """One outer step: an API episode if its time has come or there is too little to replay, and replay."""
+        config, generator = self.config, context.generator
+        total = {name: torch.zeros_like(value) for name, value in parameters_of(self.model).items()}
+        metrics: dict[str, float] = {}
+        api = self.switch.take(context.step) or not self._can_replay()
+        if api:
+            gradients, metrics = self._api_episode(context)
+            total = _sum(total, gradients)
+        replayed = config.replay_batch - api
+        if replayed and self._can_replay():
+            gradients, loss, accuracy = replay_gradient(
+                self.model, self.bank, config, generator, ways=self.ways, count=replayed
+            )
+            total = _sum(total, gradients)
+            metrics |= {"replay_loss": loss, "replay_accuracy": accuracy}
+            self.switch.observe(context.step, accuracy)
+        descend(self.optimizer, self.model, total)
+        return metrics | {"api_episode": float(api), "bank_images": float(len(self.bank))}
+
+    def _can_replay(self) -> bool:
+        return len(self.bank.ready(self.config.replay_shots + self.config.replay_queries)) >= self.ways
+
+    def _api_episode(self, context: Context) -> tuple[Parameters, dict[str, float]]:
+        """Gradient of the outer distillation loss with respect to the meta-model, and metrics."""
+        config, generator = self.config, context.generator
+        teacher = self.pool.load(int(torch.randint(len(self.pool), (), generator=generator)))
+        outputs = choose_outputs(teacher.num_classes, self.ways, generator)
+        support = recover(teacher, config, self.size, generator, outputs=outputs, source=self.source)
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters_of(self.model).items()}
+        inner = distillation_of(self.model, teacher, support, outputs, config, generator)
+        adapted = unroll(
+            inner, leaves, steps=config.distillation_steps, lr=config.distillation_lr, second_order=config.second_order
+        )
+        hard = config.boundary_weight > 0 and context.step >= config.boundary_start
+        renewed = boundary_held(self.model, adapted, outputs, config.boundary_weight) if hard else None
+        query = recover(teacher, config, self.size, generator, renewed=renewed, outputs=outputs, source=self.source)
+        self.remember([support, query])
+        loss = distillation_of(self.model, teacher, query, outputs, config, generator)(adapted)
+        gradients = torch.autograd.grad(loss, list(leaves.values()))
+        return dict(zip(leaves, gradients, strict=True)), {"kd_loss": loss.item(), "boundary": float(hard)}
+
+    def state_dict(self) -> Tree:
+        """The common state, the switch and the queries asked so far."""
+        queries = self.source.queries if isinstance(self.source, ZeroOrderGradient) else 0
+        return super().state_dict() | {"switch": self.switch.state_dict(), "queries": queries}
+
+    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+        """Take over what `state_dict` gave, in place of `setup`."""
+        super().load_state_dict(state, pool, context)
+        self.pool = pool
+        self.switch.load_state_dict(state["switch"])
+        if isinstance(self.source, ZeroOrderGradient):
+            self.source.queries = state["queries"]
+
+
+def boundary_held(
+    model: nn.Module, params: Parameters, outputs: list[int], weight: float
+) -> Callable[[Tensor], FurtherTerm]:
+    """The boundary term against a student that is asked once for each batch, without a graph.
+
+    Only the teacher carries the gradient, and where an estimate perturbs what the teacher sees, the student's answer
+    is held while the agreement of both is looked at again (SYSTEMS 4.2). The divergence is the KL in either case.
+
+    Args:
+        model: the meta-model.
+        params: the (adapted) student's parameters by name.
+        outputs: which of the teacher's outputs the student's first ones are.
+        weight: of the term.
+    """
+    params = {name: value.detach() for name, value in params.items()}
+
+    def around(batch: Tensor) -> FurtherTerm:
+        with torch.no_grad():
+            student = student_logits(model, params, batch, len(outputs))
+
+        def term(images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+            versions = len(logits) // len(student)
+            return weight * boundary_terms(logits[:, outputs], student.repeat(versions, 1))
+
+        return term
+
+    return around
+
+
+def _source(config: BiDfMKDConfig) -> GradientSource:
+    if config.gradient == "autograd":
+        return autograd_gradient
+    return ZeroOrderGradient(config.zero_order_directions, config.zero_order_mu, config.zero_order_at_once)
+
+
+def _sum(first: Parameters, second: Parameters) -> Parameters:
+    return {name: value + second[name] for name, value in first.items()}

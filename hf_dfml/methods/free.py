@@ -1,0 +1,181 @@
+"""FREE: Faster and Better Data-Free Meta-Learning.
+
+Yongxian Wei, Zixuan Hu, Zhenyi Wang, Li Shen, Chun Yuan, Dacheng Tao. CVPR 2024, arXiv 2405.00984.
+
+Each step:
+1. FIVE: recover a task from each of b teachers in k steps from a meta-generator, which learns from it (Alg. 1). During
+   the warm-up it does nothing else.
+2. BELL: let the meta-model learn from these tasks one after the other, Reptile's way, so that the gradients of
+   different teachers' tasks come to agree (Alg. 2).
+3. Replay recovered tasks of all teachers, their classes mixed, with MAML (Eq. 4).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hf_dfml.learning.gradients import average_gradient, sequential_gradient
+from hf_dfml.learning.optimisation import descend, parameters_of
+from hf_dfml.learning.replay import replay_until_plateau
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.inversion import (
+    InversionConfig,
+    InversionMethod,
+    boundary_against,
+    choose_outputs,
+    distillation_task,
+)
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher import Teacher
+from hf_dfml.recovery.inversion import recover
+from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
+from hf_dfml.recovery.task import Task
+from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.images import to_unit
+
+PICTURED_TEACHERS = 4
+"""Teachers through which the same images are mapped."""
+
+
+@dataclass(frozen=True)
+class FREEConfig(MetaGeneratorConfig, InversionConfig):
+    """Hyper-parameters of FREE; the defaults are the paper's, and the released scripts' where it names none.
+
+    The four rows of the paper's ablation (Table 5) are the four settings of `five` and `bell`.
+    """
+
+    steps: int = field(default=1000, metadata={"help": "Steps, those of the warm-up included (the paper's epochs)."})
+    warmup: int = field(
+        default=20, metadata={"help": "First steps in which the meta-generator learns alone; none without --five."}
+    )
+    teachers_per_step: int = field(default=4, metadata={"help": "b: teachers drawn (with replacement) in a step."})
+    five: bool = field(
+        default=True,
+        metadata={
+            "help": "Recover by the meta-generator; without, from scratch as --recovery and --recovery_steps say."
+        },
+    )
+    boundary_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the boundary term, by which images get hard for the meta-model."}
+    )
+    bell: bool = field(
+        default=True, metadata={"help": "Learn from the tasks one after the other; without, from their mean (ERM)."}
+    )
+    bell_lr: float = field(default=1e-3, metadata={"help": "alpha: rate of BELL's inner SGD step on each task."})
+    distillation_ce: float = field(default=0.0, metadata={"help": "Weight of the student's cross-entropy beside KD."})
+    bank_per_class: int = field(default=400, metadata={"help": "Recovered images kept for each class name."})
+    replay_batch: int = field(default=10, metadata={"help": "Episodes an outer step."})
+    replay_patience: int = field(
+        default=10, metadata={"help": "Outer steps without a better accuracy that end a replay."}
+    )
+
+
+class FREE(InversionMethod):
+    """The meta-learner of FREE; see the module's docstring.
+
+    BELL's (or ERM's) gradient goes to the Adam that the replay uses as well, so that `outer_lr` stands for the paper's
+    epsilon; taken literally, a step of epsilon * alpha = 1e-6 would leave the meta-model where it is.
+
+    Raises:
+        ValueError: if the steps end with the warm-up.
+    """
+
+    Config = FREEConfig
+
+    def __init__(self, config: FREEConfig, model: nn.Module) -> None:
+        if config.five and config.steps <= config.warmup:
+            raise ValueError(
+                f"steps={config.steps} ends with the {config.warmup} steps of warm-up, before anything is learned: "
+                f"give --steps above {config.warmup}, or a shorter --warmup."
+            )
+        super().__init__(config, model)
+        self.config = config
+        self.num_steps = config.steps
+        self.name = _name(config)
+        device = next(model.parameters()).device
+        self.meta_generator = MetaGenerator(config, self.size, device) if config.five else None
+
+    def setup(self, pool: ModelPool, context: Context) -> None:
+        """Draw the meta-generator's weights."""
+        self.pool = pool
+        if self.meta_generator:
+            self.meta_generator.reset_parameters(context.generator)
+
+    def step(self, context: Context) -> dict[str, float]:
+        """Recover (FIVE), and after the warm-up distil (BELL) and replay."""
+        config, generator = self.config, context.generator
+        drawn = torch.randint(len(self.pool), (config.teachers_per_step,), generator=generator).tolist()
+        teachers = [self.pool.load(index) for index in drawn]
+        started = time.monotonic()
+        if self.meta_generator and context.step < config.warmup:
+            _, metrics = self.meta_generator.recover(teachers, generator)
+            return metrics | {"recovery_seconds": time.monotonic() - started}
+        tasks, metrics = self._recover(teachers, generator)
+        metrics |= {"recovery_seconds": time.monotonic() - started}
+        self.remember(tasks)
+        losses = [
+            distillation_task(self.model, teacher, task, config, generator)
+            for teacher, task in zip(teachers, tasks, strict=True)
+        ]
+        params = parameters_of(self.model)
+        gradients, distilled = (
+            sequential_gradient(losses, params, lr=config.bell_lr) if config.bell else average_gradient(losses, params)
+        )
+        descend(self.optimizer, self.model, gradients)
+        replayed = replay_until_plateau(self.model, self.optimizer, self.bank, config, generator, ways=self.ways)
+        return metrics | distilled | replayed | {"bank_images": float(len(self.bank))}
+
+    def _recover(self, teachers: list[Teacher], generator: torch.Generator) -> tuple[list[Task], dict[str, float]]:
+        """A task from each teacher on L_G = CE + the boundary term against the meta-model as it stands (Eq. 1)."""
+        config, params = self.config, parameters_of(self.model)
+        terms = [
+            boundary_against(
+                self.model, params, choose_outputs(teacher.num_classes, self.ways, generator), config.boundary_weight
+            )
+            if config.boundary_weight
+            else None
+            for teacher in teachers
+        ]
+        if self.meta_generator:
+            return self.meta_generator.recover(teachers, generator, terms)
+        recovered = zip(teachers, terms, strict=True)
+        return [recover(teacher, config, self.size, generator, term) for teacher, term in recovered], {}
+
+    def state_dict(self) -> Tree:
+        """The common state and the meta-generator's."""
+        own = {"meta_generator": self.meta_generator.state_dict()} if self.meta_generator else {}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+        """Take over what `state_dict` gave, in place of `setup`."""
+        super().load_state_dict(state, pool, context)
+        self.pool = pool
+        if self.meta_generator:
+            self.meta_generator.load_state_dict(state["meta_generator"])
+
+    def pictures(self, folder: Path) -> list[Path]:
+        """Recovered images, and how some of the teachers see the same ones (Fig. 4)."""
+        from hf_dfml.utils.pictures import neighbour_maps
+
+        paths = super().pictures(folder)
+        if not len(self.bank):
+            return paths
+        shown = [(name, image) for name in self.bank.class_names[:10] for image in self.bank[name][-20:]]
+        images = to_unit(torch.stack([image for _, image in shown]))
+        members = range(0, len(self.pool), max(1, len(self.pool) // PICTURED_TEACHERS))[:PICTURED_TEACHERS]
+        with torch.no_grad():
+            features = {self.pool[index].id: self.pool.load(index).features(images) for index in members}
+        title = "The same recovered images through different teachers (t-SNE of their features)"
+        return [*paths, neighbour_maps(features, [name for name, _ in shown], folder / "teachers.png", title=title)]
+
+
+def _name(config: FREEConfig) -> str:
+    """FREE, FREE (k=2), FREE without FIVE, ..."""
+    switched_off = [name for name, on in (("FIVE", config.five), ("BELL", config.bell)) if not on]
+    steps = f" (k={config.adaptation_steps})" if config.five and config.adaptation_steps != 5 else ""
+    return f"FREE{steps}" + (f" without {' and '.join(switched_off)}" if switched_off else "")

@@ -1,0 +1,129 @@
+"""PURER: Architecture, Dataset and Model-Scale Agnostic Data-free Meta-Learning.
+
+Zixuan Hu, Li Shen, Zhenyi Wang, Tongliang Liu, Chun Yuan, Dacheng Tao. CVPR 2023, arXiv 2303.11183.
+
+Episode curriculum inversion (ECI); each step:
+1. Learn the images of all the pool's classes, one shared data set, by inversion of the members. While the meta-model's
+   accuracy does not improve, the images are also moved to make its episodes harder (gradient switch).
+2. One step of MAML on episodes of these images, their classes mixed across members.
+
+Its calibration at meta-test, ICFIL, is `hf_dfml/evaluation/icfil.py` (`head="icfil"` of an exam).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from hf_dfml.learning.curriculum import PlateauSwitch
+from hf_dfml.learning.fusion import average_state
+from hf_dfml.learning.inner_loop import outer_loss
+from hf_dfml.learning.optimisation import parameters_of
+from hf_dfml.learning.replay import EpisodeConfig, replay_step
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.inversion import RecoveryMethod
+from hf_dfml.methods.weight_space import member_states, require_same_network
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.recovery.dynamic_dataset import DynamicDataset, DynamicDatasetConfig
+from hf_dfml.utils.checkpoint import Tree
+
+
+@dataclass(frozen=True)
+class PURERConfig(EpisodeConfig, DynamicDatasetConfig):
+    """Hyper-parameters of PURER; the defaults are the released scripts' (SYSTEMS 3.1 and 8)."""
+
+    steps: int = field(default=60_000, metadata={"help": "Outer steps."})
+    members_per_step: int = field(
+        default=0, metadata={"help": "Members drawn for each update of the images; 0: all (PURER-Plus: 13 of 100)."}
+    )
+    average: bool = field(
+        default=False,
+        metadata={"help": "Start from the element-wise average of the pool, which must be of the meta-model's kind."},
+    )
+    adversarial_weight: float = field(
+        default=10.0, metadata={"help": "Weight of minus the outer loss of an episode, where the switch is on."}
+    )
+    warmup: int = field(default=4000, metadata={"help": "First steps without the adversarial term."})
+    patience: int = field(
+        default=6, metadata={"help": "Steps without a better accuracy that switch the adversarial term on once."}
+    )
+    inner_steps: int = field(default=1, metadata={"help": "Inner SGD steps in meta-training."})
+    replay_batch: int = field(default=4, metadata={"help": "Episodes an outer step."})
+
+
+class PURER(RecoveryMethod):
+    """The meta-learner of PURER; see the module's docstring.
+
+    Raises:
+        ValueError: if a class has too few images for an episode.
+    """
+
+    name = "PURER"
+    Config = PURERConfig
+    bank: DynamicDataset
+
+    def __init__(self, config: PURERConfig, model: nn.Module) -> None:
+        needed = config.replay_shots + config.replay_queries
+        if config.images_per_class < needed:
+            raise ValueError(
+                f"images_per_class={config.images_per_class}: an episode of {config.replay_shots} shots and "
+                f"{config.replay_queries} queries takes {needed} images of each class."
+            )
+        settings: dict = model.pretrained_cfg  # type: ignore[assignment]
+        images = DynamicDataset(config, settings["input_size"][-1], settings["mean"], settings["std"])
+        super().__init__(model, config.outer_lr, images)
+        self.config = config
+        self.num_steps = config.steps
+        self.switch = PlateauSwitch(config.patience, config.warmup)
+
+    def setup(self, pool: ModelPool, context: Context) -> None:
+        """Start the images from noise and, if asked to, the meta-model from the pool's average.
+
+        Raises:
+            ValueError: if the pool has fewer classes than an episode, or cannot be averaged into the meta-model.
+        """
+        self.pool = pool
+        names = dict.fromkeys(name for entry in pool for name in entry.class_names)
+        if len(names) < self.ways:
+            raise ValueError(f"The pool knows {len(names)} classes, episodes have {self.ways}: ask for fewer --ways.")
+        self.bank.begin(names, context.generator, context.device)
+        if self.config.average:
+            require_same_network(pool)
+            members = member_states(pool, self.model)
+            self.model.load_state_dict(average_state(members, [entry.id for entry in pool]))
+
+    def step(self, context: Context) -> dict[str, float]:
+        """Move the images, then the meta-model."""
+        config, generator = self.config, context.generator
+        harder = self.switch.take(context.step)
+        further = -config.adversarial_weight * self._episode_loss(generator) if harder else None
+        chosen = torch.randperm(len(self.pool), generator=generator)[: config.members_per_step or None].tolist()
+        metrics = self.bank.learn((self.pool.load(index) for index in chosen), generator, further)
+        loss, accuracy = replay_step(self.model, self.optimizer, self.bank, config, generator, ways=self.ways)
+        self.switch.observe(context.step, accuracy)
+        return metrics | {"outer_loss": loss, "outer_accuracy": accuracy, "adversarial": float(harder)}
+
+    def _episode_loss(self, generator: torch.Generator) -> Tensor:
+        """The outer loss of one random episode; its graph goes through the inner loop into the pixels."""
+        config = self.config
+        episode = self.bank.learnable_episode(
+            generator, ways=self.ways, shots=config.replay_shots, queries=config.replay_queries
+        )
+        params = {name: value.detach() for name, value in parameters_of(self.model).items()}
+        # Second order whatever the outer step is: without it the support set would get no gradient.
+        loop = replace(config.inner_loop, second_order=True)
+        tensors = (episode.support, episode.support_labels, episode.query, episode.query_labels)
+        loss, _ = outer_loss(self.model, params, loop, *(tensor[0] for tensor in tensors))
+        return loss
+
+    def state_dict(self) -> Tree:
+        """The common state and the switch."""
+        return super().state_dict() | {"switch": self.switch.state_dict()}
+
+    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+        """Take over what `state_dict` gave, in place of `setup`."""
+        super().load_state_dict(state, pool, context)
+        self.pool = pool
+        self.switch.load_state_dict(state["switch"])

@@ -1,0 +1,154 @@
+"""PURER's dynamic data set: learnable images of every class of a pool, which all members move together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_dfml.data.episodes import Episodes
+from hf_dfml.pool.teacher import Teacher
+from hf_dfml.recovery.augment import random_roll
+from hf_dfml.recovery.bank import RecoveredImages
+from hf_dfml.recovery.objective import InversionWeights, inversion_loss
+from hf_dfml.recovery.pixels import Pixels
+from hf_dfml.utils.images import to_uint8
+
+
+@dataclass(frozen=True)
+class DynamicDatasetConfig:
+    """How the images of a pool's classes are learnt; the defaults are PURER's (SYSTEMS 3.1)."""
+
+    images_per_class: int = field(
+        default=20,
+        metadata={"help": "Images of each class name; at least the shots and queries of an episode together."},
+    )
+    recovery_lr: float = field(default=0.25, metadata={"help": "Adam's rate for the (normalised) pixels."})
+    ce_weight: float = field(default=1.0, metadata={"help": "Weight of a teacher's cross-entropy."})
+    bn_weight: float = field(default=0.01, metadata={"help": "Weight of the batch-norm statistics."})
+    tv_weight: float = field(default=1e-4, metadata={"help": "Weight of the total variation, of pixels in [0, 1]."})
+    l2_weight: float = field(default=1e-5, metadata={"help": "Weight of the norm of the pixels in [0, 1]."})
+    shift: int = field(default=2, metadata={"help": "Pixels of random shift before a teacher sees its images."})
+
+    @property
+    def weights(self) -> InversionWeights:
+        """The weights of the inversion objective."""
+        return InversionWeights(self.ce_weight, self.bn_weight, self.tv_weight, self.l2_weight)
+
+
+class DynamicDataset(RecoveredImages):
+    """Learnable images by class name under one Adam (PURER, CVPR 2023; SYSTEMS 3.1).
+
+    Classes of different members with the same name share their images. Pixels are learnt in the normalised space of
+    the meta-model and brought back to [0, 1] after each step; a teacher resizes and normalises for itself, so that
+    members of any input size and normalisation fit. (The released code never brings them back, and knows one
+    normalisation only.)
+
+    Args:
+        config: number of images, rate and objective.
+        size: height and width of the images.
+        mean: per channel, of pixels in [0, 1]: with `std` the space in which pixels are learnt.
+        std: per channel.
+    """
+
+    def __init__(self, config: DynamicDatasetConfig, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.config, self.size, self.mean, self.std = config, size, mean, std
+        self._place: dict[str, int] = {}
+
+    def begin(self, class_names: Iterable[str], generator: torch.Generator, device: torch.device | str) -> None:
+        """Start with noise for each class; names that occur twice are one class."""
+        self._place = {name: index for index, name in enumerate(dict.fromkeys(class_names))}
+        shape = (len(self._place), self.config.images_per_class, 3, self.size, self.size)
+        self._hold(torch.randn(shape, generator=generator).to(device))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All class names of the pool, in the order of their first member."""
+        return tuple(self._place)
+
+    def __getitem__(self, class_name: str) -> Tensor:
+        """uint8 `(n, 3, H, W)`."""
+        return to_uint8(self.pixels[self._place[class_name]])
+
+    def count(self, class_name: str) -> int:
+        """How many images a class has: the same for all."""
+        return self.config.images_per_class
+
+    def pick(self, class_name: str, rows: Tensor) -> Tensor:
+        """The images `rows` of one class, `(B, 3, H, W)` in [0, 1], with a graph to the pixels."""
+        return self.pixels[self._place[class_name], rows.to(self.pixels.values.device)]
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator, *, ways: int, shots: int, queries: int) -> Episodes:
+        """Draw `count` episodes of images as they are now; see `RecoveredImages.sample`."""
+        return super().sample(count, generator, ways=ways, shots=shots, queries=queries)
+
+    def learnable_episode(self, generator: torch.Generator, *, ways: int, shots: int, queries: int) -> Episodes:
+        """One episode whose images carry a graph to the pixels, for a loss that is to move them."""
+        return super().sample(1, generator, ways=ways, shots=shots, queries=queries)
+
+    @torch.no_grad()
+    def newest(self, count: int) -> Tensor:
+        """About `count` of the images, spread evenly over the classes, `(B, 3, H, W)` in [0, 1]."""
+        return super().newest(count)
+
+    def task_of(self, class_names: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Images and labels as a member of these classes, in the order of its outputs, is to see them.
+
+        Returns:
+            images `(B, 3, H, W)` in [0, 1] with a graph to the pixels, class after class, and labels `(B,)`, which
+            count in the order of `class_names`, whatever the order of the classes here (the released PURER-Plus
+            mislabels classes that a member does not list in ascending order, SYSTEMS 3.2).
+        """
+        places = torch.tensor([self._place[name] for name in class_names], device=self.pixels.values.device)
+        labels = torch.arange(len(places), device=places.device).repeat_interleave(self.config.images_per_class)
+        return self.pixels[places].flatten(0, 1), labels
+
+    def learn(
+        self, teachers: Iterable[Teacher], generator: torch.Generator, further: Tensor | None = None
+    ) -> dict[str, float]:
+        """One step of Adam on the sum of the members' inversion losses, each with the same weight.
+
+        Args:
+            teachers: the members, one at a time in memory if they come from a generator.
+            generator: draws the shift of each member's images.
+            further: a scalar with a graph to the pixels that is added to the sum.
+
+        Returns:
+            the metric `inversion_loss`, the mean of the members' losses.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for teacher in teachers:
+            images, labels = self.task_of(teacher.class_names)
+            shifted = random_roll(images, generator, pixels=self.config.shift)
+            loss, _ = inversion_loss(teacher, shifted, labels, self.config.weights)
+            # At once, so that one member's graph is held at a time; every call adds to the pixels' gradient.
+            loss.backward()
+            losses.append(loss.detach())
+        if further is not None:
+            further.backward()
+        self.optimizer.step()
+        self.pixels.project()
+        return {"inversion_loss": torch.stack(losses).mean().item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Class names, pixels and the optimiser."""
+        return {
+            "class_names": list(self._place),
+            "pixels": self.pixels.values.detach(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        """Take over what `state_dict` gave, in place of `begin`."""
+        self._place = {name: index for index, name in enumerate(state["class_names"])}
+        self._hold(state["pixels"].to(device))
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _hold(self, values: Tensor) -> None:
+        self.pixels = Pixels(values, self.mean, self.std)
+        self.optimizer = torch.optim.Adam([self.pixels.values], self.config.recovery_lr)

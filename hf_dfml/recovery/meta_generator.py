@@ -1,0 +1,130 @@
+"""FIVE: recovery in a few steps from a meta-learned generator (FREE, Wei et al., CVPR 2024)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_dfml.networks.generator import Generator
+from hf_dfml.pool.teacher import Teacher
+from hf_dfml.recovery.augment import random_crop_flip
+from hf_dfml.recovery.inversion import RecoveryConfig
+from hf_dfml.recovery.objective import FurtherTerm, inversion_loss
+from hf_dfml.recovery.task import Task
+from hf_dfml.utils.checkpoint import Tree
+
+BETAS = (0.5, 0.999)
+
+
+@dataclass(frozen=True)
+class MetaGeneratorConfig(RecoveryConfig):
+    """How tasks are recovered by a meta-generator; the defaults are the paper's (section 5.1; SYSTEMS 5.1)."""
+
+    images_per_class: int = field(default=20, metadata={"help": "Images recovered for each class of a teacher."})
+    bn_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the batch-norm statistics (FREE's Eq. 1 has no such term)."}
+    )
+    adaptation_steps: int = field(
+        default=5, metadata={"help": "k: steps in which the meta-generator adapts to a teacher (FREE_5; 2 in FREE_2)."}
+    )
+    adaptation_lr: float = field(default=1e-3, metadata={"help": "Adam's rate for the generator's copy in them."})
+    latent_lr: float = field(default=1e-3, metadata={"help": "Adam's rate for the generator's inputs in them."})
+    meta_generator_lr: float = field(default=1e-3, metadata={"help": "gamma: rate of the meta-generator's Adam."})
+
+
+class MetaGenerator:
+    r"""A generator from whose weights `adaptation_steps` steps recover a task from any teacher (FREE, Alg. 1).
+
+    For each of `b` teachers a copy of the generator and fresh inputs take `k` steps of Adam on the inversion loss. One
+    more forward pass, at the adapted weights, gives the images that are returned and the gradient :math:`g_i` of the
+    loss there, which the meta-generator takes for its own (first order): a step along :math:`\frac1b\sum_i g_i`.
+
+    The released code takes both from before the last step, sums over the teachers and forgets Adam's moments after
+    every step (SYSTEMS 5.1); here the optimiser persists.
+
+    Args:
+        config: steps, rates, and the weights of the objective.
+        size: height and width of the images; each teacher resizes to its own.
+        device: where the generator lives.
+    """
+
+    def __init__(self, config: MetaGeneratorConfig, size: int, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.network = Generator(config.latent_dim, config.generator_width, size).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), config.meta_generator_lr, BETAS)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draw fresh weights; before the first recovery."""
+        self.network.reset_parameters(generator)
+
+    def recover(
+        self,
+        teachers: Sequence[Teacher],
+        generator: torch.Generator,
+        further: Sequence[FurtherTerm | None] | None = None,
+    ) -> tuple[list[Task], dict[str, float]]:
+        """Recover a task from each teacher and learn from it how the next ones are recovered.
+
+        Args:
+            teachers: `b` frozen pool members.
+            generator: the source of all randomness, on the CPU.
+            further: for each teacher a term of the method's own in the objective, such as the boundary term.
+
+        Returns:
+            the tasks, `images_per_class` images for each class of a teacher, class after class; and the metric
+            `generator_loss`, the mean loss after adaptation.
+        """
+        terms = further or [None] * len(teachers)
+        tasks, gradients, losses = [], [], []
+        for teacher, term in zip(teachers, terms, strict=True):
+            task, gradient, loss = self._adapt(teacher, generator, term)
+            tasks.append(task)
+            gradients.append(gradient)
+            losses.append(loss)
+        for parameter, parts in zip(self.network.parameters(), zip(*gradients, strict=True), strict=True):
+            parameter.grad = torch.stack(parts).mean(0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return tasks, {"generator_loss": torch.stack(losses).mean().item()}
+
+    def _adapt(
+        self, teacher: Teacher, generator: torch.Generator, further: FurtherTerm | None
+    ) -> tuple[Task, tuple[Tensor, ...], Tensor]:
+        """The k steps on a copy; the task, the gradient at the adapted weights and the loss there."""
+        config, network = self.config, copy.deepcopy(self.network)
+        device = next(network.parameters()).device
+        labels = torch.arange(teacher.num_classes, device=device).repeat_interleave(config.images_per_class)
+        latent = torch.randn(len(labels), config.latent_dim, generator=generator).to(device).requires_grad_()
+        groups = [
+            {"params": list(network.parameters()), "lr": config.adaptation_lr},
+            {"params": [latent], "lr": config.latent_lr},
+        ]
+        optimizer = torch.optim.Adam(groups, betas=BETAS)
+
+        def loss_of(images: Tensor) -> Tensor:
+            augmented = random_crop_flip(images, generator, padding=config.shift, flip=config.flip)
+            return inversion_loss(teacher, augmented, labels, config.weights, further)[0]
+
+        for _ in range(config.adaptation_steps):
+            loss = loss_of(network(latent))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        images = network(latent)
+        loss = loss_of(images)
+        gradient = torch.autograd.grad(loss, list(network.parameters()))
+        task = Task(images.detach(), labels, teacher.class_names, teacher.entry.id)
+        return task, gradient, loss.detach()
+
+    def state_dict(self) -> Tree:
+        """The meta-generator and its optimiser."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Take over what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])

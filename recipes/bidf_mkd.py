@@ -1,0 +1,18 @@
+"""BiDf-MKD: bi-level distillation (Hu et al., ICML 2023) over a pool of pretrained classifiers, here as white boxes.
+
+    accelerate launch recipes/bidf_mkd.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/bidf-mkd
+    accelerate launch recipes/bidf_mkd.py --config recipes/configs/bidf-mkd-cifar-fs-paper.yaml --pool pools/cifar-fs
+    accelerate launch recipes/bidf_mkd.py --config recipes/configs/bidf-mkd-cifar-fs-cpu.yaml --pool pools/cifar-fs
+    accelerate launch recipes/bidf_mkd.py ... --gradient zero_order              # gradients by queries alone
+    accelerate launch recipes/bidf_mkd.py ... --resume_from_checkpoint latest    # go on after an interruption
+
+Members may differ in architecture, classes, image size and data set. Without options the schedule is the paper's (a
+GPU's work); the files in recipes/configs are sized for other machines.
+"""
+
+from hf_dfml.arguments import parse
+from hf_dfml.methods.bidf_mkd import BiDfMKD
+from hf_dfml.pipeline import RunConfig, run
+
+if __name__ == "__main__":
+    run(BiDfMKD, *parse(BiDfMKD, RunConfig, description=__doc__))

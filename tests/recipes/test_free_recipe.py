@@ -1,0 +1,95 @@
+"""FREE from the command line: its configurations, a small run of the recipe, the ablation's options, the benchmark."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_dfml.arguments import parse
+from hf_dfml.cli import METHODS
+from hf_dfml.data import dataset_info
+from hf_dfml.evaluation import read_results
+from hf_dfml.methods.free import FREE
+from hf_dfml.networks import create_network
+from hf_dfml.pipeline import RunConfig, run
+from tests.pool.members import write_member
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "recipes" / "configs").glob("free-*.yaml"))
+TINY = """--ways 3 --shots 1 --episodes 3 --validation_episodes 2 --validate_every 2 --checkpoint_every 2
+--arch conv4_16 --steps 3 --warmup 1 --teachers_per_step 2 --images_per_class 4 --latent_dim 8 --generator_width 4
+--adaptation_steps 2 --recovery_steps 2 --replay_queries 2 --replay_batch 2 --replay_max_batches 1
+--inner_steps 1 --log_with none"""
+
+
+def glyph_pool(folder, count=3):
+    names = dataset_info("glyphs").classes["train"]
+    for index in range(count):
+        write_member(folder / f"m-{index}", seed=index, label_names=list(names[index : index + 3][::-1]))
+    return folder
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configurations_are_read_and_say_what_was_not_measured(path):
+    method, config = parse(FREE, RunConfig, ["--config", str(path), "--pool", "x"])
+    FREE(method, create_network(config.arch, num_classes=config.ways, image_size=32))
+    assert config.dataset and config.output_dir == f"runs/{path.stem}"
+    assert "not measured" in path.read_text().lower()
+
+
+def test_the_papers_configuration_is_the_default():
+    paper, _ = parse(FREE, RunConfig, ["--config", str(ROOT / "recipes" / "configs" / "free-cifar-fs-paper.yaml")])
+    assert paper == FREE.Config()
+
+
+def test_the_learning_of_the_cpu_configuration_is_that_of_tgr():
+    """Side by side with the same learning hyper-parameters."""
+    import yaml
+
+    free, tgr = (
+        yaml.safe_load((ROOT / "recipes" / "configs" / f"{name}-cifar-fs-cpu.yaml").read_text())
+        for name in ("free", "tgr")
+    )
+    names = ("second_order", "bn", "inner_lr", "outer_lr", "replay_batch", "replay_patience", "replay_max_batches")
+    assert {name: free.get(name) for name in names} == {name: tgr.get(name) for name in names}
+    assert free["steps"] - free["warmup"] == tgr["steps"]
+
+
+@pytest.mark.parametrize("ablation", ["", "--five false --bell false"], ids=["both", "neither"])
+def test_a_run_leaves_a_model_a_card_and_results(tmp_path, ablation):
+    words = [*TINY.split(), "--dataset", "glyphs", "--pool", str(glyph_pool(tmp_path / "pool")), *ablation.split()]
+    rows = run(FREE, *parse(FREE, RunConfig, [*words, "--output_dir", str(tmp_path / "run")]), argv=["test"])
+    assert read_results(tmp_path / "run") == rows
+    assert rows[0].method == ("FREE without FIVE and BELL" if ablation else "FREE (k=2)")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["hf_dfml"]["method_config"]["adaptation_steps"] == 2
+    assert "CVPR 2024, arXiv 2405.00984" in (tmp_path / "run" / "README.md").read_text()
+    assert {"recovered.png", "teachers.png"} <= {path.name for path in (tmp_path / "run" / "pictures").iterdir()}
+
+
+def test_the_recipe_and_the_command_line_know_the_method():
+    assert METHODS["free"] == "FREE"
+    assert "run(FREE, *parse(FREE, RunConfig" in (ROOT / "recipes" / "free.py").read_text()
+
+
+def test_the_benchmark_ends_with_one_line_of_json(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("benchmark_recovery", ROOT / "benchmarks" / "recovery.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    pool = glyph_pool(tmp_path / "pool")
+    words = f"--pool {pool} --members 3 --teachers_per_step 2 --warmup 1 --recovery_steps 3 --images_per_class 2"
+    words += " --latent_dim 8 --generator_width 4 --student_steps 2"
+    for more, names in (
+        ([], []),
+        (["--dataset", "glyphs"], ["FREE, 5 steps", "FREE, 2 steps", "from scratch, 3 steps"]),
+    ):
+        module.main([*words.split(), *more])
+        printed = capsys.readouterr().out.strip().splitlines()
+        result = json.loads(printed[-1])
+        assert result["benchmark"] == "recovery" and result["unit"] == "seconds a task"
+        assert result["ratio"] == pytest.approx(result["baseline"] / result["ours"], rel=0.02)
+        assert list(result["student_accuracy"]) == names and (result["teacher_accuracy"] is None) is not bool(names)
+        assert ("what the images are good for was not measured" in "\n".join(printed)) is not bool(names)
