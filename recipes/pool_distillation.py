@@ -1,0 +1,16 @@
+"""Pool distillation: one network that represents images as a whole pool of pretrained classifiers does.
+
+    accelerate launch recipes/pool_distillation.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/pool
+    accelerate launch recipes/pool_distillation.py --config recipes/configs/pool-distillation-cifar-fs-cpu.yaml
+    accelerate launch recipes/pool_distillation.py --pool my-org --arch resnet12      # a better student; no exam
+    accelerate launch recipes/pool_distillation.py ... --resume_from_checkpoint latest
+
+The configuration wants --pool as well. Without options the schedule is the same, sized for two CPU cores.
+"""
+
+from hf_dfml.arguments import parse
+from hf_dfml.methods.pool_distillation import PoolDistillation
+from hf_dfml.pipeline import RunConfig, run
+
+if __name__ == "__main__":
+    run(PoolDistillation, *parse(PoolDistillation, RunConfig, description=__doc__))
