@@ -14,6 +14,7 @@ SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help
 LIST_OPTIONS = ("--shots",)
 METHODS = {
     "bidf_mkd": "BiDfMKD",
+    "dro": "DRO",
     "free": "FREE",
     "pool_distillation": "PoolDistillation",
     "purer": "PURER",
@@ -136,7 +137,7 @@ def train(
     context: typer.Context,
     method: Annotated[
         str,
-        typer.Argument(help="The method: bidf-mkd, free, pool-distillation, purer or tgr (files of hf_dfml/methods)."),
+        typer.Argument(help="bidf-mkd, dro, free, pool-distillation, purer or tgr: files of hf_dfml/methods."),
     ],
 ) -> None:
     """Run a method's recipe: `hf-dfml train tgr --help` lists its options (they are those of `recipes/tgr.py`)."""

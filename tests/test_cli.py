@@ -94,7 +94,7 @@ def test_adapt_labels_each_picture(capsys, meta_folder, tmp_path):
     ("words", "message"),
     [
         (["evaluate", "nowhere/at/all", "--dataset", "glyphs"], "There is no folder nowhere/at/all"),
-        (["train", "maml9"], "There is no method 'maml9': expected one of bidf_mkd, free, p"),
+        (["train", "maml9"], "There is no method 'maml9': expected one of bidf_mkd, dro, free"),
         (["train", "tgr"], "No pool was named"),
         (["train", "tgr", "--config", "none.yaml"], "There is no configuration file none.yaml"),
     ],
