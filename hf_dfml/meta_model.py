@@ -27,6 +27,7 @@ from hf_dfml.pool import hub
 from hf_dfml.pool.checks import read_json
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.loading import build_network, load_teacher
+from hf_dfml.pool.lock import LOCK_NAME, published_lock
 from hf_dfml.pool.reading import read_entry
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.inputs import Images, as_batch, list_class_folders
@@ -213,11 +214,12 @@ class MetaModel:
         token: str | None = None,
         commit_message: str | None = None,
     ) -> str:
-        """Publish weights, config, card, pictures and results in one commit; the repository's address.
+        """Publish weights, config, card, pictures, results and lock file in one commit; the repository's address.
 
         Args:
             repo_id: `org/name`; the repository is made if it does not exist.
-            folder: where card, pictures and `results.json` lie; by default where the model was loaded from or saved.
+            folder: where card, pictures, `results.json` and `pool.lock.json` lie; by default where the model was
+                loaded from or saved.
             private: whether a new repository is private.
             revision: the branch, which must exist; the default branch otherwise.
             token: a token with write access; by default the one that `hf auth login` stored.
@@ -229,8 +231,8 @@ class MetaModel:
         hub.check_id(repo_id)
         api = hub.hub_api()
         # None leaves it to the organisation's setting.
-        address = api.create_repo(repo_id, private=private or None, exist_ok=True, token=token)
-        if private and not api.model_info(address.repo_id, token=token).private:
+        address = hub.insist(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True, token=token))
+        if private and not hub.insist(lambda: api.model_info(address.repo_id, token=token)).private:
             raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
         source = Path(folder) if folder is not None else self.folder
         with tempfile.TemporaryDirectory() as name:
@@ -240,12 +242,14 @@ class MetaModel:
             copy = MetaModel(self.network, self.config)
             copy.save_pretrained(staged)
             _name_repository(staged / CARD_NAME, str(address.repo_id))
-            api.upload_folder(
-                repo_id=address.repo_id,
-                folder_path=staged,
-                revision=revision,
-                token=token,
-                commit_message=commit_message or f"Meta-model ({self.config.method or 'hf_dfml'})",
+            hub.insist(
+                lambda: api.upload_folder(
+                    repo_id=address.repo_id,
+                    folder_path=staged,
+                    revision=revision,
+                    token=token,
+                    commit_message=commit_message or f"Meta-model ({self.config.method or 'hf_dfml'})",
+                )
             )
         return str(address)
 
@@ -329,7 +333,7 @@ def _ordered(labels: list[Any]) -> list[Any]:
 
 
 def _copy_card(source: Path, target: Path) -> None:
-    """The card and what it shows: not checkpoints, logs or anything else of a run's folder."""
+    """The card, what it shows, and the pool's lock file: not checkpoints, logs or anything else of a run's folder."""
     for name in (CARD_NAME, RESULTS_NAME):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -338,6 +342,8 @@ def _copy_card(source: Path, target: Path) -> None:
             if file.suffix in (".png", ".yaml") and file.is_file():
                 (target / folder).mkdir(exist_ok=True)
                 shutil.copyfile(file, target / folder / file.name)
+    if (source / LOCK_NAME).is_file():
+        atomic_write(target / LOCK_NAME, published_lock(source / LOCK_NAME))
 
 
 def _name_repository(card: Path, repo_id: str) -> None:

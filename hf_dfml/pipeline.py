@@ -44,7 +44,9 @@ class RunConfig(TrainerConfig):
 
     pool: str = field(
         default="",
-        metadata={"help": "The teachers: a folder, a Hub user or organisation, a collection, or ids by comma."},
+        metadata={
+            "help": "The teachers: a folder, a pool.lock.json, a Hub user or organisation, a collection, ids by comma."
+        },
     )
     num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
     dataset: str | None = field(
@@ -97,12 +99,16 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     accelerator.print(f"{method.name}: {len(pool)} teachers, {method.num_steps} steps on {accelerator.device}.")
     suited = _suited(method)
     validate = _validation(config, suited) if config.dataset else None
+    if accelerator.is_main_process:
+        # Now, so that a run that is interrupted can go on with the same members.
+        pool.lock(config.output_dir)
     outcome = Trainer(method, pool, config, accelerator, validate).fit()
     accelerator.end_training()
     if not outcome.finished or not accelerator.is_main_process:
         return []
 
     folder = Path(config.output_dir)
+    pool.lock(folder)  # Again: it now has the hashes of what was fetched on the way.
     adapt = _best_head(outcome.model, config) if config.dataset else Adaptation()
     results = final_exam(method.name, outcome.model, pool, config, (suited, adapt), command) if config.dataset else []
     meta = MetaModel.of(

@@ -64,7 +64,7 @@ def quickstart_run(folder: Path, seed: int) -> RunConfig:
         dataset="glyphs",
         output_dir=str(folder),
         seed=seed,
-        episodes=200,
+        episodes=100,
         validation_episodes=40,
         validate_every=2,
         checkpoint_every=1,

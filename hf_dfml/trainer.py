@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_dfml.methods.base import Context, Method
+from hf_dfml.methods.base import Context, Method, require_white_boxes
+from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
 from hf_dfml.utils.progress import progress
@@ -81,16 +82,20 @@ class Trainer:
         config: folder, intervals, limits.
         accelerator: device, precision and trackers.
         validate: scores a snapshot; None keeps the last snapshot.
+
+    Raises:
+        ValueError: if the pool is one of black boxes and the method needs weights.
     """
 
     def __init__(
         self,
         method: Method,
-        pool: ModelPool,
+        pool: ModelPool | BlackBoxPool,
         config: TrainerConfig,
         accelerator: Accelerator,
         validate: Validation | None = None,
     ) -> None:
+        require_white_boxes(method, pool)
         self.method, self.pool, self.config, self.accelerator, self.validate = (
             method,
             pool,
@@ -108,9 +113,12 @@ class Trainer:
         )
         self._best: dict[str, torch.Tensor] | None = None
         self._stop: str | None = None
+        self._remedy = "the same command"
 
     def fit(self) -> Outcome:
-        """Run to the last step, or until Ctrl-C or `max_minutes`; both leave a checkpoint.
+        """Run to the last step, or until Ctrl-C, `max_minutes` or the end of a black-box pool's budget.
+
+        Each of these leaves a checkpoint.
 
         Raises:
             FileExistsError: if the folder holds another run's checkpoints and no resume was asked for.
@@ -124,7 +132,13 @@ class Trainer:
         with self._catch_interrupt(), bar:
             while state.step < total and not self._stop:
                 self.context.step = state.step
-                metrics = self._step()
+                try:
+                    metrics = self._step()
+                except QueryBudgetError as error:
+                    self._stop = str(error)
+                    self._remedy = f"a larger --max_queries (or end here, with --steps {state.step})"
+                    self.save_checkpoint()
+                    break
                 state.step += 1
                 state.seconds = time.monotonic() - started
                 last = state.step == total
@@ -143,7 +157,7 @@ class Trainer:
         if self._stop:
             self.accelerator.print(
                 f"Stopped after step {state.step} of {total}: {self._stop}. "
-                "Go on with the same command and --resume_from_checkpoint latest."
+                f"Go on with {self._remedy} and --resume_from_checkpoint latest."
             )
         return Outcome(self._chosen(), state, finished=state.step >= total)
 
@@ -159,6 +173,7 @@ class Trainer:
                     "method_config": asdict(self.method.config),
                     "method": self.method.state_dict(),
                     "best": self._best,
+                    "queries": self.pool.count.state_dict() if isinstance(self.pool, BlackBoxPool) else None,
                 },
             )
             for old in sorted(self._checkpoints().glob("step-*"))[: -self.config.keep_checkpoints]:
@@ -182,6 +197,8 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self.context.generator.set_state(state["generator"])
         self._best = state["best"]
+        if isinstance(self.pool, BlackBoxPool):
+            self.pool.count.load_state_dict(state.get("queries") or {})
         self.method.load_state_dict(state["method"], self.pool, self.context)
 
     def _begin(self) -> None:
@@ -206,8 +223,13 @@ class Trainer:
         remove_folder(self.folder / "setup")
 
     def _step(self) -> dict[str, float]:
+        generator = self.context.generator.get_state()
         try:
             return self.method.step(self.context)
+        except QueryBudgetError:
+            # The step is taken anew when the run goes on, from the same numbers.
+            self.context.generator.set_state(generator)
+            raise
         except FloatingPointError as error:
             newest = max(self._checkpoints().glob("step-*"), default=None)
             raise FloatingPointError(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from hf_dfml.pool.black_box import BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.checkpoint import Tree, load_tree, save_tree
 
@@ -54,7 +55,9 @@ class Method(Protocol):
         num_steps: how many steps make a run.
 
     A class may also name, as `exam_head` and `exam_bn`, the head and the batch norm that suit its meta-model: those of
-    its validation and of the first rows of its exam. Without them they are the papers' `finetune`, and `support`.
+    its validation and of the first rows of its exam. Without them they are the papers' `finetune`, and `support`. One
+    that learns from answers alone says `black_boxes = True`; no other is given a `BlackBoxPool`. It raises
+    `QueryBudgetError` from a step that it leaves no trace of, so that the run can go on with a larger budget.
     """
 
     name: str
@@ -63,7 +66,7 @@ class Method(Protocol):
     model: nn.Module
     num_steps: int
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: ModelPool | BlackBoxPool, context: Context) -> None:
         """Look at the pool once, before the first step; not repeated when a run is resumed."""
         ...
 
@@ -79,10 +82,24 @@ class Method(Protocol):
         """Everything that later steps depend on."""
         ...
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: ModelPool | BlackBoxPool, context: Context) -> None:
         """Stand where `state_dict` was taken, without `setup`."""
         ...
 
     def pictures(self, folder: Path) -> list[Path]:
         """Draw what a person would rather look at into `folder`; the files written."""
         ...
+
+
+def require_white_boxes(method: Any, pool: object) -> None:
+    """Refuse black boxes to a method (or its class) that looks into its teachers.
+
+    Raises:
+        ValueError: if `pool` is a pool of black boxes and the method cannot learn from answers alone.
+    """
+    if isinstance(pool, BlackBoxPool) and not getattr(method, "black_boxes", False):
+        name = method.__name__ if isinstance(method, type) else method.name
+        raise ValueError(
+            f"{name} needs the weights of its teachers, and a black-box pool gives answers only: use BiDf-MKD "
+            "(recipes/bidf_mkd.py), or give the members themselves."
+        )

@@ -18,6 +18,7 @@ from hf_dfml.learning.optimisation import calibrate_batch_norm
 from hf_dfml.learning.replay import ReplayConfig
 from hf_dfml.methods.base import Context
 from hf_dfml.networks.functional import functional_forward
+from hf_dfml.pool.black_box import BlackBox, BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip
@@ -80,7 +81,7 @@ class RecoveryMethod:
             "bank": self.bank.state_dict(),
         }
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: ModelPool | BlackBoxPool, context: Context) -> None:
         """Take over what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -136,7 +137,7 @@ def choose_outputs(count: int, ways: int, generator: torch.Generator) -> list[in
     return torch.randperm(count, generator=generator)[:ways].sort().values.tolist()
 
 
-def teacher_logits(teacher: Teacher, images: torch.Tensor, outputs: list[int]) -> torch.Tensor:
+def teacher_logits(teacher: Teacher | BlackBox, images: torch.Tensor, outputs: list[int]) -> torch.Tensor:
     """The teacher's logits `(B, len(outputs))` for the chosen outputs, without a graph."""
     with torch.no_grad():
         return teacher(images)[:, outputs]
@@ -157,7 +158,7 @@ def distillation_task(
 
 def distillation_of(
     model: nn.Module,
-    teacher: Teacher,
+    teacher: Teacher | BlackBox,
     task: Task,
     outputs: list[int],
     config: InversionConfig,

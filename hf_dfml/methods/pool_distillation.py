@@ -119,7 +119,7 @@ class PoolDistillation:
         self.objective["map"].load_state_dict({"weight": start})
         parts = [
             context.memo(f"recovered-{index:04d}", partial(self._recover, pool, index, context))
-            for index in progress(range(len(pool)), description="Recovering images", unit="member")
+            for index in progress(pool.walk(), description="Recovering images", total=len(pool), unit="member")
         ]
         members = torch.cat([torch.full((len(part["images"]),), index) for index, part in enumerate(parts)])
         self.recovered = _first_of(parts, pool)
@@ -144,8 +144,9 @@ class PoolDistillation:
         indices = range(first, min(first + MEMBERS_AT_ONCE, len(pool)))
 
         def members() -> Iterator[tuple[int, Teacher | Probabilities]]:
-            for index in progress(indices, description="Computing the targets", unit="member"):
-                teacher = pool.load(index)
+            teachers = zip(indices, pool.stream(indices), strict=True)
+            bar = progress(teachers, description="Computing the targets", total=len(indices), unit="member")
+            for index, teacher in bar:
                 yield index, teacher if self.config.target_outputs == "features" else partial(_probabilities, teacher)
 
         return joint_products(members(), self.images, self.config, context.seed)

@@ -80,7 +80,7 @@ class TGR(InversionMethod):
             return
         probe = load_probe(self.config.probe, pool).to(context.device)
         embeddings = []
-        for index in progress(range(len(pool)), description="Embedding the pool", unit="member"):
+        for index in progress(pool.walk(), description="Embedding the pool", total=len(pool), unit="member"):
             embedded = context.memo(f"embedding-{index:04d}", partial(self._embed, index, probe, context))
             embeddings.append(embedded["embedding"])
             if self.config.keep_embedded:

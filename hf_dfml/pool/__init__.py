@@ -1,8 +1,19 @@
 """Where teachers live: pools of pretrained classifiers in folders and on the Hub."""
 
+from hf_dfml.pool.black_box import BlackBox, BlackBoxPool, QueryBudgetError
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.inspection import check_pool, pool_table
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 
-__all__ = ["MemberError", "ModelPool", "PoolEntry", "Teacher", "check_pool", "pool_table"]
+__all__ = [
+    "BlackBox",
+    "BlackBoxPool",
+    "MemberError",
+    "ModelPool",
+    "PoolEntry",
+    "QueryBudgetError",
+    "Teacher",
+    "check_pool",
+    "pool_table",
+]

@@ -32,6 +32,10 @@ class TeacherCache:
         self._teachers: OrderedDict[Hashable, tuple[Teacher, int]] = OrderedDict()
         self._lock = threading.RLock()
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether the teacher of that key is kept now."""
+        return key in self._teachers
+
     def get(self, key: Hashable, load: Callable[[], Teacher]) -> Teacher:
         """The teacher of that key, from the cache or by calling `load`."""
         with self._lock:

@@ -48,6 +48,7 @@ class PoolEntry:
         dataset: the data set it was trained on, a hint.
         classes: the global ids of its classes in that data set, a hint.
         val_accuracy: accuracy of the stored weights on held-out images, in [0, 1].
+        sha256: what its files must hash to, by file name; empty where no lock file says so.
         problem: why the member cannot be used; None if nothing is known against it.
     """
 
@@ -66,6 +67,7 @@ class PoolEntry:
     dataset: str | None = None
     classes: tuple[int, ...] | None = None
     val_accuracy: float | None = None
+    sha256: dict[str, str] = field(default_factory=dict, hash=False)
     problem: str | None = None
 
     @property

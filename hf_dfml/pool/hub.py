@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import sleep
 from typing import TypeVar
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, ModelInfo, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -26,16 +30,28 @@ from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
+    httpx,
     validate_repo_id,
 )
 
+from hf_dfml.pool.digests import git_sha1_of, sha256_of_new
 from hf_dfml.pool.entry import CONFIG_NAME, MemberError
 from hf_dfml.utils.progress import progress
 
+logger = logging.getLogger(__name__)
+
 WORKERS = 8
+TRIES = 5
+"""How often a call is made that the server answers with "not now", or a file is asked for that arrives damaged."""
+LONGEST_WAIT = 300
+"""Seconds that a server may make us wait before a call is repeated."""
+_NOT_NOW = (408, 429, 500, 502, 503, 504)
 _CLIENT_BARS = "huggingface_hub"  # The group of all bars that the client draws by itself.
 _SHA = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"\w[\w.\-/]{0,254}")
+_quiet = 0
+_quiet_lock = threading.Lock()
+"""How many threads want no bars now."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -73,6 +89,11 @@ def check_id(id: str, revision: str | None = None) -> None:
         raise MemberError(id, f"revision '{revision}' is not a branch, tag or commit")
 
 
+def list_models(author: str) -> list[ModelInfo]:
+    """The models of a user or organisation with commit, files and tags of each: one request a page."""
+    return insist(lambda: list(hub_api().list_models(author=author, full=True)))
+
+
 def resolve_revision(id: str, revision: str | None) -> str:
     """The commit sha that a branch or tag stands for: one request, none for a sha or under `HF_HUB_OFFLINE=1`.
 
@@ -88,7 +109,7 @@ def resolve_revision(id: str, revision: str | None) -> str:
             raise MemberError(id, f"is not in the local cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set")
         return sha
     try:
-        sha = hub_api().model_info(id, revision=revision).sha
+        sha = insist(lambda: hub_api().model_info(id, revision=revision)).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise MemberError(id, why_not_found(error)) from error
     if not is_sha(sha):
@@ -100,12 +121,33 @@ def resolve_revision(id: str, revision: str | None) -> str:
 def download(id: str, name: str, revision: str) -> Path:
     """One file of a commit, from the local cache if it is there (then nothing is sent).
 
+    What arrives is compared with the hash that the server promised, and asked for again if it is not that: the client
+    itself looks at the size alone.
+
     Raises:
-        MemberError: if the repository has no such file or may not be read.
+        MemberError: if the repository has no such file, it may not be read, or it arrives damaged each time.
     """
     check_id(id, revision)
+    path = _cache_folder(id) / "snapshots" / revision / name
+    if is_sha(revision) and path.is_file():
+        return path
+    seen: set[str] = set()
+    for _ in range(TRIES):
+        path = _download(id, name, revision)
+        promised, found = _promised_hash(path)
+        # The same bytes twice were not damaged on their way: that server's ETag is no hash, or a stale one.
+        if promised == found or found in seen:
+            return path
+        logger.warning("%s: %s arrived damaged and is fetched again.", id, name)
+        seen.add(found)
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    raise MemberError(id, f"{name} arrives damaged: expected hash {promised}, found {found}")
+
+
+def _download(id: str, name: str, revision: str) -> Path:
     try:
-        return Path(hub_api().hf_hub_download(id, name, revision=revision))
+        return Path(insist(lambda: hub_api().hf_hub_download(id, name, revision=revision)))
     except LocalEntryNotFoundError as error:
         if not is_offline():
             raise  # The connection failed: that is not the member's fault.
@@ -114,6 +156,53 @@ def download(id: str, name: str, revision: str) -> Path:
         raise MemberError(id, f"has no {name}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise MemberError(id, why_not_found(error)) from error
+
+
+def _promised_hash(path: Path) -> tuple[str, str]:
+    """The hash after which the cache names a file, and that of its content; equal where the name is no hash."""
+    blob = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name, sha256_of_new(blob)
+    if _SHA.fullmatch(blob.name):  # What is not in large file storage has git's hash.
+        return blob.name, git_sha1_of(blob)
+    return blob.name, blob.name
+
+
+def insist(call: Callable[[], Result]) -> Result:
+    """`call()`, made again where the server says "not now" (429, 503, ...) or the connection breaks.
+
+    Waits as long as the server asks (`Retry-After`), else 1, 2, 4 and 8 seconds. The client insists by itself on some
+    calls and not on others, and which ones changes with its version.
+
+    Raises:
+        Exception: what `call` raised last, after `TRIES` times, or at once if asking again cannot help.
+    """
+    for attempt in range(TRIES):
+        try:
+            return call()
+        except (HfHubHTTPError, httpx.TransportError, OSError) as error:
+            wait = _seconds_to_wait(error, attempt)
+            if wait is None or attempt == TRIES - 1:
+                raise
+            # Neither address nor headers: they could hold what is private.
+            logger.info("The Hub could not answer (%s): asking again in %g s.", type(error).__name__, wait)
+        sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
+    """How long to wait before the next try; None where the error is final."""
+    usual = float(2**attempt)
+    if isinstance(error, HfHubHTTPError):
+        if error.response.status_code not in _NOT_NOW:
+            return None
+        asked = error.response.headers.get("Retry-After", "")
+        return min(float(asked), LONGEST_WAIT) if asked.isdecimal() else usual
+    if isinstance(error, httpx.TransportError):
+        # Where nobody listens, nobody will listen in a few seconds.
+        return None if isinstance(error, httpx.ConnectError) else usual
+    # A file shorter than promised is an OSError that no operating system has raised.
+    return usual if type(error) is OSError and error.errno is None else None
 
 
 def why_not_found(error: Exception) -> str:
@@ -132,7 +221,7 @@ def is_offline() -> bool:
 
 def cached_revision(id: str, revision: str | None = None) -> str | None:
     """The newest commit of a repository in the local cache that has a config, or that of a branch or tag."""
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=id, repo_type="model")
+    folder = _cache_folder(id)
     ref = folder / "refs" / (revision or "main")
     if ref.is_file():
         sha = ref.read_text().strip()
@@ -142,6 +231,10 @@ def cached_revision(id: str, revision: str | None = None) -> str | None:
     configs = [path for path in folder.glob(f"snapshots/*/{CONFIG_NAME}") if is_sha(path.parent.name)]
     newest = max(configs, key=lambda path: path.lstat().st_mtime, default=None)
     return newest.parent.name if newest else None
+
+
+def _cache_folder(id: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=id, repo_type="model")
 
 
 def cached_ids(author: str) -> list[str]:
@@ -166,15 +259,26 @@ def in_parallel(
 @contextmanager
 def quiet_client(quiet: bool = True) -> Iterator[None]:
     """Without the client's own progress bars, one for each small file, below ours."""
+    global _quiet
     # Where HF_HUB_DISABLE_PROGRESS_BARS is set, the user has decided already and the client refuses to be told.
-    quiet = quiet and constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled(_CLIENT_BARS)
-    if quiet:
-        disable_progress_bars(_CLIENT_BARS)
+    if not quiet or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
+        yield
+        return
+    with _quiet_lock:
+        if _quiet or not are_progress_bars_disabled(_CLIENT_BARS):
+            _quiet += 1
+            counted = True
+            disable_progress_bars(_CLIENT_BARS)
+        else:
+            counted = False  # Somebody else's wish, which is not ours to end.
     try:
         yield
     finally:
-        if quiet:
-            enable_progress_bars(_CLIENT_BARS)
+        if counted:
+            with _quiet_lock:
+                _quiet -= 1
+                if not _quiet:
+                    enable_progress_bars(_CLIENT_BARS)
 
 
 def is_terminal() -> bool:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import overload
 
 import torch
+from torch import Tensor
 
 from hf_dfml.pool import sources
+from hf_dfml.pool.black_box import BlackBoxPool, Output, QueryCount, told
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.loading import load_teacher
+from hf_dfml.pool.lock import write_lock
+from hf_dfml.pool.prefetch import WORKERS, Prefetcher
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.utils.progress import progress
 
@@ -24,7 +28,7 @@ CACHE_BYTES = 2 << 30
 class ModelPool(Sequence[PoolEntry]):
     """An immutable sequence of pool entries that loads a member's weights when asked to.
 
-    Pools made from this one (`filter`, `sample`, `split`, slices) share its cache of loaded teachers.
+    Pools made from this one (`filter`, `sample`, `split`, slices) share its cache of loaded teachers and its threads.
 
     Args:
         entries: the members; ids must be distinct.
@@ -48,6 +52,7 @@ class ModelPool(Sequence[PoolEntry]):
         cache_bytes: int = CACHE_BYTES,
         device: torch.device | str = "cpu",
         cache: TeacherCache | None = None,
+        prefetcher: Prefetcher | None = None,
     ) -> None:
         self._entries = tuple(entries)
         self._index = {entry.id: index for index, entry in enumerate(self._entries)}
@@ -57,6 +62,7 @@ class ModelPool(Sequence[PoolEntry]):
             raise ValueError(f"The pool has two members called '{double}': ids must be distinct, rename one of them.")
         self.device = torch.device(device)
         self.cache = cache or TeacherCache(cache_bytes)
+        self.prefetcher = prefetcher or Prefetcher(sources.fetch)
 
     @classmethod
     def from_dir(cls, folder: Path | str, *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
@@ -92,12 +98,25 @@ class ModelPool(Sequence[PoolEntry]):
         return cls(sources.list_collection(slug), cache_bytes=cache_bytes)
 
     @classmethod
+    def from_lock(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
+        """The very pool that a run wrote into its `pool.lock.json`: same members, same order, same bytes.
+
+        A member whose files are others has a problem, or is refused when it is loaded; the rest can be used.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no lock file.
+        """
+        return cls(sources.list_lock(path), cache_bytes=cache_bytes)
+
+    @classmethod
     def open(cls, spec: str | Path | Sequence[str], *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
         """The pool that a command line or a recipe names.
 
         Args:
-            spec: a folder, a user or organisation, a collection, a repository id (`org/name` or `org/name@revision`),
-                or several of these as a list or separated by commas. A folder that exists goes before a Hub name.
+            spec: a folder, the `pool.lock.json` of an earlier run, a user or organisation, a collection, a repository
+                id (`org/name` or `org/name@revision`), or several of these as a list or separated by commas. What
+                exists on this disk goes before a Hub name.
             cache_bytes: how many bytes of loaded teachers are kept at most.
 
         Raises:
@@ -143,8 +162,67 @@ class ModelPool(Sequence[PoolEntry]):
         """
         entry = self._find(member)
         return self.cache.get(
-            (entry.identity, self.device), lambda: load_teacher(sources.fetch(entry)).to(self.device)
+            (entry.identity, self.device), lambda: load_teacher(self.prefetcher.get(entry)).to(self.device)
         )
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Fetch the files of members in the background and return at once; their `load` waits for what is missing.
+
+        A few threads fetch them in this order. Only files are fetched, so that no teacher takes memory before it is
+        loaded. Members that are loaded or lie in folders are passed over. What goes wrong is raised by `load`.
+
+        Args:
+            indices: positions in the pool.
+        """
+        entries = [self._entries[index] for index in indices]
+        self.prefetcher.start(
+            entry
+            for entry in entries
+            if entry.problem is None
+            and not sources.is_on_disk(entry)
+            and (entry.identity, self.device) not in self.cache
+        )
+
+    def walk(self, indices: Iterable[int] | None = None, *, ahead: int = WORKERS) -> Iterator[int]:
+        """The indices one after another, while the files of the next members are fetched.
+
+        For loops that need not load every member they come to; the others take `stream`.
+
+        Args:
+            indices: positions in the pool; all members by default.
+            ahead: how many members are fetched before they are asked for, at most.
+        """
+        order = list(range(len(self)) if indices is None else indices)
+        for position, index in enumerate(order):
+            self.prefetch(order[position + 1 : position + 1 + ahead])
+            yield index
+
+    def stream(self, indices: Iterable[int] | None = None, *, ahead: int = WORKERS) -> Iterator[Teacher]:
+        """The teachers one after another, each loaded when it is asked for, while the files of the next are fetched.
+
+        In memory are what the caller holds and the cache, whatever the length of the pool.
+
+        Args:
+            indices: positions in the pool; all members by default.
+            ahead: how many members are fetched before they are asked for, at most.
+
+        Raises:
+            MemberError: when the iteration comes to a member that cannot be used.
+        """
+        return map(self.load, self.walk(indices, ahead=ahead))
+
+    def lock(self, path: Path | str) -> Path:
+        """Write `pool.lock.json`, which pins every member to its files' bytes; see `hf_dfml.pool.lock`.
+
+        Nothing is fetched: of a member on the Hub whose weights are not on this disk, the commit is pinned.
+
+        Args:
+            path: the file, or the folder that it goes into.
+
+        Returns:
+            The file.
+        """
+        return write_lock(self, path)
 
     def filter(self, predicate: Callable[[PoolEntry], bool]) -> ModelPool:
         """The members for which `predicate(entry)` is true.
@@ -180,6 +258,32 @@ class ModelPool(Sequence[PoolEntry]):
         pool = self._like(self._entries)
         pool.device = torch.device(device)
         return pool
+
+    def as_black_box(
+        self, output: Output = "probs", *, max_queries: int | None = None, top_k: int = 3
+    ) -> BlackBoxPool:
+        """The same members as prediction-only services: nothing but answers can be had of them.
+
+        Weights stay behind a function of images in this process, which is a promise and not a lock; for a real wall
+        serve the pool in another process (`hf-dfml serve`).
+
+        Args:
+            output: what is told: `logits`, `probs`, `topk` or `label`; see `hf_dfml.pool.black_box`.
+            max_queries: images that may be sent to all members together; None for no limit.
+            top_k: how many probabilities `topk` tells.
+
+        Raises:
+            ValueError: for another `output`, a `top_k` below 1 or a negative budget.
+        """
+        if top_k < 1 or (max_queries is not None and max_queries < 0):
+            raise ValueError(f"top_k={top_k} and max_queries={max_queries}: expected at least 1 and 0.")
+        pool = self.resolve()
+
+        @torch.no_grad()
+        def ask(entry: PoolEntry, images: Tensor) -> Tensor:
+            return told(pool.load(entry.id)(images.to(pool.device)), output, top_k)
+
+        return BlackBoxPool(pool, ask, output, QueryCount(max_queries), device=self.device)
 
     def resolve(self) -> ModelPool:
         """The same pool with every member's config read; fetches the small config files that are not on this disk."""
@@ -241,7 +345,7 @@ class ModelPool(Sequence[PoolEntry]):
         return self._like(self._entries[index] for index in indices)
 
     def _like(self, entries: Iterable[PoolEntry]) -> ModelPool:
-        return ModelPool(entries, device=self.device, cache=self.cache)
+        return ModelPool(entries, device=self.device, cache=self.cache, prefetcher=self.prefetcher)
 
 
 def _network_of(entry: PoolEntry) -> tuple:

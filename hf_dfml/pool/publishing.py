@@ -51,7 +51,7 @@ def push_pool(
             raise ValueError(f"Two members would both become {target}: push their pools to different organisations.")
     shas = []
     with hub.quiet_client():
-        there = {info.id: info for info in api.list_models(author=org, full=True)}
+        there = {info.id: info for info in hub.list_models(org)}
         public = [target for target in targets if target in there and not there[target].private]
         if private and public:
             raise ValueError(
@@ -69,15 +69,21 @@ def _push_member(
 ) -> str:
     files = _files(entry, target)
     if there is None:
-        api.create_repo(target, private=private, exist_ok=True)
+        hub.insist(lambda: api.create_repo(target, private=private, exist_ok=True))
     else:
-        found = {file.path: file for file in api.get_paths_info(target, list(files)) if isinstance(file, RepoFile)}
+        known = hub.insist(lambda: api.get_paths_info(target, list(files)))
+        found = {file.path: file for file in known if isinstance(file, RepoFile)}
         files = {name: content for name, content in files.items() if not _is_same(content, found.get(name))}
         if not files:
             assert there.sha is not None
             return there.sha
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    return api.create_commit(target, operations, commit_message=message).oid
+
+    def commit() -> str:
+        # An operation is spent when it was tried. What a first try has stored is not sent again.
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        return api.create_commit(target, operations, commit_message=message).oid
+
+    return hub.insist(commit)
 
 
 def _files(entry: PoolEntry, target: str) -> dict[str, bytes]:

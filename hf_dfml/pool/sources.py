@@ -15,6 +15,7 @@ from huggingface_hub import ModelInfo
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from hf_dfml.pool import hub
+from hf_dfml.pool.digests import check_pinned
 from hf_dfml.pool.entry import (
     CONFIG_NAME,
     PREPROCESSOR_NAME,
@@ -23,6 +24,7 @@ from hf_dfml.pool.entry import (
     PoolEntry,
 )
 from hf_dfml.pool.loading import PICKLE_SUFFIXES, missing_weights
+from hf_dfml.pool.lock import LOCK_NAME, read_lock
 from hf_dfml.pool.reading import read_entry
 
 _COLLECTION = re.compile(r"[^/]+/.+-[0-9a-f]{24}")
@@ -59,7 +61,7 @@ def list_author(author: str) -> list[PoolEntry]:
     if hub.is_offline():
         entries = list_ids(hub.cached_ids(author))
     else:
-        entries = [_listed(info) for info in hub.hub_api().list_models(author=author, full=True)]
+        entries = [_listed(info) for info in hub.list_models(author)]
     if not entries:
         where = "the local cache (HF_HUB_OFFLINE is set)" if hub.is_offline() else hub.endpoint()
         raise FileNotFoundError(f"'{author}' has no models on {where}: expected the name of a user or organisation.")
@@ -82,7 +84,7 @@ def list_collection(slug: str) -> list[PoolEntry]:
         FileNotFoundError: if there is no such collection, or no model in it.
     """
     try:
-        collection = hub.hub_api().get_collection(slug)
+        collection = hub.insist(lambda: hub.hub_api().get_collection(slug))
     except HfHubHTTPError as error:
         if error.response.status_code not in (401, 403, 404):
             raise
@@ -93,8 +95,26 @@ def list_collection(slug: str) -> list[PoolEntry]:
     return list_ids(ids)
 
 
+def list_lock(path: Path | str) -> list[PoolEntry]:
+    """The members of a lock file, in its order; see `hf_dfml.pool.lock`. Nothing is sent.
+
+    A member whose files are not those that the lock file names is an entry with a problem, or is refused when its
+    weights are used.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no lock file, or locks nothing.
+    """
+    entries = [_read_pinned(entry) for entry in read_lock(path)]
+    if not entries:
+        raise ValueError(f"{path} locks no members.")
+    return entries
+
+
 def list_any(names: Sequence[str]) -> list[PoolEntry]:
-    """What a user typed: folders, users or organisations, collections and repository ids, each told apart by its look.
+    """What a user typed: folders, lock files, users or organisations, collections and repository ids.
+
+    Each is told apart by its look.
 
     Raises:
         FileNotFoundError: if a name is none of these.
@@ -103,6 +123,8 @@ def list_any(names: Sequence[str]) -> list[PoolEntry]:
     for name in names:
         if Path(name).expanduser().is_dir():
             entries += list_folder(name)
+        elif Path(name).expanduser().is_file() or Path(name).name == LOCK_NAME:
+            entries += list_lock(name)
         elif name.startswith((".", "/", "~")):
             raise FileNotFoundError(f"There is no folder {name}.")
         elif "/" not in name:
@@ -124,11 +146,11 @@ def resolve(entry: PoolEntry) -> PoolEntry:
         return entry
     try:
         folder = hub.download(entry.id, CONFIG_NAME, entry.revision).parent
-        read = read_entry(entry.id, folder, entry.revision)
+        read = _read(replace(entry, location=folder))
         # Only transformers members have a second file, which is asked for when nothing else is wrong with the first.
         if read.problem == f"has no {PREPROCESSOR_NAME}":
             hub.download(entry.id, PREPROCESSOR_NAME, entry.revision)
-            read = read_entry(entry.id, folder, entry.revision)
+            read = _read(replace(entry, location=folder))
     except MemberError as error:
         return replace(entry, problem=error.reason)
     return read
@@ -170,13 +192,36 @@ def fetch(entry: PoolEntry) -> PoolEntry:
     if entry.revision is not None:
         with hub.quiet_client(not hub.is_terminal()):
             hub.download(entry.id, WEIGHTS_NAME, entry.revision)
+    check_pinned(entry, WEIGHTS_NAME)
     return entry
 
 
+def _read(entry: PoolEntry) -> PoolEntry:
+    """The entry with what its config says, once that is known to be the config that was pinned, if one was."""
+    assert entry.location is not None
+    for name in (CONFIG_NAME, PREPROCESSOR_NAME):
+        check_pinned(entry, name)
+    return replace(read_entry(entry.id, entry.location, entry.revision), sha256=entry.sha256)
+
+
+def _read_pinned(entry: PoolEntry) -> PoolEntry:
+    """An entry of a lock file; that of a folder with its config read."""
+    if entry.location is None or entry.problem is not None:
+        return entry
+    try:
+        return _with_weights(_read(entry))
+    except MemberError as error:
+        return replace(entry, problem=error.reason)
+
+
 def _read_local(folder: Path) -> PoolEntry:
-    entry = read_entry(folder.name, folder)
-    if entry.problem is None and not (folder / WEIGHTS_NAME).is_file():
-        return replace(entry, problem=missing_weights(path.name for path in folder.iterdir()))
+    return _with_weights(read_entry(folder.name, folder))
+
+
+def _with_weights(entry: PoolEntry) -> PoolEntry:
+    """The entry of a folder, with a problem if there are no weights in it."""
+    if entry.problem is None and entry.location is not None and not is_on_disk(entry):
+        return replace(entry, problem=missing_weights(path.name for path in entry.location.iterdir()))
     return entry
 
 

@@ -49,6 +49,11 @@ class Teacher(nn.Module):
         return self.entry.num_classes
 
     @property
+    def device(self) -> torch.device:
+        """Where the member is, and its logits will be."""
+        return self.mean.device
+
+    @property
     def architecture(self) -> str:
         """The network's name."""
         return self.entry.architecture or type(self.network).__name__

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_dfml.networks.generator import Generator
+from hf_dfml.pool.black_box import BlackBox
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip, random_roll
 from hf_dfml.recovery.gradient_source import GradientSource, autograd_gradient
@@ -51,7 +52,7 @@ class RecoveryConfig:
 
 
 def recover(
-    teacher: Teacher,
+    teacher: Teacher | BlackBox,
     config: RecoveryConfig,
     size: int,
     generator: torch.Generator,
@@ -64,7 +65,7 @@ def recover(
     """Recover `images_per_class` images for each class of one teacher.
 
     Args:
-        teacher: a frozen pool member.
+        teacher: a frozen pool member; a black box needs a `source` that asks for losses only.
         config: what is optimised, for how long, under which objective.
         size: height and width of the images; each teacher resizes to its own.
         generator: the source of all randomness, on the CPU.
@@ -78,7 +79,7 @@ def recover(
         The images of the cheapest step, class after class.
     """
     make = _generator_images if config.recovery == "generator" else _pixel_images
-    device = next(teacher.parameters()).device
+    device = teacher.device
     chosen = range(teacher.num_classes) if outputs is None else outputs
     labels = torch.tensor(list(chosen), device=device).repeat_interleave(config.images_per_class)
 
@@ -92,7 +93,7 @@ def recover(
 
 
 def _losses(
-    teacher: Teacher, labels: Tensor, config: RecoveryConfig, further: FurtherTerm | None, images: Tensor
+    teacher: Teacher | BlackBox, labels: Tensor, config: RecoveryConfig, further: FurtherTerm | None, images: Tensor
 ) -> Tensor:
     """The inversion loss of each image: `(..., B, 3, H, W)` in [0, 1], augmented -> `(..., B)`."""
     flat = images.flatten(0, -4)
@@ -105,7 +106,7 @@ LossAndGradient = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def _generator_images(
-    teacher: Teacher,
+    teacher: Teacher | BlackBox,
     labels: Tensor,
     config: RecoveryConfig,
     size: int,
@@ -122,7 +123,7 @@ def _generator_images(
 
 
 def _pixel_images(
-    teacher: Teacher,
+    teacher: Teacher | BlackBox,
     labels: Tensor,
     config: RecoveryConfig,
     size: int,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dfml.pool.black_box import BlackBox
 from hf_dfml.pool.teacher import Teacher
 
 
@@ -106,7 +107,7 @@ def boundary_terms(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 
 
 def inversion_loss(
-    teacher: Teacher,
+    teacher: Teacher | BlackBox,
     images: Tensor,
     labels: Tensor,
     weights: InversionWeights,
@@ -129,7 +130,7 @@ def inversion_loss(
 
 
 def inversion_losses(
-    teacher: Teacher,
+    teacher: Teacher | BlackBox,
     images: Tensor,
     labels: Tensor,
     weights: InversionWeights,
@@ -139,7 +140,12 @@ def inversion_losses(
 
     Cross-entropy (and perhaps `further`) are an image's own; the other terms are the batch's and added to each image.
     """
-    with watch_batch_norm(teacher) as distance:
+    if weights.bn:
+        if isinstance(teacher, BlackBox):
+            raise ValueError(f"{teacher.entry.id} is a black box and shows no batch-norm statistics: set bn_weight to 0.")
+        with watch_batch_norm(teacher) as distance:
+            logits = teacher(images)
+    else:
         logits = teacher(images)
     losses = weights.ce * F.cross_entropy(logits, labels, reduction="none")
     if weights.bn:
