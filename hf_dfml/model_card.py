@@ -172,7 +172,8 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
             "How well it works is not known: it was made without labelled images, so that the last checkpoint was "
             "taken and no exam was sat."
         )
-    for row in own:
+    by_default = [row for row in own if (row.bn, row.head) == (config.adapt.bn, config.adapt.head)]
+    for row in by_default or own:
         found += [_comparison(row, other) for other in config.results if _is_prototype_yardstick(row, other)]
     for split in sorted({row.split for row in own} - {"test"}):
         found.append(
@@ -202,8 +203,9 @@ def _comparison(row: Result, other: Result) -> str:
     else:
         verdict = f"is {abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
     return (
-        f"{row.ways}-way {row.shots}-shot: its {row.mean:.1f} ± {row.ci95:.1f} {verdict} what the pool gives without "
-        f"meta-learning, '{other.method}' ({other.mean:.1f} ± {other.ci95:.1f}, bn={other.bn}), on the same episodes."
+        f"{row.ways}-way {row.shots}-shot, head={row.head}: its {row.mean:.1f} ± {row.ci95:.1f} {verdict} what the "
+        f"pool gives without meta-learning, '{other.method}' ({other.mean:.1f} ± {other.ci95:.1f}, bn={other.bn}), on "
+        "the same episodes."
     )
 
 
