@@ -1,4 +1,4 @@
-"""The door: `hf-dfml quickstart | pool | train | evaluate | adapt`."""
+"""The door: `hf-dfml quickstart | pool | train | evaluate | adapt | serve`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ app = typer.Typer(
 pool_app = typer.Typer(help="Build, list, check and publish pools of pretrained classifiers.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 
-PoolName = Annotated[str, typer.Argument(help="A folder, a Hub user or organisation, a collection, or ids by comma.")]
+PoolName = Annotated[
+    str,
+    typer.Argument(help="A folder, a pool.lock.json, a Hub user or organisation, a collection, or ids by comma."),
+]
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of local copies of the data sets (else HF_DFML_DATA, else the Hub).")
 ]
@@ -192,12 +195,44 @@ def adapt(
         typer.echo(f"{path}\t{label}\t{probability:.3f}")
 
 
+@app.command()
+def serve(
+    pool: PoolName,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
+    output: Annotated[
+        str, typer.Option(help="What is told of an image: logits, probs, topk or label; nothing else ever is.")
+    ] = "probs",
+    top_k: Annotated[int, typer.Option(help="Classes that `--output topk` tells.")] = 3,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Bearer token that clients must send.", envvar="HF_DFML_SERVE_TOKEN", show_envvar=True),
+    ] = None,
+    max_megabytes: Annotated[int, typer.Option(help="Size limit of one request.")] = 32,
+) -> None:
+    """Serve a pool as prediction-only HTTP endpoints, one a member, until Ctrl-C.
+
+    POST an image file to /models/ID, get [{"label", "score"}]: the Hugging Face inference format. Learn from it
+    elsewhere with `hf-dfml train bidf-mkd --pool http://HOST:PORT`. Images come as files, so with 8 bits a channel.
+    """
+    from hf_dfml.pool import ModelPool
+    from hf_dfml.pool.serving import PoolServer
+
+    limits: dict = {"top_k": top_k, "token": token, "max_bytes": max_megabytes << 20}
+    with PoolServer(ModelPool.open(pool), host=host, port=port, output=output, **limits) as server:  # type: ignore[arg-type]
+        typer.echo(f"{len(server.pool)} members at {server.url}/models, telling {output}. Ctrl-C stops.")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("Stopped.")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `hf-dfml`: errors that a user can mend are one sentence, not a traceback."""
     arguments = _spread(list(sys.argv[1:] if argv is None else argv))
     try:
         app(arguments, prog_name="hf-dfml")
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, ConnectionError) as error:
         raise SystemExit(f"hf-dfml: {error}") from error
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -26,9 +26,11 @@ from hf_dfml.evaluation import (
 )
 from hf_dfml.evaluation.heads import Head
 from hf_dfml.meta_model import MetaModel
+from hf_dfml.methods.base import refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
-from hf_dfml.pool import ModelPool
+from hf_dfml.pool import BlackBoxPool, ModelPool
+from hf_dfml.pool.remote import is_service, open_service
 from hf_dfml.trainer import Outcome, Trainer, TrainerConfig, Validation, deterministic
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.provenance import describe_machine
@@ -45,10 +47,23 @@ class RunConfig(TrainerConfig):
     pool: str = field(
         default="",
         metadata={
-            "help": "The teachers: a folder, a pool.lock.json, a Hub user or organisation, a collection, ids by comma."
+            "help": "The teachers: a folder, a pool.lock.json, a Hub user or organisation, a collection, ids by "
+            "comma, or the URL of a served pool."
         },
     )
     num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
+    black_box: Literal["none", "logits", "probs", "topk", "label"] = field(
+        default="none",
+        metadata={"help": "Take the members for prediction-only services that tell this much, and nothing else."},
+    )
+    top_k: int = field(default=3, metadata={"help": "Classes whose probabilities `--black_box topk` tells."})
+    max_queries: int = field(
+        default=0,
+        metadata={
+            "help": "Images that black boxes may be sent, all together; 0: no limit. At the end of the budget the run "
+            "stops with a checkpoint; a resumed run may have a larger one."
+        },
+    )
     dataset: str | None = field(
         default=None,
         metadata={
@@ -93,22 +108,28 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
         torch.set_num_threads(config.num_threads)
     deterministic(config.seed)
     accelerator = _accelerator(config)
-    pool = open_pool(config).to(accelerator.device)
+    if config.black_box != "none" or is_service(config.pool):
+        refuse_black_boxes(method_class)
+    members = None if is_service(config.pool) else open_pool(config).to(accelerator.device)
+    pool = _as_told(members, config).to(accelerator.device)
+    if isinstance(pool, BlackBoxPool):
+        method_config = method_config.for_black_boxes()
     network = meta_network(pool, config).to(accelerator.device)
     method = method_class(method_config, network)
-    accelerator.print(f"{method.name}: {len(pool)} teachers, {method.num_steps} steps on {accelerator.device}.")
+    accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {accelerator.device}.")
     suited = _suited(method)
     validate = _validation(config, suited) if config.dataset else None
-    if accelerator.is_main_process:
+    if members and accelerator.is_main_process:
         # Now, so that a run that is interrupted can go on with the same members.
-        pool.lock(config.output_dir)
+        members.lock(config.output_dir)
     outcome = Trainer(method, pool, config, accelerator, validate).fit()
     accelerator.end_training()
     if not outcome.finished or not accelerator.is_main_process:
         return []
 
     folder = Path(config.output_dir)
-    pool.lock(folder)  # Again: it now has the hashes of what was fetched on the way.
+    if members:
+        members.lock(folder)  # Again: it now has the hashes of what was fetched on the way.
     adapt = _best_head(outcome.model, config) if config.dataset else Adaptation()
     results = final_exam(method.name, outcome.model, pool, config, (suited, adapt), command) if config.dataset else []
     meta = MetaModel.of(
@@ -153,7 +174,7 @@ def open_pool(config: RunConfig) -> ModelPool:
     return usable
 
 
-def meta_network(pool: ModelPool, config: RunConfig) -> nn.Module:
+def meta_network(pool: ModelPool | BlackBoxPool, config: RunConfig) -> nn.Module:
     """A fresh network for the meta-model: the pool's largest image size, the mean of its normalisations."""
     count = len(pool)
     mean, std = (
@@ -172,7 +193,12 @@ def meta_network(pool: ModelPool, config: RunConfig) -> nn.Module:
 
 
 def final_exam(
-    name: str, model: nn.Module, pool: ModelPool, config: RunConfig, chosen: Sequence[Adaptation], command: str
+    name: str,
+    model: nn.Module,
+    pool: ModelPool | BlackBoxPool,
+    config: RunConfig,
+    chosen: Sequence[Adaptation],
+    command: str,
 ) -> list[Result]:
     """The one look at the test classes: the meta-model under each protocol, and the yardsticks; printed as a table.
 
@@ -193,7 +219,9 @@ def final_exam(
         dataset = load_dataset(dataset_name, "test", data_dir=config.data_dir, image_size=_size(model))
         for protocol in exams:
             results += evaluate(model, dataset, protocol, method=name, command=command)
-        results += yardsticks(pool, dataset, exam, device=device, command=command)
+        # Yardsticks are made of members' weights and features.
+        if isinstance(pool, ModelPool):
+            results += yardsticks(pool, dataset, exam, device=device, command=command)
     print_table(results)
     return results
 
@@ -247,6 +275,23 @@ def adapt_to_folder(
     for file, probabilities in zip(files, classifier.predict_proba(files), strict=True):
         best = int(probabilities.argmax())
         yield file, classifier.classes[best], float(probabilities[best])
+
+
+def _as_told(members: ModelPool | None, config: RunConfig) -> ModelPool | BlackBoxPool:
+    """The members as they are, as black boxes if they are to be taken for such, or the service at `config.pool`."""
+    budget = config.max_queries or None
+    if members is None:
+        service = open_service(config.pool, max_queries=budget)
+        if config.black_box not in ("none", service.output):
+            raise ValueError(f"{config.pool} tells {service.output}, not {config.black_box}: leave --black_box out.")
+        return service[: config.num_members] if config.num_members else service
+    if config.black_box == "none":
+        return members
+    return members.as_black_box(config.black_box, max_queries=budget, top_k=config.top_k)
+
+
+def _teachers(pool: ModelPool | BlackBoxPool) -> str:
+    return f"{len(pool)} black boxes ({pool.output})" if isinstance(pool, BlackBoxPool) else f"{len(pool)} teachers"
 
 
 def _accelerator(config: RunConfig) -> Accelerator:

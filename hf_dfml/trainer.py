@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hf_dfml.methods.base import Context, Method, require_white_boxes
-from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError
+from hf_dfml.methods.base import Context, Method, refuse_black_boxes
+from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
 from hf_dfml.utils.progress import progress
@@ -95,7 +95,8 @@ class Trainer:
         accelerator: Accelerator,
         validate: Validation | None = None,
     ) -> None:
-        require_white_boxes(method, pool)
+        if isinstance(pool, BlackBoxPool):
+            refuse_black_boxes(method)
         self.method, self.pool, self.config, self.accelerator, self.validate = (
             method,
             pool,
@@ -118,7 +119,7 @@ class Trainer:
     def fit(self) -> Outcome:
         """Run to the last step, or until Ctrl-C, `max_minutes` or the end of a black-box pool's budget.
 
-        Each of these leaves a checkpoint.
+        Each of these leaves a checkpoint, and so does a service that answers no more.
 
         Raises:
             FileExistsError: if the folder holds another run's checkpoints and no resume was asked for.
@@ -134,9 +135,10 @@ class Trainer:
                 self.context.step = state.step
                 try:
                     metrics = self._step()
-                except QueryBudgetError as error:
-                    self._stop = str(error)
-                    self._remedy = f"a larger --max_queries (or end here, with --steps {state.step})"
+                except (QueryBudgetError, ServiceError) as error:
+                    self._stop = str(error).rstrip(".")
+                    if isinstance(error, QueryBudgetError):
+                        self._remedy = f"a larger --max_queries (or end here, with --steps {state.step})"
                     self.save_checkpoint()
                     break
                 state.step += 1
@@ -173,7 +175,7 @@ class Trainer:
                     "method_config": asdict(self.method.config),
                     "method": self.method.state_dict(),
                     "best": self._best,
-                    "queries": self.pool.count.state_dict() if isinstance(self.pool, BlackBoxPool) else None,
+                    "queries": self.pool.queries.state_dict() if isinstance(self.pool, BlackBoxPool) else None,
                 },
             )
             for old in sorted(self._checkpoints().glob("step-*"))[: -self.config.keep_checkpoints]:
@@ -198,7 +200,7 @@ class Trainer:
         self.context.generator.set_state(state["generator"])
         self._best = state["best"]
         if isinstance(self.pool, BlackBoxPool):
-            self.pool.count.load_state_dict(state.get("queries") or {})
+            self.pool.queries.load_state_dict(state.get("queries") or {})
         self.method.load_state_dict(state["method"], self.pool, self.context)
 
     def _begin(self) -> None:
@@ -226,7 +228,7 @@ class Trainer:
         generator = self.context.generator.get_state()
         try:
             return self.method.step(self.context)
-        except QueryBudgetError:
+        except (QueryBudgetError, ServiceError):
             # The step is taken anew when the run goes on, from the same numbers.
             self.context.generator.set_state(generator)
             raise

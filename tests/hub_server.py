@@ -6,7 +6,8 @@
         assert hub.count("GET", "/api/models") == 1
 
 The unmodified client talks to it, given `endpoint=hub.url` or `HF_ENDPOINT`; uploads need `HF_HUB_DISABLE_XET=1`.
-Every request is in `hub.requests`. A function in `hub.fault` may answer in the server's place.
+Every request is in `hub.requests`. A function in `hub.fault` may answer in the server's place; `tests/hub_faults.py`
+has one that makes a share of the answers faulty.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.hub_store import Blob, Commit, Repo, file_entry, is_lfs, stamp
 
 @dataclass
 class Request:
-    """One request as the server saw it."""
+    """One request as the server saw it; `fault` says what was wrong with the answer."""
 
     method: str
     path: str
@@ -36,6 +37,7 @@ class Request:
     headers: dict[str, str]
     body: bytes
     status: int = 0
+    fault: str = ""
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -43,11 +45,16 @@ class Request:
 
 @dataclass
 class Answer:
-    """What goes back."""
+    """What goes back: after `delay` seconds, and no more than `cut` bytes of the body before the connection breaks.
+
+    With `cut=-1` it breaks before the first byte of the answer.
+    """
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0
+    cut: int | None = None
 
     @classmethod
     def json(cls, content: Any, status: int = 200, **headers: str) -> Answer:
@@ -112,12 +119,19 @@ class HubServer:
         """What the Hub says to a request."""
         if self.fault is not None and (answer := self.fault(request)) is not None:
             return answer
+        return self.respond(request)
+
+    def respond(self, request: Request) -> Answer:
+        """What a Hub in good health says."""
         for method, pattern, handle in _ROUTES:
             match = re.fullmatch(pattern, request.path)
             if match and method == ("GET" if request.method == "HEAD" else request.method):
                 parts = {name: unquote(value) for name, value in match.groupdict().items() if value is not None}
                 with self.lock:
-                    return handle(self, request, **parts)
+                    try:
+                        return handle(self, request, **parts)
+                    except _Refusal as refusal:
+                        return refusal.answer
         return Answer.error(404, "", f"no route for {request.method} {request.path}")
 
     def may_write(self, request: Request) -> bool:
@@ -204,9 +218,8 @@ def _list(hub: HubServer, request: Request) -> Answer:
             continue
         if asked.get("author") not in (None, id.split("/")[0]) or asked.get("search", "") not in id:
             continue
-        info = repo.info(repo.at("main"), full=full)
-        if wanted <= set(info["tags"]):
-            rows.append(info)
+        if not wanted or wanted <= set(repo.info(repo.at("main"), full=False)["tags"]):
+            rows.append(repo)
     start = int(asked.get("cursor", 0))
     # The client's `limit` is how many it wants in all; a page never has more than the server's own limit.
     size = min(hub.page_size, int(asked.get("limit", hub.page_size)))
@@ -214,7 +227,8 @@ def _list(hub: HubServer, request: Request) -> Answer:
     if start + size < len(rows):
         query = urlencode({**request.query, "cursor": start + size}, doseq=True)
         headers["Link"] = f'<{hub.url}/api/models?{query}>; rel="next"'
-    return Answer.json(rows[start : start + size], **headers)
+    page = [repo.info(repo.at("main"), full=full) for repo in rows[start : start + size]]
+    return Answer.json(page, **headers)
 
 
 def _info(hub: HubServer, request: Request, id: str, rev: str | None = None) -> Answer:
@@ -382,21 +396,24 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
             request = Request(self.command, parts.path, parse_qs(parts.query), headers, body)
-            try:
-                answer = hub.answer(request)
-            except _Refusal as refusal:
-                answer = refusal.answer
+            answer = hub.answer(request)
             request.status = answer.status
             if self.command == "PUT":
                 request.body = b""  # Kept in `objects`; the log of a large upload need not hold it twice.
             with hub.lock:
                 hub.requests.append(request)
+            if answer.delay:
+                threading.Event().wait(answer.delay)
+            if answer.cut is not None:
+                self.close_connection = True
+                if answer.cut < 0:
+                    return
             self.send_response(answer.status)
             for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(answer.body)
+                self.wfile.write(answer.body[: answer.cut])
 
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 

@@ -57,7 +57,8 @@ class Method(Protocol):
     A class may also name, as `exam_head` and `exam_bn`, the head and the batch norm that suit its meta-model: those of
     its validation and of the first rows of its exam. Without them they are the papers' `finetune`, and `support`. One
     that learns from answers alone says `black_boxes = True`; no other is given a `BlackBoxPool`. It raises
-    `QueryBudgetError` from a step that it leaves no trace of, so that the run can go on with a larger budget.
+    `QueryBudgetError` (or passes on a `ServiceError`) from a step that it leaves no trace of, so that the run can go
+    on with a larger budget.
     """
 
     name: str
@@ -91,13 +92,13 @@ class Method(Protocol):
         ...
 
 
-def require_white_boxes(method: Any, pool: object) -> None:
-    """Refuse black boxes to a method (or its class) that looks into its teachers.
+def refuse_black_boxes(method: Any) -> None:
+    """Make sure that a method (or its class) may be given a pool of black boxes.
 
     Raises:
-        ValueError: if `pool` is a pool of black boxes and the method cannot learn from answers alone.
+        ValueError: if the method cannot learn from answers alone.
     """
-    if isinstance(pool, BlackBoxPool) and not getattr(method, "black_boxes", False):
+    if not getattr(method, "black_boxes", False):
         name = method.__name__ if isinstance(method, type) else method.name
         raise ValueError(
             f"{name} needs the weights of its teachers, and a black-box pool gives answers only: use BiDf-MKD "

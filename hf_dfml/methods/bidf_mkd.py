@@ -1,4 +1,4 @@
-"""BiDf-MKD: Learning to Learn from APIs: Black-Box Data-Free Meta-Learning (here with white boxes).
+"""BiDf-MKD: Learning to Learn from APIs: Black-Box Data-Free Meta-Learning.
 
 Zixuan Hu, Li Shen, Zhenyi Wang, Baoyuan Wu, Chun Yuan, Dacheng Tao. ICML 2023, arXiv 2305.18413.
 
@@ -9,12 +9,14 @@ stopped paying:
    level). Both sets go into the bank.
 
 The others replay recovered tasks of all teachers, their classes mixed, with MAML (task interpolation).
+
+Of a pool of black boxes (`ModelPool.as_black_box`, a served pool) gradients are estimated from queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -32,8 +34,15 @@ from hf_dfml.methods.inversion import (
     distillation_of,
     student_logits,
 )
+from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
+from hf_dfml.recovery.gradient_source import (
+    ESTIMATORS,
+    Estimator,
+    GradientSource,
+    ZeroOrderGradient,
+    autograd_gradient,
+)
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.recovery.objective import FurtherTerm, boundary_terms
 from hf_dfml.utils.checkpoint import Tree
@@ -60,22 +69,44 @@ class BiDfMKDConfig(InversionConfig):
         default=0, metadata={"help": "Most outer steps from one API episode to the next; 0 for no limit."}
     )
     gradient: Literal["autograd", "zero_order"] = field(
-        default="autograd", metadata={"help": "Back-propagate through teachers, or estimate by queries alone."}
+        default="autograd",
+        metadata={"help": "Back-propagate through teachers, or estimate by queries alone (always so of black boxes)."},
     )
     zero_order_directions: int = field(default=100, metadata={"help": "q: random directions of an estimate."})
-    zero_order_mu: float = field(default=0.00125, metadata={"help": "Length of its differences, in pixels of [0, 1]."})
+    zero_order_mu: float = field(
+        default=0.00125,
+        metadata={"help": "Length of its differences, in pixels of [0, 1]; longer by itself for PNG and bare labels."},
+    )
+    zero_order_estimator: Estimator = field(
+        default="sphere",
+        metadata={
+            "help": "Estimate: `sphere` as in the paper, `central` differences, `orthogonal` directions, "
+            "`low_frequency` ones, or with a `memory` of the last step (needs --shift 0 --flip false)."
+        },
+    )
     zero_order_at_once: int = field(default=20, metadata={"help": "Directions whose images are queried together."})
 
     def __post_init__(self) -> None:
         if self.gradient == "zero_order" and (self.bn_weight or self.tv_weight or self.l2_weight):
             raise ValueError(
-                "A zero-order gradient is estimated image by image: set bn_weight, tv_weight and l2_weight, which are "
-                f"terms of the whole batch, to 0; found {self.bn_weight}, {self.tv_weight} and {self.l2_weight}."
+                "A zero-order gradient (black boxes have no other) is estimated image by image: set bn_weight, "
+                "tv_weight and l2_weight, which are terms of the whole batch, to 0; found "
+                f"{self.bn_weight}, {self.tv_weight} and {self.l2_weight}."
             )
+
+    def for_black_boxes(self) -> BiDfMKDConfig:
+        """The same with estimated gradients.
+
+        Raises:
+            ValueError: if the objective has terms that cannot be estimated image by image.
+        """
+        return replace(self, gradient="zero_order")
 
 
 class BiDfMKD(InversionMethod):
     """The meta-learner of BiDf-MKD; see the module's docstring.
+
+    Of black boxes gradients are estimated by queries, whatever `config.gradient` says.
 
     Args:
         config: hyper-parameters.
@@ -84,21 +115,39 @@ class BiDfMKD(InversionMethod):
     """
 
     Config = BiDfMKDConfig
+    black_boxes = True
 
     def __init__(self, config: BiDfMKDConfig, model: nn.Module, source: GradientSource | None = None) -> None:
         super().__init__(config, model)
         self.config = config
-        self.name = "BiDf-MKD" if config.gradient == "autograd" else "BiDf-MKD (zero-order)"
+        self.name = _name(config)
         self.num_steps = config.steps
         self.switch = PlateauSwitch(config.replay_patience, longest=config.replay_max_batches)
         self.source = source or _source(config)
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
-        """Nothing is looked at beforehand."""
-        self.pool = pool
+    def setup(self, pool: ModelPool | BlackBoxPool, context: Context) -> None:
+        """Nothing is looked at beforehand.
+
+        Raises:
+            ValueError: if the pool is of black boxes and the objective has terms that answers do not give.
+        """
+        self._connect(pool)
 
     def step(self, context: Context) -> dict[str, float]:
-        """One outer step: an API episode if its time has come or there is too little to replay, and replay."""
+        """One outer step: an API episode if its time has come or there is too little to replay, and replay.
+
+        Raises:
+            QueryBudgetError: if an API episode is due and black boxes may not be asked so often.
+            ServiceError: if they cannot be asked. In both cases the method is what it was before the step.
+        """
+        before = self.switch.state_dict()
+        try:
+            return self._step(context)
+        except (QueryBudgetError, ServiceError):
+            self.switch.load_state_dict(before)
+            raise
+
+    def _step(self, context: Context) -> dict[str, float]:
         config, generator = self.config, context.generator
         total = {name: torch.zeros_like(value) for name, value in parameters_of(self.model).items()}
         metrics: dict[str, float] = {}
@@ -115,7 +164,19 @@ class BiDfMKD(InversionMethod):
             metrics |= {"replay_loss": loss, "replay_accuracy": accuracy}
             self.switch.observe(context.step, accuracy)
         descend(self.optimizer, self.model, total)
+        if isinstance(self.pool, BlackBoxPool):
+            metrics["queries"] = float(self.pool.queries.total)
         return metrics | {"api_episode": float(api), "bank_images": float(len(self.bank))}
+
+    def _connect(self, pool: ModelPool | BlackBoxPool) -> None:
+        self.pool = pool
+        if not isinstance(pool, BlackBoxPool):
+            return
+        config = self.config.for_black_boxes()
+        if self.source is autograd_gradient:
+            self.source, self.name = _source(config), _name(config)
+        if isinstance(self.source, ZeroOrderGradient):
+            self.source.resolution = max(self.source.resolution, pool.resolution)
 
     def _can_replay(self) -> bool:
         return len(self.bank.ready(self.config.replay_shots + self.config.replay_queries)) >= self.ways
@@ -125,6 +186,7 @@ class BiDfMKD(InversionMethod):
         config, generator = self.config, context.generator
         teacher = self.pool.load(int(torch.randint(len(self.pool), (), generator=generator)))
         outputs = choose_outputs(teacher.num_classes, self.ways, generator)
+        self._afford(len(outputs) * config.images_per_class)
         support = recover(teacher, config, self.size, generator, outputs=outputs, source=self.source)
         leaves = {name: value.detach().requires_grad_() for name, value in parameters_of(self.model).items()}
         inner = distillation_of(self.model, teacher, support, outputs, config, generator)
@@ -134,20 +196,26 @@ class BiDfMKD(InversionMethod):
         hard = config.boundary_weight > 0 and context.step >= config.boundary_start
         renewed = boundary_held(self.model, adapted, outputs, config.boundary_weight) if hard else None
         query = recover(teacher, config, self.size, generator, renewed=renewed, outputs=outputs, source=self.source)
-        self.remember([support, query])
         loss = distillation_of(self.model, teacher, query, outputs, config, generator)(adapted)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
+        self.remember([support, query])
         return dict(zip(leaves, gradients, strict=True)), {"kd_loss": loss.item(), "boundary": float(hard)}
+
+    def _afford(self, images: int) -> None:
+        """Spend nothing on an API episode of two sets of `images` that the budget would cut short."""
+        if isinstance(self.pool, BlackBoxPool) and isinstance(self.source, ZeroOrderGradient):
+            recovered = self.config.recovery_steps * self.source.queries_per_image
+            self.pool.queries.require(2 * images * (recovered + 1))  # Each set is distilled from once.
 
     def state_dict(self) -> Tree:
         """The common state, the switch and the queries asked so far."""
         queries = self.source.queries if isinstance(self.source, ZeroOrderGradient) else 0
         return super().state_dict() | {"switch": self.switch.state_dict(), "queries": queries}
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: ModelPool | BlackBoxPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
-        super().load_state_dict(state, pool, context)
-        self.pool = pool
+        super().load_state_dict(state, pool, context)  # type: ignore[arg-type]  # It does not look at the pool.
+        self._connect(pool)
         self.switch.load_state_dict(state["switch"])
         if isinstance(self.source, ZeroOrderGradient):
             self.source.queries = state["queries"]
@@ -185,7 +253,16 @@ def boundary_held(
 def _source(config: BiDfMKDConfig) -> GradientSource:
     if config.gradient == "autograd":
         return autograd_gradient
-    return ZeroOrderGradient(config.zero_order_directions, config.zero_order_mu, config.zero_order_at_once)
+    return ZeroOrderGradient(
+        config.zero_order_directions,
+        config.zero_order_mu,
+        config.zero_order_at_once,
+        **ESTIMATORS[config.zero_order_estimator],
+    )
+
+
+def _name(config: BiDfMKDConfig) -> str:
+    return "BiDf-MKD" if config.gradient == "autograd" else "BiDf-MKD (zero-order)"
 
 
 def _sum(first: Parameters, second: Parameters) -> Parameters:

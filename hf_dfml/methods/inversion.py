@@ -18,7 +18,7 @@ from hf_dfml.learning.optimisation import calibrate_batch_norm
 from hf_dfml.learning.replay import ReplayConfig
 from hf_dfml.methods.base import Context
 from hf_dfml.networks.functional import functional_forward
-from hf_dfml.pool.black_box import BlackBox, BlackBoxPool
+from hf_dfml.pool.black_box import BlackBox
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip
@@ -81,7 +81,7 @@ class RecoveryMethod:
             "bank": self.bank.state_dict(),
         }
 
-    def load_state_dict(self, state: Tree, pool: ModelPool | BlackBoxPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
         """Take over what `state_dict` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

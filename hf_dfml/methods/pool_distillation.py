@@ -58,7 +58,7 @@ class PoolDistillationConfig(TargetConfig, MixingConfig, RecoveryConfig):
     )
     recovery_steps: int = field(default=120, metadata={"help": "Adam steps for one task."})
     recovery_lr: float = field(default=0.1, metadata={"help": "Rate of Adam in the recovery."})
-    images_per_class: int = field(default=20, metadata={"help": "Images of a class in one recovery."})
+    images_per_class: int = field(default=10, metadata={"help": "Images of a class in one recovery."})
     recoveries: int = field(default=1, metadata={"help": "Recoveries from each member."})
     tv_weight: float = field(default=0.1, metadata={"help": "Weight of the total variation."})
     shift: int = field(default=2, metadata={"help": "Pixels of random shift in the recovery."})

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_dfml.learning.fusion import State, check_same_tensors
-from hf_dfml.methods.base import Context, Method, require_white_boxes
+from hf_dfml.methods.base import Context, Method
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.checkpoint import Tree
@@ -69,7 +69,6 @@ class WeightSpaceMethod:
 
 def run_without_trainer(method: Method, pool: ModelPool, context: Context) -> nn.Module:
     """The meta-model of a method whose whole run takes seconds: setup and all steps, no validation, no checkpoint."""
-    require_white_boxes(method, pool)
     method.setup(pool, context)
     for step in progress(range(method.num_steps), description=method.name, unit="step"):
         context.step = step

@@ -1,6 +1,6 @@
 """Where teachers live: pools of pretrained classifiers in folders and on the Hub."""
 
-from hf_dfml.pool.black_box import BlackBox, BlackBoxPool, QueryBudgetError
+from hf_dfml.pool.black_box import BlackBox, BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.inspection import check_pool, pool_table
 from hf_dfml.pool.model_pool import ModelPool
@@ -13,6 +13,7 @@ __all__ = [
     "ModelPool",
     "PoolEntry",
     "QueryBudgetError",
+    "ServiceError",
     "Teacher",
     "check_pool",
     "pool_table",

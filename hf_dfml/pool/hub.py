@@ -7,12 +7,12 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import sleep
 from typing import TypeVar
 
 from huggingface_hub import HfApi, ModelInfo, constants
@@ -41,7 +41,7 @@ from hf_dfml.utils.progress import progress
 logger = logging.getLogger(__name__)
 
 WORKERS = 8
-TRIES = 5
+TRIES = 8
 """How often a call is made that the server answers with "not now", or a file is asked for that arrives damaged."""
 LONGEST_WAIT = 300
 """Seconds that a server may make us wait before a call is repeated."""
@@ -91,7 +91,8 @@ def check_id(id: str, revision: str | None = None) -> None:
 
 def list_models(author: str) -> list[ModelInfo]:
     """The models of a user or organisation with commit, files and tags of each: one request a page."""
-    return insist(lambda: list(hub_api().list_models(author=author, full=True)))
+    # The client asks again for a page by itself; what is left are pages that broke in a way it does not know.
+    return insist(lambda: list(hub_api().list_models(author=author, full=True)), tries=3)
 
 
 def resolve_revision(id: str, revision: str | None) -> str:
@@ -135,8 +136,11 @@ def download(id: str, name: str, revision: str) -> Path:
     for _ in range(TRIES):
         path = _download(id, name, revision)
         promised, found = _promised_hash(path)
-        # The same bytes twice were not damaged on their way: that server's ETag is no hash, or a stale one.
-        if promised == found or found in seen:
+        if promised == found:
+            return path
+        if found in seen:
+            # The same bytes twice were not damaged on their way: that server's ETag is no hash, or a stale one.
+            logger.warning("%s: %s is not what the server's ETag says; a lock file would tell.", id, name)
             return path
         logger.warning("%s: %s arrived damaged and is fetched again.", id, name)
         seen.add(found)
@@ -168,31 +172,31 @@ def _promised_hash(path: Path) -> tuple[str, str]:
     return blob.name, blob.name
 
 
-def insist(call: Callable[[], Result]) -> Result:
+def insist(call: Callable[[], Result], tries: int = TRIES) -> Result:
     """`call()`, made again where the server says "not now" (429, 503, ...) or the connection breaks.
 
-    Waits as long as the server asks (`Retry-After`), else 1, 2, 4 and 8 seconds. The client insists by itself on some
-    calls and not on others, and which ones changes with its version.
+    Waits as long as the server asks (`Retry-After`), else 1, 2, 4, 8, 8, ... seconds. The client insists by itself on
+    some calls and not on others, and which ones changes with its version.
 
     Raises:
-        Exception: what `call` raised last, after `TRIES` times, or at once if asking again cannot help.
+        Exception: what `call` raised last, after so many `tries`, or at once if asking again cannot help.
     """
-    for attempt in range(TRIES):
+    for attempt in range(tries):
         try:
             return call()
         except (HfHubHTTPError, httpx.TransportError, OSError) as error:
             wait = _seconds_to_wait(error, attempt)
-            if wait is None or attempt == TRIES - 1:
+            if wait is None or attempt == tries - 1:
                 raise
             # Neither address nor headers: they could hold what is private.
             logger.info("The Hub could not answer (%s): asking again in %g s.", type(error).__name__, wait)
-        sleep(wait)
+        time.sleep(wait)
     raise AssertionError("unreachable")
 
 
 def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
     """How long to wait before the next try; None where the error is final."""
-    usual = float(2**attempt)
+    usual = float(min(2**attempt, 8))
     if isinstance(error, HfHubHTTPError):
         if error.response.status_code not in _NOT_NOW:
             return None

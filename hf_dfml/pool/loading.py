@@ -44,6 +44,8 @@ def load_teacher(entry: PoolEntry) -> Teacher:
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise MemberError(entry.id, f"tensor {name} in {WEIGHTS_NAME} has values that are NaN or infinite")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise MemberError(entry.id, f"variance {name} in {WEIGHTS_NAME} is negative: every answer would be NaN")
     return Teacher(entry, network)
 
 

@@ -120,6 +120,9 @@ def list_any(names: Sequence[str]) -> list[PoolEntry]:
         FileNotFoundError: if a name is none of these.
     """
     entries: list[PoolEntry] = []
+    # Several at a time; one alone could also be a collection.
+    ids = [name for name in names if _is_id(name) and (len(names) > 1 or "@" in name)]
+    pinned = dict(zip(dict.fromkeys(ids), list_ids(ids), strict=True))
     for name in names:
         if Path(name).expanduser().is_dir():
             entries += list_folder(name)
@@ -131,8 +134,8 @@ def list_any(names: Sequence[str]) -> list[PoolEntry]:
             entries += list_author(name)
         elif _COLLECTION.fullmatch(name):
             entries += list_collection(name)
-        elif len(names) > 1 or "@" in name:
-            entries += list_ids([name])
+        elif name in pinned:
+            entries.append(pinned[name])
         else:
             entries += _repository_or_collection(name)
     if not entries:
@@ -261,6 +264,13 @@ def _listed(info: ModelInfo) -> PoolEntry:
     else:
         return entry
     return replace(entry, problem=problem)
+
+
+def _is_id(name: str) -> bool:
+    """Whether a name can only be that of a repository, or of a short collection."""
+    if "/" not in name or name.startswith((".", "/", "~")) or _COLLECTION.fullmatch(name):
+        return False
+    return Path(name).name != LOCK_NAME and not Path(name).exists()
 
 
 def _repository_or_collection(name: str) -> list[PoolEntry]:

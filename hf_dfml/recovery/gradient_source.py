@@ -7,10 +7,13 @@ images to what makes them by autograd (the chain rule of BiDf-MKD, SYSTEMS 4.3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ImageLosses = Callable[[Tensor], Tensor]
@@ -33,7 +36,7 @@ def autograd_gradient(losses: ImageLosses, images: Tensor, generator: torch.Gene
 
 @dataclass
 class ZeroOrderGradient:
-    r"""The gradient source of a black box: forward differences along random directions (BiDf-MKD, ICML 2023).
+    r"""The gradient source of a black box: differences along random directions (BiDf-MKD, ICML 2023).
 
     For each image :math:`x \in \mathbb R^d` and :math:`u_1, \dots, u_q` uniform on the unit sphere,
 
@@ -41,19 +44,43 @@ class ZeroOrderGradient:
 
     It is unbiased for linear losses. Its cosine with the true gradient is about :math:`\sqrt{q / d}` and its norm
     :math:`\sqrt{d / q}` times too long, which Adam does not notice. Perturbed pixels may leave [0, 1] by :math:`\mu`.
+    That is the paper's estimator and the default; the options change one thing each and go together.
+
+    - `central`: the difference is :math:`(\ell(x + \mu u) - \ell(x - \mu u)) / 2 \mu`, exact for quadratic losses
+      too, for `2 q + 1` queries. Worth it where :math:`\mu` must be large.
+    - `orthogonal`: directions that are asked together are an orthonormal frame. Unbiased as before; with as many
+      directions as dimensions it is the gradient itself.
+    - `frequencies`: directions are sums of the `frequencies` x `frequencies` lowest frequencies (of the orthonormal
+      DCT-II) of each channel, a subspace of :math:`m = 3 k^2` dimensions that takes the place of :math:`d`. Unbiased
+      for the gradient's projection on it, blind to the rest.
+    - `memory`: the first direction is the last estimate of the same recovery, the others are orthogonal to it, and
+      :math:`\hat g = \sum_j s_j u_j` of slopes :math:`s_j` is the gradient's projection on all of them (Cheng et al.,
+      NeurIPS 2019 and 2021: prior-guided, here with the history as the prior). Where a step turns the true gradient by
+      a cosine :math:`\rho`, the cosine grows from step to step towards :math:`\sqrt{(q / d) / (1 - \rho^2)}`. It
+      leans towards its past and is not unbiased; images that are shifted or mirrored anew at each step have no past
+      (`shift=0`, `flip=False`).
 
     Attributes:
         directions: q.
         mu: length of the difference, in pixels of [0, 1]. The released code's 0.005 is in normalised pixels; divided
             by a usual standard deviation of 4 per unit it is this default.
         directions_at_once: directions whose images are in memory together.
-        queries: images that the loss was asked for so far, `B * (q + 1)` a call.
+        central, orthogonal, frequencies, memory: see above; 0 frequencies: all pixels.
+        resolution: least root mean square change of a pixel over a difference, whatever `mu` says. Images that travel
+            as 8-bit PNG are told apart in steps of 1 / 255: smaller differences drown in the rounding.
+        queries: images that the loss was asked for so far, `B * queries_per_image` a call.
     """
 
     directions: int = 100
     mu: float = 0.00125
     directions_at_once: int = 20
+    central: bool = False
+    orthogonal: bool = False
+    frequencies: int = 0
+    memory: bool = False
+    resolution: float = 0.0
     queries: int = field(default=0, init=False)
+    _last: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if min(self.directions, self.directions_at_once) < 1 or self.mu <= 0:
@@ -61,6 +88,20 @@ class ZeroOrderGradient:
                 f"A zero-order gradient needs directions and a positive length, found {self.directions} directions "
                 f"({self.directions_at_once} at once) of length {self.mu}."
             )
+        if self.frequencies < 0 or self.resolution < 0:
+            raise ValueError(
+                f"frequencies={self.frequencies} and resolution={self.resolution} of a zero-order gradient: expected "
+                "no negative number."
+            )
+
+    @property
+    def queries_per_image(self) -> int:
+        """Images that one estimate asks for, for each image of the batch."""
+        return 1 + self.directions * (2 if self.central else 1)
+
+    def forget(self) -> None:
+        """Begin anew with other images; `recover` says so at its start."""
+        self._last = None
 
     @torch.no_grad()
     def __call__(self, losses: ImageLosses, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -69,14 +110,93 @@ class ZeroOrderGradient:
         seed = int(torch.randint(2**62, (), generator=generator))
         stream = torch.Generator(images.device).manual_seed(seed)
         images = images.detach()
+        space = _Subspace.of(images, self.frequencies)
+        prior = self._prior((len(images), space.dimensions))
+        mu = max(self.mu, self.resolution * math.sqrt(images[0].numel()))
         centre = losses(images)
-        total = torch.zeros_like(images)
-        for start in range(0, self.directions, self.directions_at_once):
-            count = min(self.directions_at_once, self.directions - start)
-            draws = torch.randn(count, *images.shape, generator=stream, device=images.device, dtype=images.dtype)
-            unit = draws / torch.linalg.vector_norm(draws, dim=(-3, -2, -1), keepdim=True)
-            slopes = (losses(images + self.mu * unit) - centre) / self.mu
-            total += torch.einsum("qb,qb...->b...", slopes, unit)
-        self.queries += len(images) * (self.directions + 1)
-        mean_of_batch = images[0].numel() / self.directions / len(images)
-        return centre.mean(), mean_of_batch * total
+        total = images.new_zeros(len(images), space.dimensions)
+        at_once = min(self.directions_at_once, space.dimensions) if self.orthogonal else self.directions_at_once
+        for start in range(0, self.directions, at_once):
+            count = min(at_once, self.directions - start)
+            draws = torch.randn(
+                count, len(images), space.dimensions, generator=stream, device=images.device, dtype=images.dtype
+            )
+            unit = self._frame(draws, prior, first=start == 0)
+            moved = mu * space.images_of(unit)
+            ahead = losses(images + moved)
+            slopes = (ahead - losses(images - moved)) / (2 * mu) if self.central else (ahead - centre) / mu
+            total += torch.einsum("qb,qbm->bm", slopes, unit)
+        self.queries += len(images) * self.queries_per_image
+        if self.memory:
+            self._last = F.normalize(total, dim=-1)
+        scale = 1.0 if self.memory else space.dimensions / self.directions
+        return centre.mean(), scale / len(images) * space.images_of(total)
+
+    def _prior(self, shape: tuple[int, int]) -> Tensor | None:
+        """The last estimate as unit vectors `(B, m)`, if it was of these images."""
+        return self._last if self.memory and self._last is not None and self._last.shape == shape else None
+
+    def _frame(self, draws: Tensor, prior: Tensor | None, *, first: bool) -> Tensor:
+        """Unit vectors `(q, B, m)` from as many normal ones; `first`: of the call, where the prior's place is."""
+        if prior is not None:
+            draws = draws - (draws * prior).sum(-1, keepdim=True) * prior
+            if first:
+                draws = torch.cat([prior[None], draws[1:]])
+        if self.orthogonal:
+            return torch.linalg.qr(draws.permute(1, 2, 0)).Q.permute(2, 0, 1)
+        return F.normalize(draws, dim=-1)
+
+
+Estimator = Literal["sphere", "central", "orthogonal", "low_frequency", "memory"]
+
+ESTIMATORS: dict[Estimator, dict[str, Any]] = {
+    "sphere": {},
+    "central": {"central": True},
+    "orthogonal": {"orthogonal": True},
+    "low_frequency": {"frequencies": 8, "orthogonal": True},
+    "memory": {"memory": True},
+}
+"""Names of estimators and what they are options of `ZeroOrderGradient`; `benchmarks/zero_order.py` compares them."""
+
+
+@dataclass(frozen=True)
+class _Subspace:
+    """Directions in which images are changed, in coordinates of an orthonormal basis.
+
+    Attributes:
+        shape: `(3, H, W)`.
+        rows, columns: `(k, H)` and `(k, W)`, the lowest frequencies of the DCT-II; None: pixels are the coordinates.
+    """
+
+    shape: tuple[int, int, int]
+    rows: Tensor | None = None
+    columns: Tensor | None = None
+
+    @classmethod
+    def of(cls, images: Tensor, frequencies: int) -> _Subspace:
+        shape = (images.shape[-3], images.shape[-2], images.shape[-1])
+        if not frequencies:
+            return cls(shape)
+        return cls(shape, *(_cosines(size, frequencies).to(images) for size in shape[1:]))
+
+    @property
+    def dimensions(self) -> int:
+        if self.rows is None or self.columns is None:
+            return math.prod(self.shape)
+        return self.shape[0] * len(self.rows) * len(self.columns)
+
+    def images_of(self, coordinates: Tensor) -> Tensor:
+        """`(..., m)` -> `(..., 3, H, W)`, of the same length."""
+        if self.rows is None or self.columns is None:
+            return coordinates.unflatten(-1, self.shape)
+        waves = coordinates.unflatten(-1, (self.shape[0], len(self.rows), len(self.columns)))
+        return self.rows.T @ waves @ self.columns
+
+
+def _cosines(size: int, frequencies: int) -> Tensor:
+    """The first rows `(k, size)` of the orthonormal DCT-II, in double precision."""
+    order = torch.arange(min(frequencies, size), dtype=torch.float64)[:, None]
+    place = torch.arange(size, dtype=torch.float64) + 0.5
+    rows = torch.cos(math.pi / size * order * place) * math.sqrt(2 / size)
+    rows[0] /= math.sqrt(2)
+    return rows

@@ -14,7 +14,7 @@ from hf_dfml.networks.generator import Generator
 from hf_dfml.pool.black_box import BlackBox
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip, random_roll
-from hf_dfml.recovery.gradient_source import GradientSource, autograd_gradient
+from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
 from hf_dfml.recovery.objective import FurtherTerm, InversionWeights, inversion_losses
 from hf_dfml.recovery.pixels import Pixels
 from hf_dfml.recovery.task import Task
@@ -80,6 +80,8 @@ def recover(
     """
     make = _generator_images if config.recovery == "generator" else _pixel_images
     device = teacher.device
+    if isinstance(source, ZeroOrderGradient):
+        source.forget()
     chosen = range(teacher.num_classes) if outputs is None else outputs
     labels = torch.tensor(list(chosen), device=device).repeat_interleave(config.images_per_class)
 

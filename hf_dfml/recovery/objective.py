@@ -142,7 +142,9 @@ def inversion_losses(
     """
     if weights.bn:
         if isinstance(teacher, BlackBox):
-            raise ValueError(f"{teacher.entry.id} is a black box and shows no batch-norm statistics: set bn_weight to 0.")
+            raise ValueError(
+                f"{teacher.entry.id} is a black box and shows no batch-norm statistics: set bn_weight to 0."
+            )
         with watch_batch_norm(teacher) as distance:
             logits = teacher(images)
     else:

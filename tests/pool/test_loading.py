@@ -127,6 +127,14 @@ def _cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def _folder_in_place_of(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+
+
+OVERLAPPING = {
+    name: {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]} for name in ("fc.weight", "blocks.0.conv.weight")
+}
 GIANT = {"fc.weight": {"dtype": "F32", "shape": [2**20, 2**20], "data_offsets": [0, 2**42]}}
 HOSTILE = {
     "pickle-bin": (lambda folder: _pickle_only(folder, "pytorch_model.bin"), r"pickle \(pytorch_model.bin\)"),
@@ -156,6 +164,25 @@ HOSTILE = {
     "infinite-buffer": (
         lambda folder: _rewrite(folder, lambda state: state["blocks.1.bn.running_var"].fill_(float("inf"))),
         "blocks.1.bn.running_var",
+    ),
+    # Finite itself, its square root is not.
+    "negative-variance": (
+        lambda folder: _rewrite(folder, lambda state: state["blocks.1.bn.running_var"].fill_(-1.0)),
+        "blocks.1.bn.running_var in model.safetensors is negative",
+    ),
+    "too-large-for-float32": (
+        lambda folder: _rewrite(
+            folder, lambda state: state.update({"fc.bias": torch.full((3,), 1e300, dtype=torch.float64)})
+        ),
+        "fc.bias in model.safetensors has values that are NaN or infinite",
+    ),
+    "overlapping-tensors": (lambda folder: _header(folder, OVERLAPPING), "damaged or cut off"),
+    "weights-are-a-folder": (lambda folder: _folder_in_place_of(folder, "model.safetensors"), "no model.safetensors"),
+    "config-is-a-folder": (lambda folder: _folder_in_place_of(folder, "config.json"), "config.json"),
+    "config-not-text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe{"), "not readable as JSON"),
+    "giant-json": (
+        lambda folder: (folder / "config.json").write_bytes(b" " * (17 << 20)),
+        "config.json has 17825792 bytes, at most",
     ),
     "truncated": (_cut, "damaged or cut off"),
     "empty-file": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "damaged or cut off"),

@@ -1,0 +1,51 @@
+"""Hashes of files: the one that a lock file keeps (sha256), and those that a Hub keeps (sha256, or git's sha1)."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from hf_dfml.pool.entry import MemberError, PoolEntry
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content in hex; read once as long as the file's size and time of change stay."""
+    path = path.resolve()
+    state = path.stat()
+    return _remembered(path, state.st_size, state.st_mtime_ns)
+
+
+def sha256_of_new(path: Path) -> str:
+    """`sha256_of` a file that has just been written: the time of change is too coarse to tell it from its like."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def git_sha1_of(path: Path) -> str:
+    """The id that git gives a file's content, in hex."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def check_pinned(entry: PoolEntry, name: str) -> None:
+    """Refuse a file of a member that is not the one that a lock file names (see `PoolEntry.sha256`).
+
+    Raises:
+        MemberError: if the file is another; the message has both hashes.
+    """
+    expected = entry.sha256.get(name)
+    assert entry.location is not None
+    if expected is None or not (entry.location / name).is_file():
+        return
+    found = sha256_of(entry.location / name)
+    if found != expected:
+        raise MemberError(entry.id, f"{name} is not the locked one: expected sha256 {expected}, found {found}")
+
+
+@lru_cache(maxsize=65_536)
+def _remembered(path: Path, size: int, changed: int) -> str:
+    return sha256_of_new(path)
