@@ -11,8 +11,8 @@ from hf_dfml.pipeline import RunConfig, run
 from hf_dfml.pool.building import build_pool
 from hf_dfml.pool.member_training import PoolRecipe
 
-NUM_MEMBERS = 48
-"""With five classes each of 64, a class is known to about four members, so that replay cannot go by one's style."""
+NUM_MEMBERS = 60
+"""With five classes each of 64, a class is known to about five members, so that replay cannot go by one's style."""
 
 
 def run_quickstart(output_dir: Path | str, seed: int = 42) -> list[Result]:
@@ -22,7 +22,7 @@ def run_quickstart(output_dir: Path | str, seed: int = 42) -> list[Result]:
     """
     folder = Path(output_dir)
     print(f"1. A pool: {NUM_MEMBERS} conv4 classifiers of 5 glyph classes each, in {folder / 'pool'}.")
-    recipe = replace(PoolRecipe.fast(flip=False), epochs=8)
+    recipe = replace(PoolRecipe.fast(flip=False), epochs=6, batch_size=32)
     build_pool("glyphs", output=folder / "pool", num_models=NUM_MEMBERS, recipe=recipe, seed=seed)
     print("2. TGR: meta-learning from these classifiers alone; then the exam on classes that none of them has seen.")
     results = run(TGR, quickstart_config(), quickstart_run(folder, seed), argv=["hf-dfml", "quickstart"])
@@ -52,8 +52,8 @@ def quickstart_config() -> TGRConfig:
         inner_lr=0.05,
         outer_lr=0.003,
         replay_batch=4,
-        replay_patience=100,
-        replay_max_batches=100,
+        replay_patience=125,
+        replay_max_batches=125,
     )
 
 
