@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -220,6 +221,9 @@ def serve(
 
     limits: dict = {"top_k": top_k, "token": token, "max_bytes": max_megabytes << 20}
     with PoolServer(ModelPool.open(pool), host=host, port=port, output=output, **limits) as server:  # type: ignore[arg-type]
+        # Set, not left to Python: a process in the background is started with SIGINT ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         typer.echo(f"{len(server.pool)} members at {server.url}/models, telling {output}. Ctrl-C stops.")
         try:
             server.serve_forever()

@@ -273,7 +273,8 @@ def test_a_service_that_goes_away_ends_the_run_with_a_checkpoint(members, tmp_pa
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
-def test_the_command_serves_until_it_is_interrupted(members):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_interrupted(members, number):
     words = [sys.executable, "-c", "from hf_dfml.cli import main; main()", "serve", str(members), "--port", "0"]
     words += ["--output", "label"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
@@ -282,8 +283,8 @@ def test_the_command_serves_until_it_is_interrupted(members):
         assert line.startswith("5 members at http://127.0.0.1:") and "telling label" in line
         url = line.split(" at ")[1].split("/models")[0]
         assert open_service(url).load(0)(pictures(2)).shape == (2, 3)
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.read() == "Stopped.\n" and process.wait(timeout=20) == 0
+        process.send_signal(number)
+        assert process.wait(timeout=60) == 0 and process.stdout.read() == "Stopped.\n"
     finally:
         process.kill()
         process.wait()
