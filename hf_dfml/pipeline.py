@@ -271,7 +271,7 @@ def adapt_to_folder(
     from hf_dfml.utils.inputs import list_images
 
     classifier = MetaModel.from_pretrained(name).adapt(support, head=head)  # type: ignore[arg-type]
-    files = list_images(query)
+    files = [query] if query.is_file() else list_images(query)
     for file, probabilities in zip(files, classifier.predict_proba(files), strict=True):
         best = int(probabilities.argmax())
         yield file, classifier.classes[best], float(probabilities[best])
