@@ -7,6 +7,8 @@
 Random initialisation, average, best member, prototypes on members' features; optimal-transport fusion (OTA), Gaussian
 processes (MFGP, needs the extra `gp`), DRO offline and online; with --references also MAML and online MAML on the real
 training images, marked in the table: they are allowed to see what data-free methods are not.
+
+Rows are written as they come. The same command in the same folder goes on after the last contestant that was finished.
 """
 
 from __future__ import annotations
@@ -15,13 +17,23 @@ import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import HfArgumentParser
 
 from hf_dfml.data import load_dataset
-from hf_dfml.evaluation import Exam, Result, evaluate, print_table, write_results, yardsticks
+from hf_dfml.evaluation import (
+    RESULTS_NAME,
+    Exam,
+    Result,
+    evaluate,
+    print_table,
+    read_results,
+    write_results,
+    yardsticks,
+)
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.baselines import OTA, OTAConfig
 from hf_dfml.methods.dro import DRO, DROConfig
@@ -30,6 +42,7 @@ from hf_dfml.methods.mfgp import MFGP, MFGPConfig
 from hf_dfml.methods.weight_space import require_same_network, run_without_trainer
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.pipeline import RunConfig, meta_network, open_pool
+from hf_dfml.utils.provenance import scrub_command, this_command
 from hf_dfml.utils.seeding import fork
 
 
@@ -59,6 +72,14 @@ def contestants(config: BaselinesConfig, members: int) -> list[tuple[Any, Any]]:
     return chosen
 
 
+def measured_before(config: BaselinesConfig) -> list[Result]:
+    """Rows that the same command has left in the output folder before it was interrupted."""
+    if not (Path(config.output_dir) / RESULTS_NAME).is_file():
+        return []
+    command = scrub_command(this_command())
+    return [row for row in read_results(config.output_dir) if row.command == command]
+
+
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run everything; the rows of `results.json`."""
     parser = HfArgumentParser(BaselinesConfig, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
@@ -73,16 +94,24 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     config = replace(config, arch=pool[0].architecture)
     dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=pool[0].input_size[-1])
     exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes, bn=config.bn)
-    rows = yardsticks(pool, dataset, exam, device=device)
+    rows = measured_before(config)
+    if rows:
+        print(f"Kept what {config.output_dir} has: {', '.join(dict.fromkeys(row.method for row in rows))}.")
+    else:
+        rows = yardsticks(pool, dataset, exam, device=device)
+        write_results(config.output_dir, rows)
     for method_class, method_config in contestants(config, len(pool)):
         started = time.monotonic()
         method = method_class(method_config, meta_network(pool, config).to(device))
+        if method.name in {row.method for row in rows}:
+            continue
         context = Context(generator=fork(config.seed, method.name), device=device, seed=config.seed)
         network = run_without_trainer(method, pool, context)
         print(f"{method.name}: {time.monotonic() - started:.0f} seconds of training.", flush=True)
         rows += evaluate(network, dataset, exam, method=method.name)
+        write_results(config.output_dir, rows)
     print_table(rows)
-    print(f"Wrote {write_results(config.output_dir, rows)}.")
+    print(f"Wrote {Path(config.output_dir) / RESULTS_NAME}.")
     return rows
 
 

@@ -4,6 +4,7 @@ from hf_dfml.evaluation.exam import Exam, evaluate, evaluate_features
 from hf_dfml.evaluation.heads import Adaptation, Adapter
 from hf_dfml.evaluation.published import published
 from hf_dfml.evaluation.results import (
+    RESULTS_NAME,
     Result,
     markdown_table,
     mean_and_interval,
@@ -15,6 +16,7 @@ from hf_dfml.evaluation.results import (
 from hf_dfml.evaluation.yardsticks import yardsticks
 
 __all__ = [
+    "RESULTS_NAME",
     "Adaptation",
     "Adapter",
     "Exam",

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from hf_dfml.arguments import parse
-from hf_dfml.evaluation import read_results
+from hf_dfml.evaluation import read_results, write_results
 from hf_dfml.networks import create_network
 from tests.pool.members import write_member, write_pool
 
@@ -72,6 +72,12 @@ def test_baselines(tmp_path, capsys, monkeypatch):
     assert names[:3] == ["Random init", "Average", "Best member"] and "All 4 members + prototype" in names
     assert read_results(tmp_path / "run") == rows
     assert "MAML, sees data" in capsys.readouterr().out
+    # Interrupted before its last contestants, the same command does not measure the first ones again.
+    write_results(tmp_path / "run", rows[:-2])
+    monkeypatch.setattr(module, "yardsticks", None)
+    assert module.main([*options.split(), "--pool", str(pool), "--output_dir", str(tmp_path / "run")])[:-2] == rows[:-2]
+    assert "DRO (online):" not in capsys.readouterr().out
+    assert [row.method for row in read_results(tmp_path / "run")] == names
 
 
 def _short_dro(**options):
