@@ -75,7 +75,9 @@ def test_baselines(tmp_path, capsys, monkeypatch):
     # Interrupted before its last contestants, the same command does not measure the first ones again.
     write_results(tmp_path / "run", rows[:-2])
     monkeypatch.setattr(module, "yardsticks", None)
-    assert module.main([*options.split(), "--pool", str(pool), "--output_dir", str(tmp_path / "run")])[:-2] == rows[:-2]
+    assert (
+        module.main([*options.split(), "--pool", str(pool), "--output_dir", str(tmp_path / "run")])[:-2] == rows[:-2]
+    )
     assert "DRO (online):" not in capsys.readouterr().out
     assert [row.method for row in read_results(tmp_path / "run")] == names
 
