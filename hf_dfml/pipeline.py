@@ -83,6 +83,10 @@ class RunConfig(TrainerConfig):
         default=0,
         metadata={"help": "Episodes of another exam, with and without PURER's calibration (slow); 0: not sat."},
     )
+    yardsticks: bool = field(
+        default=True,
+        metadata={"help": "Let random initialisation, average and members sit the exam too; `false` where they have."},
+    )
     validation_episodes: int = field(
         default=100, metadata={"help": "Episodes of each look at the validation classes."}
     )
@@ -220,7 +224,7 @@ def final_exam(
         for protocol in exams:
             results += evaluate(model, dataset, protocol, method=name, command=command)
         # Yardsticks are made of members' weights and features.
-        if isinstance(pool, ModelPool):
+        if config.yardsticks and isinstance(pool, ModelPool):
             results += yardsticks(pool, dataset, exam, device=device, command=command)
     print_table(results)
     return results
