@@ -6,6 +6,8 @@
     accelerate launch recipes/bidf_mkd.py ... --gradient zero_order              # gradients by queries alone
     accelerate launch recipes/bidf_mkd.py ... --black_box probs --max_queries 5000000    # nothing but answers, so many
     accelerate launch recipes/bidf_mkd.py ... --pool http://127.0.0.1:8000       # a pool that `hf-dfml serve` serves
+    accelerate launch recipes/bidf_mkd.py ... --pool endpoints.yaml              # Inference Endpoints
+    accelerate launch recipes/bidf_mkd.py --config recipes/configs/bidf-mkd-cifar-fs-black-box-cpu.yaml --pool ...
     accelerate launch recipes/bidf_mkd.py ... --resume_from_checkpoint latest    # go on after an interruption
 
 Members may differ in architecture, classes, image size and data set. Without options the schedule is the paper's (a
@@ -14,8 +16,10 @@ such a file add --bn_weight 0 --tv_weight 0. docs/black_boxes.md compares the --
 """
 
 from hf_dfml.arguments import parse
+from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.pipeline import RunConfig, run
 
 if __name__ == "__main__":
-    run(BiDfMKD, *parse(BiDfMKD, RunConfig, description=__doc__))
+    with told_in_a_sentence():
+        run(BiDfMKD, *parse(BiDfMKD, RunConfig, description=__doc__))

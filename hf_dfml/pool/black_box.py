@@ -10,7 +10,8 @@ A black box takes images and gives, for each, what its owner is willing to tell:
 | `label` | the most probable class | likewise, of a one-hot answer smoothed by `SMOOTHING` |
 
 Logarithms of probabilities are logits of the same distribution, so losses need not know which of these they are given.
-Every image that is sent is counted, and a budget can end it.
+Every image that is sent is counted, and a budget can end it. Answers of a remote service are kept, so that the same
+image is not sent, nor counted, a second time.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, get_args, overload
+from typing import Any, Literal, NoReturn, get_args, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.answers import AnswerCache
+from hf_dfml.pool.entry import PoolEntry, entry_at
 from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.text import counted
 
 Output = Literal["logits", "probs", "topk", "label"]
 Ask = Callable[[PoolEntry, Tensor], Tensor]
@@ -66,10 +69,12 @@ class QueryCount:
     Attributes:
         allowed: the budget; None for no limit.
         members: images sent to each member, by its id.
+        cached: images that need not be sent, as their answers were known already; they are in no other count.
     """
 
     allowed: int | None = None
     members: Counter[str] = field(default_factory=Counter)
+    cached: Counter[str] = field(default_factory=Counter)
 
     @property
     def total(self) -> int:
@@ -113,13 +118,19 @@ class BlackBox:
         device: where answers are put.
     """
 
-    __slots__ = ("_ask", "_count", "_output", "device", "entry")
+    __slots__ = ("_ask", "_cache", "_count", "_output", "device", "entry")
 
     def __init__(
-        self, entry: PoolEntry, ask: Ask, output: Output, count: QueryCount, device: torch.device | str = "cpu"
+        self,
+        entry: PoolEntry,
+        ask: Ask,
+        output: Output,
+        count: QueryCount,
+        device: torch.device | str = "cpu",
+        cache: AnswerCache | None = None,
     ) -> None:
         self.entry, self.device = entry, torch.device(device)
-        self._ask, self._output, self._count = ask, output, count
+        self._ask, self._output, self._count, self._cache = ask, output, count, cache
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -145,8 +156,18 @@ class BlackBox:
         Raises:
             QueryBudgetError: if so many images are more than is allowed; none is sent.
         """
-        self._count.spend(self.entry.id, len(images))
-        return believed(self._ask(self.entry, images.detach()).to(self.device), self._output)
+        return believed(self._answers(images.detach()).to(self.device), self._output)
+
+    def _answers(self, images: Tensor) -> Tensor:
+        def send(new: Tensor) -> Tensor:
+            self._count.spend(self.entry.id, len(new))
+            return self._ask(self.entry, new)
+
+        if self._cache is None:
+            return send(images)
+        answers, known = self._cache.ask(self.entry.id, images, send)
+        self._count.cached[self.entry.id] += known
+        return answers
 
     forward = __call__
 
@@ -155,7 +176,7 @@ class BlackBox:
 
 
 class BlackBoxPool(Sequence[PoolEntry]):
-    """A pool whose members answer and show nothing else. Made by `ModelPool.as_black_box` or `open_service`.
+    """A pool whose members answer and show nothing else. Made by `ModelPool.as_black_box` or `open_remote`.
 
     Pools made from this one (slices, `to`) share its count and budget.
 
@@ -167,6 +188,7 @@ class BlackBoxPool(Sequence[PoolEntry]):
         resolution: root mean square change of a pixel, in [0, 1], below which answers hardly tell two images apart:
             0 where pixels arrive as they are, 1 / 255 where they travel as PNG. Zero-order gradients take their
             differences over no less.
+        cache: of answers, which so cost nothing a second time; None: every image is sent.
         device: where answers are put.
     """
 
@@ -178,6 +200,7 @@ class BlackBoxPool(Sequence[PoolEntry]):
         queries: QueryCount,
         *,
         resolution: float = 0.0,
+        cache: AnswerCache | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if output not in get_args(Output):
@@ -185,7 +208,7 @@ class BlackBoxPool(Sequence[PoolEntry]):
         self._entries = tuple(public(entry) for entry in entries)
         self._ask, self.output, self.queries = ask, output, queries  # type: ignore[assignment]
         self.resolution = max(resolution, LABEL_RESOLUTION) if output == "label" else resolution
-        self.device = torch.device(device)
+        self.cache, self.device = cache, torch.device(device)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -200,25 +223,25 @@ class BlackBoxPool(Sequence[PoolEntry]):
         return self._like(self._entries[index]) if isinstance(index, slice) else self._entries[index]
 
     def __repr__(self) -> str:
-        return (
-            f"BlackBoxPool({len(self)} members, {self.output}, {self.queries.total} of {self.queries.allowed} queries)"
-        )
+        members = counted(len(self), "member")
+        return f"BlackBoxPool({members}, {self.output}, {self.queries.total} of {self.queries.allowed} queries)"
 
     def load(self, member: int | str | PoolEntry) -> BlackBox:
         """The black box of a member, given by its index, id or entry.
 
         Raises:
             KeyError: if the pool has no member of that id.
+            IndexError: if it has none of that index.
         """
         if isinstance(member, int):
-            entry = self._entries[member]
+            entry = entry_at(self, member)
         else:
             id = member if isinstance(member, str) else member.id
             found = [entry for entry in self._entries if entry.id == id]
             if not found:
                 raise KeyError(f"The pool has no member '{id}' among its {len(self)}.")
             entry = found[0]
-        return BlackBox(entry, self._ask, self.output, self.queries, self.device)
+        return BlackBox(entry, self._ask, self.output, self.queries, self.device, self.cache)
 
     def to(self, device: torch.device | str) -> BlackBoxPool:
         """The same pool with its answers put on `device`."""
@@ -227,9 +250,8 @@ class BlackBoxPool(Sequence[PoolEntry]):
         return pool
 
     def _like(self, entries: Sequence[PoolEntry]) -> BlackBoxPool:
-        return BlackBoxPool(
-            entries, self._ask, self.output, self.queries, resolution=self.resolution, device=self.device
-        )
+        shared: dict[str, Any] = {"resolution": self.resolution, "cache": self.cache, "device": self.device}
+        return BlackBoxPool(entries, self._ask, self.output, self.queries, **shared)
 
 
 def public(entry: PoolEntry) -> PoolEntry:

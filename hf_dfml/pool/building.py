@@ -66,9 +66,11 @@ def build_pool(
         The pool of these members.
 
     Raises:
-        ValueError: if the split has fewer than `ways` classes, a class has too few images, or `output` holds a member
-            that was built with other settings.
+        ValueError: if no member is asked for, the architecture is unknown, the split has fewer than `ways` classes, a
+            class has too few images, or `output` holds a member that was built with other settings.
     """
+    if num_models < 1:
+        raise ValueError(f"num_models={num_models}: a pool has at least one member.")
     if isinstance(dataset, str):
         dataset = load_dataset(dataset, split, data_dir=data_dir, image_size=image_size)
     if not 2 <= ways <= len(dataset.class_names):
@@ -80,7 +82,6 @@ def build_pool(
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
     built = 0
     folders = [output / f"{dataset.name}-{arch}-{index:03d}" for index in range(num_models)]
     bar = progress(folders, description=f"Building {output.name}", unit="member")
@@ -178,7 +179,7 @@ def _pretrained_cfg(network: torch.nn.Module, dataset: FewShotDataset) -> dict[s
 def _write_member(folder: Path, network: torch.nn.Module, config: dict[str, Any]) -> None:
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary.mkdir(parents=True)  # Only now: a build that fails before its first member leaves nothing.
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
     (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_dfml.utils.text import counted
+
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 WEIGHTS_NAME = "model.safetensors"
+META_BLOCK = "hf_dfml"
+"""The block of a `config.json` that makes it a meta-model's; what stands in it is `hf_dfml.meta_config`'s affair."""
+IS_META_MODEL = "is a meta-model of hf_dfml, not a pool member"
 
 
 class MemberError(ValueError):
@@ -87,3 +93,14 @@ class PoolEntry:
         Names tie the classes of different members together, so a class without a name is nobody else's class.
         """
         return self.label_names or tuple(f"{self.id}#{k}" for k in range(self.num_classes or 0))
+
+
+def entry_at(pool: Sequence[PoolEntry], index: int) -> PoolEntry:
+    """The member at a position of a pool.
+
+    Raises:
+        IndexError: if the pool is shorter.
+    """
+    if not -len(pool) <= index < len(pool):
+        raise IndexError(f"The pool has no member {index}: it has {counted(len(pool), 'member')}, counted from 0.")
+    return pool[index]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, ModelInfo, constants
 from huggingface_hub.errors import (
@@ -28,9 +28,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
+    build_hf_headers,
     disable_progress_bars,
     enable_progress_bars,
     httpx,
+    tqdm,
     validate_repo_id,
 )
 
@@ -45,6 +47,8 @@ TRIES = 8
 """How often a call is made that the server answers with "not now", or a file is asked for that arrives damaged."""
 LONGEST_WAIT = 300
 """Seconds that a server may make us wait before a call is repeated."""
+MAX_FILE_BYTES = 8 << 30
+"""Of a file that is downloaded, where nothing else is said (`ModelPool.with_limits`)."""
 _NOT_NOW = (408, 429, 500, 502, 503, 504)
 _CLIENT_BARS = "huggingface_hub"  # The group of all bars that the client draws by itself.
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -58,11 +62,19 @@ Result = TypeVar("Result")
 
 def hub_api() -> HfApi:
     """The Hub's client: sends our name and version, and obeys `HF_ENDPOINT` even if it was set after the import."""
+    return HfApi(endpoint=endpoint(), library_name="hf_dfml", library_version=_version())
+
+
+def user_agent() -> str:
+    """Our name and version, as the Hub's client says them."""
+    return build_hf_headers(token=False, library_name="hf_dfml", library_version=_version())["user-agent"]
+
+
+def _version() -> str:
     try:
-        library_version = version("hf_dfml")
+        return version("hf_dfml")
     except PackageNotFoundError:  # A source tree that was never installed.
-        library_version = "0"
-    return HfApi(endpoint=endpoint(), library_name="hf_dfml", library_version=library_version)
+        return "0"
 
 
 def endpoint() -> str:
@@ -73,6 +85,11 @@ def endpoint() -> str:
 def is_sha(revision: str | None) -> bool:
     """Whether a revision is a full commit sha, whose files never change."""
     return revision is not None and _SHA.fullmatch(revision) is not None
+
+
+def printable(id: str) -> str:
+    """The id, with escapes for what cannot be printed: a line break at its end would pass the client's own check."""
+    return id if id.isprintable() else id.encode("unicode_escape").decode()
 
 
 def check_id(id: str, revision: str | None = None) -> None:
@@ -87,6 +104,22 @@ def check_id(id: str, revision: str | None = None) -> None:
         raise MemberError(id, "is not a repository id (expected org/name)") from error
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
         raise MemberError(id, f"revision '{revision}' is not a branch, tag or commit")
+
+
+@contextmanager
+def looking_for(name: str) -> Iterator[None]:
+    """Says of a name that is no folder here, and so was looked for on the Hub, what is wrong if that is out of reach.
+
+    Raises:
+        ConnectionError: in place of the client's error.
+    """
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise ConnectionError(
+            f"There is no folder {name}, and the Hub ({endpoint()}) could not be reached to look for a repository of "
+            f"that name: {error or type(error).__name__}."
+        ) from error
 
 
 def list_models(author: str) -> list[ModelInfo]:
@@ -119,22 +152,33 @@ def resolve_revision(id: str, revision: str | None) -> str:
     return sha
 
 
-def download(id: str, name: str, revision: str) -> Path:
+def download(
+    id: str, name: str, revision: str, *, limit: int = MAX_FILE_BYTES, admit: Callable[[int], None] | None = None
+) -> Path:
     """One file of a commit, from the local cache if it is there (then nothing is sent).
 
     What arrives is compared with the hash that the server promised, and asked for again if it is not that: the client
     itself looks at the size alone.
 
+    Args:
+        id: the repository.
+        name: the file.
+        revision: the commit.
+        limit: bytes that the file may have at most; a larger one is refused before its content is read.
+        admit: called with the file's bytes before its content is read, again where it is read again.
+
     Raises:
-        MemberError: if the repository has no such file, it may not be read, or it arrives damaged each time.
+        MemberError: if the repository has no such file, it may not be read, is too large, or arrives damaged each
+            time.
     """
     check_id(id, revision)
-    path = _cache_folder(id) / "snapshots" / revision / name
+    path = cached_file(id, name, revision)
     if is_sha(revision) and path.is_file():
         return path
+    meter = _meter(id, name, limit, admit)
     seen: set[str] = set()
     for _ in range(TRIES):
-        path = _download(id, name, revision)
+        path = _download(id, name, revision, meter)
         promised, found = _promised_hash(path)
         if promised == found:
             return path
@@ -144,14 +188,34 @@ def download(id: str, name: str, revision: str) -> Path:
             return path
         logger.warning("%s: %s arrived damaged and is fetched again.", id, name)
         seen.add(found)
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        discard(path)
     raise MemberError(id, f"{name} arrives damaged: expected hash {promised}, found {found}")
 
 
-def _download(id: str, name: str, revision: str) -> Path:
+def cached_file(id: str, name: str, revision: str) -> Path:
+    """Where a file of a commit lies in the local cache, once it was downloaded."""
+    return _cache_folder(id) / "snapshots" / revision / name
+
+
+def discard(path: Path) -> None:
+    """Delete a file of the local cache: its content, and its name in every commit of its repository that has it."""
+    blob = _blob_of(path)
+    content = blob.resolve()
+    for link in {path, *path.parent.parent.glob(f"*/{path.name}")}:
+        if _blob_of(link) == blob:
+            link.unlink(missing_ok=True)
+    shared = blob.is_symlink()
+    blob.unlink(missing_ok=True)
+    if shared:
+        # Newer clients keep one copy for all repositories that have it, to which their blobs are links.
+        links = (link for link in Path(constants.HF_HUB_CACHE).glob("*--*/blobs/*") if link.is_symlink())
+        if not any(link.resolve() == content for link in links):
+            content.unlink(missing_ok=True)
+
+
+def _download(id: str, name: str, revision: str, meter: type[tqdm]) -> Path:
     try:
-        return Path(insist(lambda: hub_api().hf_hub_download(id, name, revision=revision)))
+        return Path(insist(lambda: hub_api().hf_hub_download(id, name, revision=revision, tqdm_class=meter)))
     except LocalEntryNotFoundError as error:
         if not is_offline():
             raise  # The connection failed: that is not the member's fault.
@@ -162,9 +226,43 @@ def _download(id: str, name: str, revision: str) -> Path:
         raise MemberError(id, why_not_found(error)) from error
 
 
+def _meter(id: str, name: str, limit: int, admit: Callable[[int], None] | None) -> type[tqdm]:
+    """The client's progress bar, which learns a file's size before its content is read, as the guard of that size.
+
+    To ask the server for sizes beforehand would be one more request for each file.
+    """
+
+    def check(size: int) -> None:
+        if size > limit:
+            raise MemberError(id, f"{name} has {size:,} bytes or more; at most {limit:,} are downloaded")
+
+    class Meter(tqdm):
+        def __init__(self, *args: Any, total: float | None = None, **options: Any) -> None:
+            self.received = 0
+            if total is not None:
+                check(int(total))
+                if admit is not None:
+                    admit(int(total))
+            super().__init__(*args, total=total, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += int(n or 0)
+            check(self.received)  # Of a server that told another size, or none.
+            return super().update(n)
+
+    return Meter
+
+
+def _blob_of(path: Path) -> Path:
+    """The file after whose content the cache names it: one step, since it can be a link itself."""
+    if not path.is_symlink():
+        return path
+    return Path(os.path.normpath(path.parent / path.readlink()))
+
+
 def _promised_hash(path: Path) -> tuple[str, str]:
     """The hash after which the cache names a file, and that of its content; equal where the name is no hash."""
-    blob = path.resolve()
+    blob = _blob_of(path)
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name, sha256_of_new(blob)
     if _SHA.fullmatch(blob.name):  # What is not in large file storage has git's hash.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.progress import progress
+from hf_dfml.utils.text import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,20 +15,25 @@ if TYPE_CHECKING:
 
 def check_pool(pool: ModelPool) -> list[tuple[PoolEntry, str | None]]:
     """Load every member safely; each comes back with one line that says why it cannot be used, or None."""
-    return [
-        (entry, pool.check(entry)) for entry in progress(pool.fetch(), description="Checking members", unit="member")
-    ]
+    pool = pool.fetch()
+    order = progress(pool.walk(), description="Checking members", total=len(pool), unit="member")
+    return [(pool[index], pool.check(index)) for index in order]
 
 
 def pool_table(pool: ModelPool) -> Table:
-    """A table of the members: what their configs say, no weights read. Columns that hold nothing are left out."""
+    """A table of the members: what their configs say, no weights read. Columns that hold nothing are left out.
+
+    What is there and is no member that can be used, such as a meta-model, is not counted as one and says why.
+    """
     from rich.markup import escape
     from rich.table import Table
 
     entries = pool.resolve()
     rows = [_row(entry) for entry in entries]
     kept = [column for column in range(len(_COLUMNS)) if column == 0 or any(row[column] for row in rows)]
-    table = Table(title=f"{len(rows)} members")
+    skipped = sum(entry.problem is not None for entry in entries)
+    title = counted(len(rows) - skipped, "member") + (f", {skipped} skipped" if skipped else "")
+    table = Table(title=title)
     for column in kept:
         name = _COLUMNS[column]
         table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold", no_wrap=column == 0)

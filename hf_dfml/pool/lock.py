@@ -106,7 +106,7 @@ def _row(entry: PoolEntry, base: Path) -> dict[str, Any]:
 
 def _entry(row: dict[str, Any], base: Path) -> PoolEntry:
     id, revision, hashes, folder = row["id"], row.get("revision"), row.get("sha256", {}), row.get("folder")
-    entry = PoolEntry(id=id)
+    entry = PoolEntry(id=hub.printable(id))
     if not isinstance(hashes, dict) or not all(
         name in _FILES and isinstance(value, str) and _SHA256.fullmatch(value) for name, value in hashes.items()
     ):

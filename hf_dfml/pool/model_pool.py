@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from hf_dfml.pool import sources
+from hf_dfml.pool import hub, sources
 from hf_dfml.pool.black_box import BlackBoxPool, Output, QueryCount, told
 from hf_dfml.pool.cache import TeacherCache
-from hf_dfml.pool.entry import MemberError, PoolEntry
+from hf_dfml.pool.entry import MemberError, PoolEntry, entry_at
 from hf_dfml.pool.loading import load_teacher
 from hf_dfml.pool.lock import write_lock
 from hf_dfml.pool.prefetch import WORKERS, Prefetcher
+from hf_dfml.pool.storage import Storage
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.utils.progress import progress
+from hf_dfml.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
-CACHE_BYTES = 2 << 30
+GB = 1 << 30
+CACHE_BYTES = 2 * GB
 
 
 class ModelPool(Sequence[PoolEntry]):
     """An immutable sequence of pool entries that loads a member's weights when asked to.
 
-    Pools made from this one (`filter`, `sample`, `split`, slices) share its cache of loaded teachers and its threads.
+    Pools made from this one (`filter`, `sample`, `split`, slices) share its cache of loaded teachers, its disk budget
+    and its threads.
 
     Args:
         entries: the members; ids must be distinct.
@@ -52,6 +57,7 @@ class ModelPool(Sequence[PoolEntry]):
         cache_bytes: int = CACHE_BYTES,
         device: torch.device | str = "cpu",
         cache: TeacherCache | None = None,
+        storage: Storage | None = None,
         prefetcher: Prefetcher | None = None,
     ) -> None:
         self._entries = tuple(entries)
@@ -62,7 +68,8 @@ class ModelPool(Sequence[PoolEntry]):
             raise ValueError(f"The pool has two members called '{double}': ids must be distinct, rename one of them.")
         self.device = torch.device(device)
         self.cache = cache or TeacherCache(cache_bytes)
-        self.prefetcher = prefetcher or Prefetcher(sources.fetch)
+        self.storage = storage or Storage()
+        self.prefetcher = prefetcher or Prefetcher(self.storage.fetch)
 
     @classmethod
     def from_dir(cls, folder: Path | str, *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
@@ -151,7 +158,7 @@ class ModelPool(Sequence[PoolEntry]):
         return self._like((*self, *(entry for entry in other if entry.identity not in mine)))
 
     def __repr__(self) -> str:
-        return f"ModelPool({len(self)} members)"
+        return f"ModelPool({counted(len(self), 'member')})"
 
     def load(self, member: int | str | PoolEntry) -> Teacher:
         """The teacher of a member, given by its index, id or entry; fetched and read if it is not in the cache.
@@ -159,11 +166,20 @@ class ModelPool(Sequence[PoolEntry]):
         Raises:
             MemberError: if the member cannot be used; the message says why.
             KeyError: if the pool has no member of that id.
+            IndexError: if it has none of that index.
         """
         entry = self._find(member)
-        return self.cache.get(
-            (entry.identity, self.device), lambda: load_teacher(self.prefetcher.get(entry)).to(self.device)
-        )
+        return self.cache.get((entry.identity, self.device), lambda: self._read(entry))
+
+    @contextmanager
+    def on_disk(self, member: int | str | PoolEntry) -> Iterator[PoolEntry]:
+        """A member's entry with all its files on this disk, where they stay until the end of the block.
+
+        Raises:
+            MemberError: if the member cannot be used; the message says why.
+        """
+        with self.storage.using(self._find(member), self.prefetcher.get) as entry:
+            yield entry
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Fetch the files of members in the background and return at once; their `load` waits for what is missing.
@@ -222,7 +238,7 @@ class ModelPool(Sequence[PoolEntry]):
         Returns:
             The file.
         """
-        return write_lock(self, path)
+        return write_lock(self.storage.described(self), path)
 
     def filter(self, predicate: Callable[[PoolEntry], bool]) -> ModelPool:
         """The members for which `predicate(entry)` is true.
@@ -259,6 +275,31 @@ class ModelPool(Sequence[PoolEntry]):
         pool.device = torch.device(device)
         return pool
 
+    def with_limits(
+        self,
+        *,
+        memory_gb: float = CACHE_BYTES / GB,
+        disk_gb: float | None = None,
+        file_gb: float = hub.MAX_FILE_BYTES / GB,
+    ) -> ModelPool:
+        """The same pool within stated budgets (gigabytes of 2^30 bytes).
+
+        Args:
+            memory_gb: of loaded teachers that are kept in case they are wanted again. A teacher that the caller holds
+                is beyond that.
+            disk_gb: of the weights of the pool's Hub members in the local cache of the Hub: those used longest ago
+                are deleted before others are downloaded, never any in use. None: no limit. See
+                `hf_dfml.pool.storage`.
+            file_gb: of the weights of one member of the Hub; larger ones are refused, by name, before they are
+                downloaded.
+
+        Raises:
+            ValueError: for a negative number.
+        """
+        disk = None if disk_gb is None else round(disk_gb * GB)
+        storage = Storage(disk, max_file_bytes=round(file_gb * GB), entries=self)
+        return ModelPool(self, cache_bytes=round(memory_gb * GB), device=self.device, storage=storage)
+
     def as_black_box(
         self, output: Output = "probs", *, max_queries: int | None = None, top_k: int = 3
     ) -> BlackBoxPool:
@@ -275,8 +316,10 @@ class ModelPool(Sequence[PoolEntry]):
         Raises:
             ValueError: for another `output`, a `top_k` below 1 or a negative budget.
         """
-        if top_k < 1 or (max_queries is not None and max_queries < 0):
-            raise ValueError(f"top_k={top_k} and max_queries={max_queries}: expected at least 1 and 0.")
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k}: expected at least 1 class.")
+        if max_queries is not None and max_queries < 0:
+            raise ValueError(f"max_queries={max_queries}: expected 0 or more, or None for no limit.")
         pool = self.resolve()
 
         @torch.no_grad()
@@ -292,8 +335,14 @@ class ModelPool(Sequence[PoolEntry]):
         return self._like(sources.resolve_all(self._entries))
 
     def fetch(self) -> ModelPool:
-        """The same pool with all files of its members on this disk, downloaded several at a time."""
-        return self._like(sources.fetch_all(self._entries))
+        """The same pool with all files of its members on this disk, downloaded several at a time.
+
+        Within a disk budget (`with_limits`) only configs: weights are fetched when they are used, as they could
+        otherwise push out each other.
+        """
+        if self.storage.max_bytes is not None:
+            return self.resolve()
+        return self._like(sources.fetch_all(self._entries, self.storage.fetch))
 
     def usable(self, *, weights: bool | None = None) -> ModelPool:
         """The members that can be used; a warning says of each other member why it cannot.
@@ -307,14 +356,16 @@ class ModelPool(Sequence[PoolEntry]):
         """
         kept = []
         pool = self.fetch() if weights else self.resolve()
-        for entry in progress(pool, description="Checking the pool", unit="member"):
+        order = pool.walk() if weights else range(len(pool))
+        for index in progress(order, description="Checking the pool", total=len(pool), unit="member"):
+            entry = pool[index]
             problem = self.check(entry, weights=sources.is_on_disk(entry) if weights is None else weights)
             if problem is None:
                 kept.append(entry)
             else:
                 logger.warning("Pool member left out: %s: %s", entry.id, problem)
         if not kept:
-            raise ValueError(f"None of the pool's {len(self)} members can be used; `hf-dfml pool check` says why.")
+            raise ValueError(f"Of {counted(len(self), 'member')} none can be used; `hf-dfml pool check` says why.")
         return self._like(kept)
 
     def check(self, member: int | str | PoolEntry, *, weights: bool = True) -> str | None:
@@ -332,11 +383,15 @@ class ModelPool(Sequence[PoolEntry]):
         """Whether all members have networks of one shape, so that their weights can be averaged."""
         return len({_network_of(entry) for entry in self.resolve()}) == 1
 
+    def _read(self, entry: PoolEntry) -> Teacher:
+        with self.on_disk(entry) as fetched:
+            return load_teacher(fetched).to(self.device)
+
     def _find(self, member: int | str | PoolEntry) -> PoolEntry:
         if isinstance(member, PoolEntry):
             return member
         if isinstance(member, int):
-            return self._entries[member]
+            return entry_at(self, member)
         if member not in self._index:
             raise KeyError(f"The pool has no member '{member}' among its {len(self)}.")
         return self._entries[self._index[member]]
@@ -345,7 +400,8 @@ class ModelPool(Sequence[PoolEntry]):
         return self._like(self._entries[index] for index in indices)
 
     def _like(self, entries: Iterable[PoolEntry]) -> ModelPool:
-        return ModelPool(entries, device=self.device, cache=self.cache, prefetcher=self.prefetcher)
+        shared: dict[str, Any] = {"cache": self.cache, "storage": self.storage, "prefetcher": self.prefetcher}
+        return ModelPool(entries, device=self.device, **shared)
 
 
 def _network_of(entry: PoolEntry) -> tuple:

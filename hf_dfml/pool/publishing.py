@@ -59,15 +59,16 @@ def push_pool(
             )
         pairs = zip(pool, targets, strict=True)
         for entry, target in progress(pairs, description=f"Pushing to {org}", total=len(pool), unit="member"):
-            shas.append(_push_member(api, entry, target, there.get(target), private=private, message=message))
+            with pool.on_disk(entry) as here:
+                files = _files(here, target)
+            shas.append(_push_member(api, files, target, there.get(target), private=private, message=message))
     logger.info("%d members are at %s/%s.", len(shas), api.endpoint, org)
     return shas
 
 
 def _push_member(
-    api: HfApi, entry: PoolEntry, target: str, there: ModelInfo | None, *, private: bool, message: str
+    api: HfApi, files: dict[str, bytes], target: str, there: ModelInfo | None, *, private: bool, message: str
 ) -> str:
-    files = _files(entry, target)
     if there is None:
         hub.insist(lambda: api.create_repo(target, private=private, exist_ok=True))
     else:

@@ -11,19 +11,22 @@ from typing import Any
 
 from hf_dfml.pool import timm_members, transformers_members
 from hf_dfml.pool.checks import read_json
-from hf_dfml.pool.entry import CONFIG_NAME, MemberError, PoolEntry
+from hf_dfml.pool.entry import CONFIG_NAME, IS_META_MODEL, META_BLOCK, MemberError, PoolEntry
 
 
-def read_entry(id: str, folder: Path, revision: str | None = None) -> PoolEntry:
+def read_entry(id: str, folder: Path, revision: str | None = None, *, meta_model: bool = False) -> PoolEntry:
     """Read the metadata of the member in `folder`; never raises for a bad member, see `PoolEntry.problem`.
 
     Args:
         id: what the member is called.
         folder: holds `config.json` and, for a transformers member, `preprocessor_config.json`.
         revision: the commit sha that the files are of, for a member of the Hub.
+        meta_model: whether a meta-model will do, which is none of a pool's members.
     """
     try:
         config = read_json(id, folder / CONFIG_NAME)
+        if META_BLOCK in config and not meta_model:
+            raise MemberError(id, IS_META_MODEL)
         reader = transformers_members if is_transformers(config) else timm_members
         return reader.read(id, folder, revision, config)
     except MemberError as error:

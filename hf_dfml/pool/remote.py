@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -25,20 +26,35 @@ from urllib.request import ProxyHandler, Request, build_opener
 import torch
 from torch import Tensor
 
-from hf_dfml.pool.black_box import BlackBoxPool, QueryCount, ServiceError
-from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.answers import AnswerCache
+from hf_dfml.pool.black_box import BlackBoxPool, Output, QueryCount, ServiceError
+from hf_dfml.pool.checks import check_input, check_labels
+from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.utils.images import to_uint8
 
 logger = logging.getLogger(__name__)
 
 PNG_STEP = 1 / 255
 TOKEN_VARIABLE = "HF_DFML_SERVE_TOKEN"
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+"""Status codes after which the same request may succeed a little later."""
+MAX_ANSWER_BYTES = 64 << 20
 
 
-def is_service(name: str) -> bool:
-    """Whether the name of a pool is that of one behind HTTP."""
-    return name.startswith(("http://", "https://"))
+class RefusedError(ServiceError):
+    """A service that answers, and will not answer this.
+
+    Attributes:
+        status: the HTTP status code.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NoServedPoolError(ServiceError):
+    """Something answers at a URL, and it is no served pool."""
 
 
 def open_service(url: str, *, max_queries: int | None = None, **options: Any) -> BlackBoxPool:
@@ -53,21 +69,10 @@ def open_service(url: str, *, max_queries: int | None = None, **options: Any) ->
         ServiceError: if nothing answers there, or something else.
     """
     service = Service(url, **options)
-    description = service.request("/models")
-    try:
-        entries = [
-            PoolEntry(
-                id=model["id"],
-                num_classes=len(model["labels"]),
-                input_size=tuple(model["input_size"]),
-                label_names=tuple(model["labels"]),
-            )
-            for model in description["models"]
-        ]
-        output = description["output"]
-    except (KeyError, TypeError) as error:
-        raise ServiceError(f"{url} does not answer as `hf-dfml serve` does: it lists no models.") from error
-    return BlackBoxPool(entries, service.ask, output, QueryCount(max_queries), resolution=PNG_STEP)
+    entries, output = service.members()
+    return BlackBoxPool(
+        entries, service.ask, output, QueryCount(max_queries), resolution=PNG_STEP, cache=AnswerCache()
+    )
 
 
 class Service:
@@ -101,32 +106,50 @@ class Service:
         here = urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
         self._opener = build_opener(*([ProxyHandler({})] if here else []))
 
+    def members(self) -> tuple[list[PoolEntry], Output]:
+        """The members that are served, and what is told of an image.
+
+        Raises:
+            NoServedPoolError: if what answers is no served pool.
+            ServiceError: if nothing answers, or asks for another token.
+        """
+        try:
+            description = self.request("/models")
+            models = [_entry_of(model) for model in description["models"]]
+            output = description["output"]
+        except RefusedError as error:
+            if error.status in (401, 403):
+                raise
+            raise NoServedPoolError(f"{self.url} does not answer as `hf-dfml serve` does ({error}).") from error
+        except (KeyError, TypeError, MemberError) as error:
+            raise NoServedPoolError(
+                f"{self.url} does not answer as `hf-dfml serve` does: it lists no models that can be used ({error!r})."
+            ) from error
+        return models, output
+
     def ask(self, entry: PoolEntry, images: Tensor) -> Tensor:
         """Answers `(B, C)` to images `(B, 3, h, w)`, which are rounded to 8 bits; zero for classes that are not told.
 
         Raises:
-            ServiceError: if the service cannot be reached, or names a class that the member does not have.
+            ServiceError: if the service cannot be reached, or its answers are not those of the member.
         """
-        places = {name: index for index, name in enumerate(entry.class_names)}
         path = f"/models/{quote(entry.id)}"
         files = [base64.b64encode(file).decode() for file in as_png(images)]
         parts = [files[start : start + self.batch] for start in range(0, len(files), self.batch)]
         with ThreadPoolExecutor(self.workers) as pool:
             rows = [row for part in pool.map(lambda part: self.request(path, {"inputs": part}), parts) for row in part]
-        answers = torch.zeros(len(images), len(places))
         try:
-            for index, row in enumerate(rows):
-                for item in row:
-                    answers[index, places[item["label"]]] = item["score"]
-        except (KeyError, TypeError, IndexError) as error:
+            told = [[(item["label"], item["score"]) for item in row] for row in rows]
+        except (KeyError, TypeError) as error:
             raise ServiceError(f"{self.url}{path} gave an answer that is not understood: {error!r}.") from error
-        return answers.to(images.device)
+        return answers_of(told, len(images), entry.class_names, self.url + path).to(images.device)
 
     def request(self, path: str, content: Any = None) -> Any:
         """The JSON answer to a GET, or to a POST of JSON `content`.
 
         Raises:
-            ServiceError: if there is none after all retries, or the server refuses.
+            RefusedError: if the server refuses.
+            ServiceError: if there is none after all retries.
         """
         problem, wait = "", 0.0
         for attempt in range(self.retries + 1):
@@ -136,14 +159,20 @@ class Service:
             wait = min(8.0, 0.5 * 2**attempt)
             try:
                 with self._opener.open(self._request(path, content), timeout=self.timeout) as reply:
-                    return json.load(reply)
+                    body = reply.read(MAX_ANSWER_BYTES + 1)
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise ServiceError(f"{self.url}{path} answers with more than {MAX_ANSWER_BYTES:,} bytes.")
+                    return json.loads(body)
             except HTTPError as error:
                 problem = f"{error.code} {_message(error)}"
-                if error.code not in _PASSING:
-                    raise ServiceError(f"{self.url}{path} refuses: {problem}.") from None
+                if error.code not in PASSING:
+                    raise RefusedError(f"{self.url}{path} refuses: {problem}.", error.code) from None
                 after = error.headers.get("Retry-After", "")
                 wait = min(60.0, float(after)) if after.isdigit() else wait
-            except (URLError, HTTPException, OSError, ValueError) as error:  # ValueError: JSON that was cut off.
+            except ServiceError:
+                raise  # It is an OSError too.
+            # ValueError: JSON that was cut off; RecursionError: brackets nested thousands deep.
+            except (URLError, HTTPException, OSError, ValueError, RecursionError) as error:
                 problem = str(getattr(error, "reason", error)) or type(error).__name__
         raise ServiceError(f"{self.url}{path} gives no answer after {self.retries} retries: {problem}.")
 
@@ -165,6 +194,50 @@ def as_png(images: Tensor) -> Sequence[bytes]:
         Image.fromarray(array).save(buffer, "PNG", compress_level=1)
         files.append(buffer.getvalue())
     return files
+
+
+def answers_of(rows: Sequence[Sequence[tuple[str, float]]], count: int, classes: Sequence[str], source: str) -> Tensor:
+    """Answers `(B, C)` from the labels and scores that were told of each image; zero for classes that were not.
+
+    Args:
+        rows: for each image the labels that were told, with their scores.
+        count: the images that were sent.
+        classes: names of the classes in the order of the columns.
+        source: who told so, for messages.
+
+    Raises:
+        ServiceError: if there are more or fewer rows than images, a label is none of the classes or stands twice in a
+            row, or a score is no finite number.
+    """
+
+    def wrong(what: str) -> ServiceError:
+        return ServiceError(f"{source} gave an answer that is not understood: {what}.")
+
+    places = {name: index for index, name in enumerate(classes)}
+    if len(rows) != count:
+        raise wrong(f"{len(rows)} answers to {count} images")
+    answers = [[0.0] * len(places) for _ in rows]
+    for answer, row in zip(answers, rows, strict=True):
+        if len({label for label, _ in row}) < len(row):
+            raise wrong("a label stands twice in it")
+        for label, score in row:
+            if label not in places:
+                known = ", ".join(repr(name) for name in list(places)[:5])
+                raise wrong(f"it names a class {label!r}, which is none of the member's {len(places)} ({known}, ...)")
+            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+                raise wrong(f"the score of {label!r} is {score!r}")
+            answer[places[label]] = score
+    return torch.tensor(answers).reshape(len(rows), len(places))
+
+
+def _entry_of(model: Any) -> PoolEntry:
+    """A member as a served pool describes it, which nobody vouches for."""
+    id, labels = model["id"], model["labels"]
+    if not isinstance(id, str) or not isinstance(labels, list) or not labels:
+        raise TypeError(f"expected an id and a list of labels, found {str(model)[:80]}")
+    names = check_labels(id, labels, len(labels))
+    size = check_input(id, model["input_size"], [0.5] * 3, [0.25] * 3)["input_size"]
+    return PoolEntry(id=id, num_classes=len(names), input_size=size, label_names=names)
 
 
 def _message(error: HTTPError) -> str:

@@ -19,7 +19,7 @@ import hmac
 import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 import torch
 from torch import Tensor
 
+from hf_dfml.pool.batching import Batcher
 from hf_dfml.pool.black_box import Output, told
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
@@ -49,9 +50,13 @@ class PoolServer(ThreadingHTTPServer):
         top_k: classes that `topk` tells.
         token: what clients must send as `Authorization: Bearer TOKEN`; None: nothing.
         max_bytes: of one request.
+
+    Raises:
+        ConnectionError: if the port is taken or impossible, or the host is not this machine's.
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(
         self,
@@ -67,7 +72,15 @@ class PoolServer(ThreadingHTTPServer):
         self.pool = pool.usable()
         self.pool.as_black_box(output, top_k=top_k)  # Refuses what a black box cannot tell.
         self.output, self.top_k, self.token, self.max_bytes = output, top_k, token, max_bytes
-        super().__init__((host, port), _Handler)
+        self.batcher = Batcher(self._forward)
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            self.batcher.close()
+            reason = error.strerror if isinstance(error, OSError) else "a port is a number from 0 to 65535"
+            raise ConnectionError(
+                f"Cannot listen on port {port} of {host}: {reason}. Choose another --port (0: any free one) or --host."
+            ) from error
 
     @property
     def url(self) -> str:
@@ -85,9 +98,8 @@ class PoolServer(ThreadingHTTPServer):
             ],
         }
 
-    @torch.no_grad()
     def classify(self, entry: PoolEntry, files: Sequence[bytes], top_k: int | None = None) -> list[list[dict]]:
-        """What is told of image files, in one batch.
+        """What is told of image files, in one batch with those of other requests that wait.
 
         Args:
             entry: the member.
@@ -101,8 +113,17 @@ class PoolServer(ThreadingHTTPServer):
 
         assert entry.input_size is not None
         images = as_batch([_open(file) for file in files], entry.input_size[1:])
-        answers = told(self.pool.load(entry)(images.to(self.pool.device)), self.output, self.top_k).cpu()
+        answers = told(self.batcher(entry.id, images), self.output, self.top_k)
         return [self._rows(entry, answer)[:top_k] for answer in answers]
+
+    def server_close(self) -> None:
+        """Stop listening, and end the thread of the forward passes."""
+        super().server_close()
+        self.batcher.close()
+
+    @torch.no_grad()
+    def _forward(self, id: Hashable, images: Tensor) -> Tensor:
+        return self.pool.load(str(id))(images.to(self.pool.device)).cpu()
 
     def _rows(self, entry: PoolEntry, answer: Tensor) -> list[dict]:
         order = answer.argsort(descending=True).tolist()
@@ -128,6 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: PoolServer
     protocol_version = "HTTP/1.1"
     timeout = 60
+    # Else the body waits until the client has acknowledged the headers: 40 ms for each answer on a kept connection.
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:  # noqa: N802  (the standard library's name)
         path = urlsplit(self.path).path

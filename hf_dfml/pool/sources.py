@@ -7,7 +7,7 @@ of a single repository before its member is used. Config and weights of a member
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from huggingface_hub import ModelInfo
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from hf_dfml.pool import hub
+from hf_dfml.pool.checks import MAX_JSON_BYTES
 from hf_dfml.pool.digests import check_pinned
 from hf_dfml.pool.entry import (
     CONFIG_NAME,
+    IS_META_MODEL,
     PREPROCESSOR_NAME,
     WEIGHTS_NAME,
     MemberError,
@@ -65,7 +67,8 @@ def list_author(author: str) -> list[PoolEntry]:
     if not entries:
         where = "the local cache (HF_HUB_OFFLINE is set)" if hub.is_offline() else hub.endpoint()
         raise FileNotFoundError(f"'{author}' has no models on {where}: expected the name of a user or organisation.")
-    return sorted(entries, key=lambda entry: entry.id)
+    # A repository that changes while pages are read can be on two of them.
+    return sorted({entry.id: entry for entry in reversed(entries)}.values(), key=lambda entry: entry.id)
 
 
 def list_ids(ids: Sequence[str]) -> list[PoolEntry]:
@@ -122,7 +125,8 @@ def list_any(names: Sequence[str]) -> list[PoolEntry]:
     entries: list[PoolEntry] = []
     # Several at a time; one alone could also be a collection.
     ids = [name for name in names if _is_id(name) and (len(names) > 1 or "@" in name)]
-    pinned = dict(zip(dict.fromkeys(ids), list_ids(ids), strict=True))
+    with hub.looking_for(" or ".join(ids)):
+        pinned = dict(zip(dict.fromkeys(ids), list_ids(ids), strict=True))
     for name in names:
         if Path(name).expanduser().is_dir():
             entries += list_folder(name)
@@ -130,14 +134,11 @@ def list_any(names: Sequence[str]) -> list[PoolEntry]:
             entries += list_lock(name)
         elif name.startswith((".", "/", "~")):
             raise FileNotFoundError(f"There is no folder {name}.")
-        elif "/" not in name:
-            entries += list_author(name)
-        elif _COLLECTION.fullmatch(name):
-            entries += list_collection(name)
         elif name in pinned:
             entries.append(pinned[name])
         else:
-            entries += _repository_or_collection(name)
+            with hub.looking_for(name):
+                entries += _list_on_hub(name)
     if not entries:
         raise FileNotFoundError("No pool was named: expected a folder, a user or organisation, a collection or ids.")
     return list({entry.identity: entry for entry in entries}.values())
@@ -148,11 +149,11 @@ def resolve(entry: PoolEntry) -> PoolEntry:
     if entry.resolved or entry.revision is None:
         return entry
     try:
-        folder = hub.download(entry.id, CONFIG_NAME, entry.revision).parent
+        folder = hub.download(entry.id, CONFIG_NAME, entry.revision, limit=MAX_JSON_BYTES).parent
         read = _read(replace(entry, location=folder))
         # Only transformers members have a second file, which is asked for when nothing else is wrong with the first.
         if read.problem == f"has no {PREPROCESSOR_NAME}":
-            hub.download(entry.id, PREPROCESSOR_NAME, entry.revision)
+            hub.download(entry.id, PREPROCESSOR_NAME, entry.revision, limit=MAX_JSON_BYTES)
             read = _read(replace(entry, location=folder))
     except MemberError as error:
         return replace(entry, problem=error.reason)
@@ -164,12 +165,17 @@ def resolve_all(entries: Sequence[PoolEntry]) -> list[PoolEntry]:
     return hub.in_parallel(resolve, entries, description="Reading configs")
 
 
-def fetch_all(entries: Sequence[PoolEntry]) -> list[PoolEntry]:
-    """The entries with all their files on this disk, several downloads at a time; never raises for a bad member."""
+def fetch_all(entries: Sequence[PoolEntry], fetch_one: Callable[[PoolEntry], PoolEntry]) -> list[PoolEntry]:
+    """The entries with all their files on this disk, several downloads at a time; never raises for a bad member.
+
+    Args:
+        entries: the members.
+        fetch_one: `fetch`, with the limits that are to be kept.
+    """
 
     def fetched(entry: PoolEntry) -> PoolEntry:
         try:
-            return fetch(entry)
+            return fetch_one(entry)
         except MemberError as error:
             return replace(entry, problem=error.reason)
 
@@ -183,8 +189,15 @@ def is_on_disk(entry: PoolEntry) -> bool:
     return entry.location is not None and (entry.location / WEIGHTS_NAME).is_file()
 
 
-def fetch(entry: PoolEntry) -> PoolEntry:
+def fetch(
+    entry: PoolEntry, *, limit: int = hub.MAX_FILE_BYTES, admit: Callable[[int], None] | None = None
+) -> PoolEntry:
     """The entry with all its files on this disk.
+
+    Args:
+        entry: the member.
+        limit: bytes that its weights may have at most where they must be downloaded.
+        admit: called with their bytes before they are.
 
     Raises:
         MemberError: if the member cannot be used.
@@ -194,7 +207,7 @@ def fetch(entry: PoolEntry) -> PoolEntry:
         raise MemberError(entry.id, entry.problem)
     if entry.revision is not None:
         with hub.quiet_client(not hub.is_terminal()):
-            hub.download(entry.id, WEIGHTS_NAME, entry.revision)
+            hub.download(entry.id, WEIGHTS_NAME, entry.revision, limit=limit, admit=admit)
     check_pinned(entry, WEIGHTS_NAME)
     return entry
 
@@ -235,6 +248,7 @@ def _looks_like_member(folder: Path) -> bool:
 
 def _pinned(name: str) -> PoolEntry:
     id, _, revision = name.partition("@")
+    id = hub.printable(id)
     try:
         return PoolEntry(id=id, revision=hub.resolve_revision(id, revision or None))
     except MemberError as error:
@@ -243,16 +257,16 @@ def _pinned(name: str) -> PoolEntry:
 
 def _listed(info: ModelInfo) -> PoolEntry:
     """An entry from one row of a listing; what the row already speaks against is not asked for again."""
-    entry = PoolEntry(id=info.id, revision=info.sha)
+    entry = PoolEntry(id=hub.printable(info.id), revision=info.sha)
     try:
-        hub.check_id(info.id)
+        hub.check_id(entry.id)
     except MemberError as error:
         return replace(entry, problem=error.reason)
     files = [sibling.rfilename for sibling in info.siblings or []]
     if not hub.is_sha(info.sha):
         return _pinned(info.id)
     if info.library_name == "hf_dfml":
-        problem = "is a meta-model of hf_dfml, not a pool member"
+        problem = IS_META_MODEL
     elif info.library_name not in (None, "timm", "transformers"):
         problem = f"is a model of {info.library_name}; expected timm or transformers"
     elif info.pipeline_tag not in (None, "image-classification"):
@@ -271,6 +285,13 @@ def _is_id(name: str) -> bool:
     if "/" not in name or name.startswith((".", "/", "~")) or _COLLECTION.fullmatch(name):
         return False
     return Path(name).name != LOCK_NAME and not Path(name).exists()
+
+
+def _list_on_hub(name: str) -> list[PoolEntry]:
+    """The models of a user or organisation or a collection, or the one that a repository is."""
+    if "/" not in name:
+        return list_author(name)
+    return list_collection(name) if _COLLECTION.fullmatch(name) else _repository_or_collection(name)
 
 
 def _repository_or_collection(name: str) -> list[PoolEntry]:

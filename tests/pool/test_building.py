@@ -151,3 +151,14 @@ def test_published_recipes_are_those_of_the_papers():
     assert (conv4.epochs, conv4.batch_size, conv4.optimizer, conv4.lr, conv4.clip) == (60, 128, "adam", 0.01, 50)
     assert (conv4.flip, conv4.shift, conv4.train_fraction) == (False, 0, 0.8)
     assert (resnet.optimizer, resnet.weight_decay, resnet.milestones) == ("sgd", 5e-4, (30, 50, 80))
+
+
+def test_a_build_that_fails_leaves_nothing(dataset, tmp_path):
+    for wrong, message in (
+        ({"num_models": 0}, "num_models=0: a pool has at least one member"),
+        ({"num_models": -1}, "num_models=-1"),
+        ({"arch": "nonet"}, "Architecture 'nonet' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_pool(dataset, output=tmp_path / "pools" / "new", **SETTINGS | wrong)
+    assert not any(tmp_path.iterdir())

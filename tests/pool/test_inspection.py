@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
+from hf_dfml import MetaModel
+from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool, check_pool, pool_table
 from tests.pool.members import write_member
 
@@ -23,6 +26,20 @@ def test_the_table_says_what_the_configs_say(members):
 def test_the_table_shows_problems_as_text(tmp_path):
     write_member(tmp_path / "bad", architecture="[bold]evil[/bold]")
     assert "architecture '[bold]evil[/bold]' is not one" in text_of(ModelPool.from_dir(tmp_path))
+
+
+def test_a_meta_model_is_no_member(members, tmp_path):
+    """It is said of a run's folder, and of one among members, and none is learnt from."""
+    network = create_network("conv4_16", num_classes=3, image_size=16)
+    MetaModel.of(network, method="TGR").save_pretrained(tmp_path / "run")
+    for folder in (tmp_path, tmp_path / "run"):
+        pool = ModelPool.from_dir(folder)
+        text = text_of(pool)
+        assert "0 members, 1 skipped" in text and "is a meta-model of hf_dfml, not a pool member" in text
+        with pytest.raises(ValueError, match="none can be used"):
+            pool.usable()
+    assert "5 members, 1 skipped" in text_of(ModelPool.from_dir(members) + ModelPool.from_dir(tmp_path))
+    assert text_of(ModelPool.from_dir(members)[:1]).splitlines()[0].strip() == "1 member"
 
 
 def test_check_loads_every_member(members, tmp_path):

@@ -228,5 +228,5 @@ def test_the_rest_of_a_hostile_pool_goes_on_and_no_code_runs(hostile, caplog):
 
 def test_a_pool_of_nothing_usable_says_so(tmp_path):
     _pickle_only(write_member(tmp_path / "bad"), "model.pt")
-    with pytest.raises(ValueError, match="None of the pool's 1 members can be used"):
+    with pytest.raises(ValueError, match="Of 1 member none can be used"):
         ModelPool.from_dir(tmp_path).usable()

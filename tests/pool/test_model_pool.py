@@ -32,6 +32,10 @@ def test_load_takes_index_id_and_entry_and_loads_once(pool):
     assert (pool.cache.loads, pool.cache.hits) == (1, 2)
     with pytest.raises(KeyError, match="no member 'm-9'"):
         pool.load("m-9")
+    for members in (pool, pool.as_black_box()):
+        with pytest.raises(IndexError, match="no member 99: it has 5 members"):
+            members.load(99)
+    assert pool.load(-1) is pool.load(4)
 
 
 def test_the_least_recently_used_teacher_is_dropped_at_the_budget(members):

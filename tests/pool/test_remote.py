@@ -1,6 +1,7 @@
 """A pool behind HTTP on this machine: the answers that it gives here, refusals, retries, counting, a whole run."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import HTTPError
@@ -23,7 +25,8 @@ from hf_dfml.arguments import parse
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.methods.tgr import TGR
 from hf_dfml.pipeline import RunConfig, run
-from hf_dfml.pool import ModelPool, QueryBudgetError, ServiceError, remote
+from hf_dfml.pool import ModelPool, QueryBudgetError, ServiceError, answers, remote
+from hf_dfml.pool.answers import AnswerCache
 from hf_dfml.pool.remote import PNG_STEP, Service, as_png, open_service
 from hf_dfml.pool.serving import PoolServer
 from hf_dfml.utils.images import to_uint8, to_unit
@@ -167,7 +170,45 @@ def test_the_budget_ends_before_anything_is_sent(members):
         pool.load(0)(pictures(4))
     # The server is gone: a request would be another error.
     with pytest.raises(QueryBudgetError, match="4 images were sent and 3 more"):
-        pool.load(0)(pictures(3))
+        pool.load(0)(1 - pictures(3))
+
+
+def test_answers_that_were_given_cost_nothing_a_second_time(members):
+    images = to_unit(to_uint8(pictures(6)))
+    with served(members) as url:
+        pool = open_service(url, max_queries=10)
+        first = pool.load(0)(images)
+        assert pool.load(0)(images.flip(0)).equal(first.flip(0)) and pool[:1].load(0)(images[:2]).equal(first[:2])
+        pool.load(1)(images[:4])  # Another member is another question.
+    assert pool.load(0)(images[2:3]).equal(first[2:3]), "the server is gone"
+    assert pool.queries.members == {"m-0": 6, "m-1": 4} and pool.queries.total == 10
+    assert pool.queries.cached == {"m-0": 6 + 2 + 1, "m-1": 0}
+    assert pool.queries.state_dict() == {"m-0": 6, "m-1": 4}, "the cache is no part of a run"
+
+
+def test_the_cache_of_answers_has_a_bound():
+    cache, sent = AnswerCache(3 * (12 + answers._OVERHEAD)), []
+
+    def send(images):
+        sent.append(len(images))
+        return images[:, :, 0, 0]
+
+    images = to_unit(torch.arange(4 * 3 * 4 * 4).reshape(4, 3, 4, 4).to(torch.uint8))
+    for chosen, expected, known in (
+        ([0, 1, 1, 2], 3, 1),
+        ([0], None, 1),
+        ([3], 1, 0),
+        ([0, 2, 3], None, 3),
+        ([1], 1, 0),
+    ):
+        found, cached = cache.ask("m", images[chosen], send)
+        assert found.equal(images[chosen][:, :, 0, 0]) and cached == known
+        assert sent == ([] if expected is None else [expected])
+        assert cache.bytes <= cache.max_bytes
+        sent.clear()
+    assert cache.ask("other", images[:1], send)[1] == 0 and cache.ask("m", images[:0], send)[0].shape == (0, 3)
+    with pytest.raises(ValueError, match="-1 bytes of answers"):
+        AnswerCache(-1)
 
 
 class Flaky(ThreadingHTTPServer):
@@ -175,8 +216,9 @@ class Flaky(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, script, headers=None):
+    def __init__(self, script, headers=None, pause=0.0):
         self.script, self.headers, self.asked = list(script), headers or {}, 0
+        self.pause, self.now, self.most, self.lock = pause, 0, 0, threading.Lock()
         super().__init__(("127.0.0.1", 0), _Scripted)
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -184,15 +226,23 @@ class Flaky(ThreadingHTTPServer):
 class _Scripted(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked += 1
-        step = self.server.script.pop(0)
-        body = json.dumps({"error": "busy"} if isinstance(step, int) else [step]).encode()
+        with self.server.lock:
+            self.server.asked += 1
+            step = self.server.script.pop(0)
+            self.server.now += 1
+            self.server.most = max(self.server.most, self.server.now)
+        threading.Event().wait(9.0 if step == "slow" else self.server.pause)
+        with self.server.lock:
+            self.server.now -= 1
+        whole = step["whole"] if isinstance(step, dict) else [step]
+        body = json.dumps({"error": "busy"} if isinstance(step, int) else whole).encode()
         self.send_response(step if isinstance(step, int) else 200)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[:3] if step == "cut" else body)
+        with contextlib.suppress(OSError):  # The client has gone, which is what a time-out is.
+            self.wfile.write(body[:3] if step == "cut" else body)
 
     def log_message(self, *args):
         pass
@@ -224,11 +274,64 @@ def test_what_will_not_get_better_is_said_at_once(members, no_waiting):
     with running(Flaky([404])) as server, pytest.raises(ServiceError, match="refuses: 404 busy"):
         Service(server.url).ask(entry, pictures(1))
     with running(Flaky([[{"label": "wolf", "score": 1.0}]])) as server:
-        with pytest.raises(ServiceError, match="not understood: KeyError.'wolf'"):
+        with pytest.raises(ServiceError, match="not understood: it names a class 'wolf', which is none"):
             Service(server.url).ask(entry, pictures(1))
     with pytest.raises(ServiceError, match="no answer after 1 retries"):
         open_service(server.url, retries=1)
     assert len(no_waiting) == 1
+
+
+def test_a_silent_server_is_asked_again_after_the_time_out(members, no_waiting):
+    entry = ModelPool.from_dir(members)[0]
+    with running(Flaky(["slow", ROW])) as server:
+        start = time.monotonic()
+        assert Service(server.url, timeout=0.5).ask(entry, pictures(1)).tolist() == [[0.25, 0.75, 0.0]]
+        assert time.monotonic() - start < 8
+    assert no_waiting == [0.5]
+
+
+def test_no_more_requests_at_a_time_than_allowed(members):
+    entry = ModelPool.from_dir(members)[0]
+    with running(Flaky([ROW] * 12, pause=0.05)) as server:
+        Service(server.url, batch=1, workers=3).ask(entry, pictures(12))
+    assert server.most == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ([ROW, ROW], "2 answers to 1 images"),
+        ([], "0 answers to 1 images"),
+        ([[{"label": "dog", "score": float("nan")}]], "the score of 'dog' is nan"),
+        ([[{"label": "dog", "score": "1"}]], "the score of 'dog' is '1'"),
+        ([[{"label": "dog", "score": 1}, {"label": "dog", "score": 0}]], "a label stands twice"),
+        ([[{"name": "dog"}]], "KeyError"),
+        ({"answer": 1}, "not understood"),
+        ("x" * 5000, "answers with more than 4,000 bytes"),
+    ],
+)
+def test_answers_that_are_none_are_named(members, no_waiting, monkeypatch, answer, words):
+    monkeypatch.setattr(remote, "MAX_ANSWER_BYTES", 4000)
+    with running(Flaky([{"whole": answer}])) as server, pytest.raises(ServiceError, match=words):
+        Service(server.url, retries=0).ask(ModelPool.from_dir(members)[0], pictures(1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"id": "m", "labels": ["a", "a"], "input_size": [3, 8, 8]},
+        {"id": "m", "labels": "ab", "input_size": [3, 8, 8]},
+        {"id": "m", "labels": [], "input_size": [3, 8, 8]},
+        {"id": 7, "labels": ["a"], "input_size": [3, 8, 8]},
+        {"id": "m", "labels": ["a"], "input_size": [3, 10**9, 8]},
+        {"labels": ["a"], "input_size": [3, 8, 8]},
+        "m",
+    ],
+)
+def test_a_list_of_members_that_is_none_is_refused(monkeypatch, model):
+    monkeypatch.setattr(Service, "request", lambda self, path: {"output": "probs", "models": [model]})
+    with pytest.raises(ServiceError, match="does not answer as `hf-dfml serve` does"):
+        open_service("http://127.0.0.1:9")
 
 
 def options(url, folder, *more):
@@ -293,3 +396,15 @@ def test_the_command_serves_until_it_is_interrupted(members, number):
 def test_what_cannot_be_told_is_not_served(members):
     with pytest.raises(ValueError, match="one of logits, probs, topk, label"):
         PoolServer(ModelPool.from_dir(members), port=0, output="features")
+    with pytest.raises(ValueError, match="^top_k=0: expected at least 1 class.$"):
+        PoolServer(ModelPool.from_dir(members), port=0, output="topk", top_k=0)
+
+
+def test_a_port_that_cannot_be_had_is_named(members):
+    pool = ModelPool.from_dir(members)
+    with PoolServer(pool, port=0) as server:
+        port = server.server_address[1]
+        with pytest.raises(ConnectionError, match=f"port {port} of 127.0.0.1: Address already in use. Choose another"):
+            PoolServer(pool, port=port)
+    with pytest.raises(ConnectionError, match="port 99999 of 127.0.0.1: a port is a number from 0 to 65535"):
+        PoolServer(pool, port=99999)

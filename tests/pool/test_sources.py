@@ -149,6 +149,9 @@ def test_a_server_that_lists_hostile_ids_and_revisions_is_not_believed(org, tmp_
     org.fault = lambda request: Answer.json(rows) if request.path == "/api/models" else None
     pool = ModelPool.from_hub("org")
     assert all("is not a repository id" in entry.problem for entry in pool)
+    rows[:] = [{"id": "org/evil\n", "sha": sha}, {"id": "org/m-1", "sha": sha}, {"id": "org/m-1", "sha": sha}]
+    pool = ModelPool.from_hub("org")
+    assert ids(pool) == ["org/evil\\n", "org/m-1"] and "is not a repository id" in pool[0].problem
     rows[:] = [{"id": "org/m-0", "sha": "../../../evil"}]
     assert ModelPool.from_hub("org")[0].revision == org.repos["org/m-0"].branches["main"]
     assert not list(tmp_path.rglob("*evil*"))
@@ -199,6 +202,16 @@ def test_a_collection_gives_its_models(org):
     assert ids(ModelPool.open("org/short-123")) == ["org/m-0"]
     with pytest.raises(FileNotFoundError, match="no collection 'org/none'"):
         ModelPool.from_collection("org/none")
+
+
+def test_a_hostile_collection_names_its_members_and_leads_nowhere(org, tmp_path):
+    slug = "org/teachers-64f9a55bb3115b4f513ec026"
+    hostile = ["../../evil", "org/../evil", "/evil", "org/evil\n", "org/m-2@../evil"]
+    org.add_collection(slug, [("model", id) for id in (*hostile, "org/m-1")])
+    pool = ModelPool.from_collection(slug)
+    assert all("is not a" in entry.problem for entry in pool[:5]) and pool[5].problem is None
+    assert requests_of(org) == ["GET /api/collections/" + slug, "GET /api/models/org/m-1"]
+    assert ids(pool.usable(weights=True)) == ["org/m-1"] and not list(tmp_path.rglob("*evil*"))
 
 
 def test_open_tells_apart_what_was_typed(org, members):
