@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,33 +17,80 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 def parse(
-    method_class: Any, run_class: type[Config], argv: Sequence[str] | None = None, *, description: str | None = None
+    method_class: Any,
+    run_class: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    description: str | None = None,
+    program: str | None = None,
 ) -> tuple[Any, Config]:
     """The method's hyper-parameters and the run's settings from a command line.
-
-    Options are the dataclasses' field names. `--config file.yaml` gives defaults; the command line wins.
 
     Args:
         method_class: a class of `hf_dfml.methods` with its dataclass as `Config`.
         run_class: the dataclass of the run.
-        argv: arguments without the program; those of this process by default.
+        argv: see `parse_into`, as all that follow.
         description: text above the list of options.
+        program: what the user has typed before `argv`.
 
     Raises:
         ValueError: if the YAML file has a key that is no option.
     """
+    method_config, run_config = parse_into((method_class.Config, run_class), argv, description, program)
+    return method_config, run_config
+
+
+def parse_into(
+    classes: Sequence[Any],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    program: str | None = None,
+) -> tuple[Any, ...]:
+    """One instance of each dataclass from a command line; an option that there is not ends it with exit code 2.
+
+    Options are the dataclasses' field names. `--config file.yaml` gives defaults; the command line wins.
+
+    Args:
+        classes: the dataclasses.
+        argv: arguments without the program; those of this process by default.
+        description: text above the list of options.
+        program: what the user has typed before `argv`; the script's name by default.
+
+    Raises:
+        ValueError: if the YAML file has a key that is no option.
+        FileNotFoundError: if there is no such file.
+    """
     from transformers import HfArgumentParser
 
-    classes: tuple[Any, ...] = (method_class.Config, run_class)
-    parser = HfArgumentParser(classes, description=description, formatter_class=_Help)
+    # A list of all options would bury an error; --help has it below, with a line for each.
+    usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"
+    parser = HfArgumentParser(classes, prog=program, usage=usage, description=description, formatter_class=_Help)
     parser.add_argument("--config", type=Path, help="YAML file with any of these options; the command line wins.")
-    first = argparse.ArgumentParser(add_help=False)
+    first = argparse.ArgumentParser(add_help=False, prog=parser.prog, usage=usage)
     first.add_argument("--config", type=Path)
     known, rest = first.parse_known_args(argv)
     if known.config:
         parser.set_defaults(**_read_yaml(known.config, classes))
-    method_config, run_config, *_ = parser.parse_args_into_dataclasses(args=rest, look_for_args_file=False)
-    return method_config, run_config
+    *configs, unknown = parser.parse_args_into_dataclasses(
+        args=rest, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        parser.error(_unknown(unknown[0], classes))
+    return tuple(configs[: len(classes)])
+
+
+def _unknown(word: str, classes: Sequence[type]) -> str:
+    """What to say of a word that is no option, with the option that may have been meant."""
+    name = word.partition("=")[0]
+    if not name.startswith("-"):
+        return f"'{word}' is not understood where it stands: each option begins with --, and --help lists them."
+    options = [f"--{option}" for option in sorted(_options(classes) | {"config"})]
+    close = difflib.get_close_matches("--" + name.lstrip("-").replace("-", "_"), options, n=1)
+    return f"there is no option {name}" + (f": did you mean {close[0]}?" if close else "; --help lists them.")
+
+
+def _options(classes: Sequence[type]) -> set[str]:
+    return {field.name for config in classes for field in dataclasses.fields(config)}
 
 
 def _read_yaml(path: Path, classes: Sequence[type]) -> dict[str, Any]:
@@ -51,8 +99,7 @@ def _read_yaml(path: Path, classes: Sequence[type]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no configuration file {path}.")
     values = yaml.safe_load(path.read_text()) or {}
-    options = {field.name for config in classes for field in dataclasses.fields(config)}
-    unknown = sorted(set(values) - options)
+    unknown = sorted(set(values) - _options(classes))
     if unknown:
         raise ValueError(
             f"{path} sets {', '.join(unknown)}, which this recipe does not have: --help lists its options."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hf_dfml.errors import TRACEBACK_VARIABLE, told_in_a_sentence
+from hf_dfml.utils.text import counted
 
 SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 LIST_OPTIONS = ("--shots",)
@@ -25,13 +29,21 @@ METHODS = {
 
 app = typer.Typer(
     help="Data-free meta-learning: a pool of pretrained classifiers in, one few-shot-ready model out.",
+    epilog=f"With {TRACEBACK_VARIABLE}=1 in the environment an error shows where it comes from.",
     context_settings=SETTINGS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 pool_app = typer.Typer(help="Build, list, check and publish pools of pretrained classifiers.", no_args_is_help=True)
+train_app = typer.Typer(
+    help="Run a method's recipe over a pool.\n\n`hf-dfml train METHOD --help` lists the method's options, such as "
+    "`hf-dfml train tgr --help`; they are those of `recipes/METHOD.py`.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 app.add_typer(pool_app, name="pool")
+app.add_typer(train_app, name="train")
 
 PoolName = Annotated[
     str,
@@ -93,31 +105,40 @@ def pool_build(
             seed=seed + position,
         )
         members += len(pool)
-    typer.echo(f"{members} members in {output}.")
+    typer.echo(f"{counted(members, 'member')} in {output}.")
 
 
 @pool_app.command("ls")
 def pool_ls(pool: PoolName) -> None:
-    """List the members: id, architecture, classes, input, accuracy, revision, and why one cannot be used."""
+    """List the members: id, architecture, classes, input, accuracy, revision, and why one cannot be used.
+
+    Configs are read, weights are not; `hf-dfml pool check` opens these.
+    """
     from rich.console import Console
 
     from hf_dfml.pool import ModelPool
     from hf_dfml.pool.inspection import pool_table
 
     Console().print(pool_table(ModelPool.open(pool)))
+    typer.echo("Weights were not opened; `hf-dfml pool check` opens them.")
 
 
 @pool_app.command("check")
-def pool_check(pool: PoolName) -> None:
+def pool_check(
+    pool: PoolName,
+    disk_gb: Annotated[
+        float | None, typer.Option(help="Disk for the weights of a Hub pool: those used longest ago are deleted.")
+    ] = None,
+) -> None:
     """Load every member safely and say which are unusable and why; exit code 1 if any is."""
     from hf_dfml.pool import ModelPool
     from hf_dfml.pool.inspection import check_pool
 
-    checked = check_pool(ModelPool.open(pool))
+    checked = check_pool(ModelPool.open(pool).with_limits(disk_gb=disk_gb))
     refused = [(entry, problem) for entry, problem in checked if problem]
     for entry, problem in refused:
         typer.echo(f"refused  {entry.id}: {problem}")
-    typer.echo(f"{len(checked) - len(refused)} of {len(checked)} members can be used.")
+    typer.echo(f"{len(checked) - len(refused)} of {counted(len(checked), 'member')} can be used.")
     if refused:
         raise typer.Exit(1)
 
@@ -133,26 +154,34 @@ def pool_push(
     from hf_dfml.pool.publishing import push_pool
 
     pushed = push_pool(ModelPool.open(pool), organisation, private=private)
-    typer.echo(f"{len(pushed)} members published under {organisation}.")
+    typer.echo(f"{counted(len(pushed), 'member')} published under {organisation}.")
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
-def train(
-    context: typer.Context,
-    method: Annotated[
-        str,
-        typer.Argument(help="bidf-mkd, dro, free, pool-distillation, purer or tgr: files of hf_dfml/methods."),
-    ],
-) -> None:
-    """Run a method's recipe: `hf-dfml train tgr --help` lists its options (they are those of `recipes/tgr.py`)."""
+def train(context: typer.Context) -> None:
+    """Run the recipe of the method that the command is called after; its options are read by the recipe's parser."""
     from hf_dfml.arguments import parse
     from hf_dfml.pipeline import RunConfig, run
 
-    method = method.replace("-", "_")
-    if method not in METHODS:
-        raise ValueError(f"There is no method '{method}': expected one of {', '.join(METHODS)}.")
-    chosen = getattr(import_module(f"hf_dfml.methods.{method}"), METHODS[method])
-    run(chosen, *parse(chosen, RunConfig, context.args), argv=["hf-dfml", "train", method, *context.args])
+    words = ["hf-dfml", "train", str(context.info_name)]
+    method = str(context.command.name).replace("-", "_")
+    module = import_module(f"hf_dfml.methods.{method}")
+    chosen = getattr(module, METHODS[method])
+    configs = parse(chosen, RunConfig, context.args, description=module.__doc__, program=" ".join(words))
+    run(chosen, *configs, argv=[*words, *context.args])
+
+
+def _title(method: str) -> str:
+    """The first line of a method's file, read without importing it, which takes seconds."""
+    file = Path(__file__).parent / "methods" / f"{method}.py"
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or method).splitlines()[0]
+
+
+for _method in METHODS:
+    train_app.command(
+        _method.replace("_", "-"),
+        help=_title(_method),
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    )(train)
 
 
 @app.command()
@@ -163,21 +192,33 @@ def evaluate(
     shots: Annotated[list[int], typer.Option(help="Support images a class: --shots 1 5.")] = [1, 5],  # noqa: B006
     ways: Annotated[int, typer.Option(help="Classes of an episode.")] = 5,
     episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
-    bn: Annotated[str, typer.Option(help="Batch-norm statistics: support, running or transductive.")] = "support",
-    head: Annotated[str, typer.Option(help="Head: finetune, prototype, linear or icfil (slow).")] = "finetune",
+    bn: Annotated[
+        str | None,
+        typer.Option(help="Batch-norm statistics: support, running or transductive; the model's own by default."),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="Head: finetune, prototype, linear or icfil (slow); the model's own by default."),
+    ] = None,
     split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
     output_dir: Annotated[
-        Path | None, typer.Option(help="Where results.json goes; beside a local model by default.")
+        Path | None,
+        typer.Option(help="Where results.json goes, beside the rows of earlier exams; a local model's by default."),
     ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
 ) -> None:
     """Sit the exam: mean accuracy and 95 % interval over episodes of classes that no member has seen."""
     from hf_dfml.evaluation import Exam
+    from hf_dfml.meta_model import MetaModel
     from hf_dfml.pipeline import evaluate_meta_model
 
-    exam = Exam(ways=ways, shots=shots, episodes=episodes, bn=bn, head=head, seed=seed, split=split)  # type: ignore[arg-type]
-    evaluate_meta_model(model, dataset, exam, pool=pool, data_dir=data_dir, output_dir=output_dir)
+    meta = MetaModel.from_pretrained(model)
+    own = meta.config.adapt
+    adaptation: dict = {"bn": bn or own.bn, "head": head or own.head, "inner_steps": own.steps, "inner_lr": own.lr}
+    exam = Exam(ways=ways, shots=shots, episodes=episodes, seed=seed, split=split, **adaptation)
+    folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"
+    evaluate_meta_model(meta, dataset, exam, folder, pool=pool, data_dir=data_dir)
 
 
 @app.command()
@@ -224,7 +265,8 @@ def serve(
         # Set, not left to Python: a process in the background is started with SIGINT ignored.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
-        typer.echo(f"{len(server.pool)} members at {server.url}/models, telling {output}. Ctrl-C stops.")
+        members = counted(len(server.pool), "member")
+        typer.echo(f"{members} at {server.url}/models, telling {output}. Ctrl-C stops.")
         try:
             server.serve_forever()
         except KeyboardInterrupt:
@@ -234,10 +276,8 @@ def serve(
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `hf-dfml`: errors that a user can mend are one sentence, not a traceback."""
     arguments = _spread(list(sys.argv[1:] if argv is None else argv))
-    try:
+    with told_in_a_sentence("hf-dfml"):
         app(arguments, prog_name="hf-dfml")
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, ConnectionError) as error:
-        raise SystemExit(f"hf-dfml: {error}") from error
 
 
 def _spread(arguments: list[str]) -> list[str]:

@@ -12,10 +12,9 @@ from hf_dfml import __version__
 from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.evaluation.results import Result, result_from_json
 from hf_dfml.networks.build import OURS
-from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.entry import META_BLOCK, PoolEntry
 from hf_dfml.utils.provenance import scrub_command
 
-BLOCK = "hf_dfml"
 MAX_STEPS = 1000
 """Fine-tuning steps that a config may ask for; a downloaded file must not keep a machine busy for ever."""
 
@@ -80,7 +79,7 @@ class MetaConfig:
                 "std": list(self.std),
                 "num_classes": self.num_classes,
             },
-            BLOCK: {
+            META_BLOCK: {
                 "version": self.version,
                 "method": self.method,
                 "method_config": self.method_config,
@@ -98,10 +97,10 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
     Raises:
         ValueError: if the block `hf_dfml` is missing or not what `MetaConfig.to_json` writes.
     """
-    block = content.get(BLOCK)
+    block = content.get(META_BLOCK)
     if not isinstance(block, dict):
         raise ValueError(
-            f"{entry.id} is no meta-model: its config.json has no block '{BLOCK}'. A plain timm model is a pool "
+            f"{entry.id} is no meta-model: its config.json has no block '{META_BLOCK}'. A plain timm model is a pool "
             "member (`ModelPool`), or becomes a meta-model with `MetaModel.of(network, ...)`."
         )
     try:
@@ -125,7 +124,7 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
             version=str(block["version"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{entry.id}: the block '{BLOCK}' of its config.json cannot be read: {error}") from error
+        raise ValueError(f"{entry.id}: the block '{META_BLOCK}' of its config.json cannot be read: {error}") from error
 
 
 def describe_network(network: nn.Module, model_args: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ from hf_dfml.pool.loading import build_network, load_teacher
 from hf_dfml.pool.lock import LOCK_NAME, published_lock
 from hf_dfml.pool.reading import read_entry
 from hf_dfml.utils.checkpoint import atomic_write
-from hf_dfml.utils.inputs import Images, as_batch, list_class_folders
+from hf_dfml.utils.inputs import Images, as_batch, list_class_folders, read_files
+from hf_dfml.utils.text import counted
 
 QUERIES_AT_ONCE = 256
 
@@ -108,7 +110,7 @@ class MetaModel:
             ValueError: if there is no such repository or what is there is no sound meta-model; one line says why.
         """
         folder, id, sha = _locate(name, revision)
-        entry = read_entry(id, folder, sha)
+        entry = read_entry(id, folder, sha, meta_model=True)
         if entry.problem is None and entry.library != "timm":
             raise MemberError(id, "is a transformers model, not a meta-model")
         network = load_teacher(entry).network.requires_grad_(True)
@@ -116,6 +118,18 @@ class MetaModel:
         meta = cls(network.to(device), config)
         meta.folder = folder
         return meta
+
+    def __repr__(self) -> str:
+        config = self.config
+        parts = [
+            config.method or "meta-model",
+            config.architecture,
+            "x".join(map(str, config.input_size)),
+            f"learnt from {counted(len(config.pool), 'member')}",
+            f"head={config.adapt.head}",
+            f"bn={config.adapt.bn}",
+        ]
+        return f"MetaModel({', '.join(parts)})"
 
     @property
     def device(self) -> torch.device:
@@ -130,7 +144,7 @@ class MetaModel:
     def adapt(
         self,
         images: Images,
-        labels: Sequence[Hashable] | Tensor | None = None,
+        labels: Sequence[Hashable] | Tensor | np.ndarray | None = None,
         *,
         head: Head | None = None,
         bn: BatchNorm | None = None,
@@ -143,8 +157,9 @@ class MetaModel:
         classes than the network has outputs is rebuilt from the support set.
 
         Args:
-            images: the support set: a tensor `(S, C, H, W)` in [0, 1] or uint8, a list of PIL images, tensors or
-                files, or a folder with one folder of images for each class. Grey images and mixed sizes are fine.
+            images: the support set: a tensor `(S, C, H, W)` or NumPy array `(S, H, W, C)`, in [0, 1] or uint8; a list
+                of PIL images, arrays, tensors or files; or a folder with one folder of images for each class, of which
+                files that cannot be read are left out with a warning. Grey images and mixed sizes are fine.
             labels: the class of each image, anything hashable; left out with a folder.
             head: `finetune` (SGD on all parameters), `prototype` (nearest class mean by cosine), `linear` (logistic
                 regression on features) or `icfil` (SGD and PURER's calibration, slow); the config's by default.
@@ -170,15 +185,17 @@ class MetaModel:
                 raise ValueError(
                     "Labels are missing: give one for each image, or a folder with a folder for each class."
                 )
-            images, labels = list_class_folders(images)
-        names = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-        support = as_batch(images, self.config.input_size[1:]).to(self.device)
+            support, labels = _read_class_folders(images, self.config.input_size[1:])
+        else:
+            support = as_batch(images, self.config.input_size[1:])
+        names: list[Any] = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
         if len(names) != len(support):
             raise ValueError(f"There are {len(support)} images but {len(names)} labels: expected one label an image.")
         classes = _ordered(names)
         if len(classes) < 2:
             raise ValueError(f"All images are of class {classes[0]!r}: a classifier needs at least two classes.")
         index = {name: way for way, name in enumerate(classes)}
+        support = support.to(self.device)
         targets = torch.tensor([index[name] for name in names], device=self.device)
         adapter = Adapter(self.network, len(classes), how)
         with torch.no_grad():
@@ -267,6 +284,11 @@ class Classifier:
         self.classes = tuple(classes)
         self._adapter, self._adapted, self._support, self._size = adapter, adapted, support, size
 
+    def __repr__(self) -> str:
+        shown = [repr(name) for name in self.classes[:5]] + ["..."] * (len(self.classes) > 5)
+        how = self._adapter.how
+        return f"Classifier({len(self.classes)} classes: {', '.join(shown)}; head={how.head}, bn={how.bn})"
+
     def predict(self, images: Images) -> list[Any]:
         """The most probable label of each image, as the label was given to `adapt`.
 
@@ -295,10 +317,26 @@ def _locate(name: str | Path, revision: str | None) -> tuple[Path, str, str | No
     if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"There is no folder {name}: expected a meta-model's folder or a Hub id (org/name).")
     id, _, tag = name.partition("@")
-    sha = hub.resolve_revision(id, revision or tag or None)
+    try:
+        with hub.looking_for(name):
+            sha = hub.resolve_revision(id, revision or tag or None)
+    except MemberError as error:
+        raise MemberError(id, f"{error.reason} (and there is no folder of that name here)") from error
     config = hub.download(id, CONFIG_NAME, sha)
     hub.download(id, WEIGHTS_NAME, sha)
     return config.parent, id, sha
+
+
+def _read_class_folders(folder: Path | str, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+    """The images below a folder of class folders that can be read, and the class of each."""
+    files, labels = list_class_folders(folder)
+    images, kept = read_files(files, size)
+    class_of = dict(zip(files, labels, strict=True))
+    names = [class_of[file] for file in kept]
+    lost = sorted(set(labels) - set(names))
+    if lost:
+        raise ValueError(f"Class '{lost[0]}' has no readable image in {folder}: add one, or remove its folder.")
+    return images, names
 
 
 def _check_rebuilds(network: nn.Module, config: MetaConfig) -> None:

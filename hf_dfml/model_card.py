@@ -19,10 +19,20 @@ from hf_dfml.meta_config import MetaConfig, Source
 from hf_dfml.pool.hub import endpoint
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import scrub_command
+from hf_dfml.utils.text import counted
 
 CARD_NAME = "README.md"
 EVAL_RESULTS_FOLDER = ".eval_results"
 TEMPLATE = "model_card_template.md"
+CAPTIONS = {
+    "dissimilarity": "How unlike each other the members of the pool are, ordered by the groups they were put into.",
+    "recovered": "Images recovered from the members of the pool, one row for each class shown.",
+    "results": "Accuracy in the exam with 95 % intervals; the colours are the numbers of support images a class.",
+    "teachers": "The same recovered images as some members of the pool see them (t-SNE of their features).",
+    "training": "Accuracy on the validation classes in the course of training.",
+    "training_set": "Some of the recovered and mixed images that the network was trained on.",
+}
+"""What the pictures of a run show, by the name of their file before any dash."""
 THIS_REPOSITORY = "this-repository"
 """Stands in the card for the repository's id until `push_to_hub` knows it."""
 
@@ -34,7 +44,7 @@ class Training:
     Attributes:
         command: the command line; machine paths and tokens in it are removed.
         seed: the run's seed.
-        seconds: its wall time.
+        seconds: wall time of its training, without the exam.
         machine: see `hf_dfml.utils.provenance.describe_machine`.
         chosen: which checkpoint the weights are of ("step 120 of 200, the best of 10 on the validation classes").
         data_free: whether no real image was used (references that see data say False).
@@ -66,7 +76,7 @@ def write_card(
         folder: the model's.
         config: its config; the rows of `config.results` make the table.
         training: the run that made it.
-        pictures: image files inside `folder` (what was recovered), with a caption each; captions default to the names.
+        pictures: image files inside `folder` (what was recovered), with a caption each; `CAPTIONS` has those of a run.
         charts: likewise, shown below the table.
         repo_id: where the model will be published, if that is known.
         license: a licence identifier of the Hub.
@@ -80,12 +90,12 @@ def write_card(
     folder = Path(folder)
     training = training or Training()
     text = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    hub_pool = any(source.revision for source in config.pool)
+    where = " on the Hub" if any(source.revision for source in config.pool) else ""
     card = ModelCard.from_template(
         card_data(config, repo_id=repo_id, license=license),
         template_str=text,
         title=_title(config, repo_id),
-        origin=f"from a pool of {len(config.pool)} pretrained classifiers{' on the Hub' if hub_pool else ''}"
+        origin=f"from a pool of {counted(len(config.pool), 'pretrained classifier')}{where}"
         if config.pool
         else "from pretrained classifiers",
         method=config.method or "hf_dfml",
@@ -102,6 +112,7 @@ def write_card(
         facts=_facts(config, training),
         hyper_parameters={name: _cell(value) for name, value in config.method_config.items()},
         pool=[_source(source) for source in config.pool],
+        members=counted(len(config.pool), "member"),
     )
     # The template leaves several blank lines where a section is empty.
     atomic_write(folder / CARD_NAME, re.sub(r"\n{3,}", "\n\n", str(card)))
@@ -259,14 +270,14 @@ def _facts(config: MetaConfig, training: Training) -> dict[str, str]:
     if training.chosen:
         facts["checkpoint"] = training.chosen
     if training.seconds is not None:
-        facts["time"] = _duration(training.seconds)
+        facts["time"] = f"{_duration(training.seconds)} of training; the exam is not in it"
     if training.machine:
         facts["machine"] = _cell(training.machine)
     return facts
 
 
 def _pictures(given: Mapping[Path | str, str] | Sequence[Path | str], folder: Path) -> list[dict[str, str]]:
-    captions = given if isinstance(given, Mapping) else {path: Path(path).stem.replace("_", " ") for path in given}
+    captions = given if isinstance(given, Mapping) else {path: _caption(Path(path).stem) for path in given}
     shown = []
     for path, caption in captions.items():
         relative = os.path.relpath(path, folder)
@@ -276,6 +287,12 @@ def _pictures(given: Mapping[Path | str, str] | Sequence[Path | str], folder: Pa
             )
         shown.append({"path": Path(relative).as_posix().replace(" ", "%20"), "caption": caption})
     return shown
+
+
+def _caption(name: str) -> str:
+    kind, _, of = name.partition("-")
+    text = CAPTIONS.get(kind, f"{kind.replace('_', ' ').capitalize()}.")
+    return f"{of}: {text}" if of else text
 
 
 def _title(config: MetaConfig, repo_id: str | None) -> str:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.hub_server import HubServer
 
 # Before anything imports huggingface_hub or datasets: they read these once.
 _HOME = tempfile.mkdtemp(prefix="hf_dfml_tests_")
@@ -45,6 +50,21 @@ def private_hub_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{_HOME}/{os.urandom(8).hex()}")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty Hub on this machine with pages of ten models, an empty cache, and its user logged in."""
+    from huggingface_hub import constants
+
+    from tests.hub_server import HubServer
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
+    with HubServer(page_size=10) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
 """The command line: help that teaches, both spellings of options, errors in one sentence."""
 
 import json
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from hf_dfml.cli import _spread, main
+from hf_dfml.cli import METHODS, _spread, main
+from hf_dfml.evaluation import Adaptation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
@@ -30,20 +34,45 @@ def test_every_command_explains_itself(capsys, words):
     assert "Usage" in out and "Options" in out
 
 
-def test_train_shows_the_options_of_the_recipe(capsys):
-    code, out = run(capsys, "train", "tgr", "--help")
-    assert code == 0 and "--igr_strength" in out and "--pool" in out
+def test_train_shows_the_methods(capsys):
+    code, out = run(capsys, "train", "--help")
+    assert code == 0 and "hf-dfml train tgr --help" in " ".join(out.split())
+    for method in METHODS:
+        assert f" {method.replace('_', '-')} " in out
+    assert "Task Groupings Regularization: Data-Free Meta-Learning" in out
+
+
+@pytest.mark.parametrize("name", ["bidf-mkd", "bidf_mkd"])
+def test_train_shows_the_options_of_the_recipe(capsys, name):
+    code, out = run(capsys, "train", name, "--help")
+    assert code == 0 and "--gradient" in out and "--pool" in out
+    assert out.startswith("usage: hf-dfml train bidf-mkd [") and "Learning to Learn from APIs" in out
+
+
+def test_an_option_that_there_is_not_is_named_with_the_one_that_was_meant(capsys):
+    for words, message in (
+        (["train", "tgr", "--stepz", "3"], "there is no option --stepz: did you mean --steps?"),
+        (["train", "tgr", "--poool=x"], "there is no option --poool: did you mean --pool?"),
+        (["train", "tgr", "--zzz"], "there is no option --zzz; --help lists them"),
+        (["train", "tgr", "pools/x"], "'pools/x' is not understood where it stands"),
+        (["evaluate", "x", "--datset", "glyphs"], "No such option: --datset (Possible options: --dataset)"),
+        (["train", "maml9"], "No such command 'maml9'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        printed = capsys.readouterr().err
+        assert stop.value.code == 2 and message in printed and len(printed.splitlines()) < 7
 
 
 def test_dashes_and_underscores_are_the_same(capsys, tmp_path):
     pool = tmp_path / "pool"
     words = ["--num_models", "1", "--ways", "2", "--epochs", "1", "--output", str(pool)]
     code, out = run(capsys, "pool", "build", *words)
-    assert code == 0 and "1 members" in out
+    assert code == 0 and "1 member in" in out
     again = [word.replace("_", "-") if word.startswith("--") else word for word in words]
     assert run(capsys, "pool", "build", *again)[0] == 0
     code, out = run(capsys, "pool", "ls", str(pool))
-    assert code == 0 and "conv4" in out
+    assert code == 0 and "conv4" in out and "Weights were not opened" in out
 
 
 def test_a_mixed_pool_is_one_command(capsys, tmp_path):
@@ -78,6 +107,29 @@ def test_evaluate_prints_a_table_and_writes_results(capsys, meta_folder):
     assert [row["shots"] for row in rows] == [1, 2] and rows[0]["split"] == "validation"
 
 
+def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_exams(capsys, tmp_path):
+    network = create_network("conv4", num_classes=5, image_size=32)
+    adapt = Adaptation(bn="running", head="prototype")
+    folder = MetaModel.of(network, method="TGR", adapt=adapt).save_pretrained(tmp_path)
+
+    def exam(*words: str) -> tuple[str, list[tuple]]:
+        usual = ["--dataset", "glyphs", "--shots", "1", "--episodes", "2", "--split", "validation"]
+        code, out = run(capsys, "evaluate", str(folder), *usual, *words)
+        assert code == 0
+        rows = json.loads((folder / "evaluations" / "results.json").read_text())
+        return out, [(row["head"], row["bn"], row["seed"]) for row in rows]
+
+    own, other, third = ("prototype", "running", 0), ("finetune", "support", 0), ("prototype", "running", 1)
+    assert exam()[1] == [own]
+    out, rows = exam("--head", "finetune", "--bn", "support")
+    assert rows == [own, other] and "beside 1 earlier row" in out
+    assert exam("--seed", "1")[1] == [own, other, third]
+    assert exam()[1] == [other, third, own], "the same exam again takes the place of its rows"
+    (folder / "evaluations" / "results.json").write_text("no list")
+    code, out = run(capsys, "evaluate", str(folder), "--dataset", "glyphs")
+    assert "results.json is not readable" in str(code), "said before the exam, not after it"
+
+
 def test_adapt_labels_each_picture(capsys, meta_folder, tmp_path):
     for name, colour in (("red", (200, 20, 20)), ("blue", (20, 20, 200))):
         (tmp_path / "support" / name).mkdir(parents=True)
@@ -90,11 +142,33 @@ def test_adapt_labels_each_picture(capsys, meta_folder, tmp_path):
     assert code == 0 and len(out.splitlines()) == 2 and "blue.png" in out
 
 
+def test_a_picture_that_cannot_be_read_does_not_stop_the_others(capsys, caplog, meta_folder, tmp_path):
+    for file, colour in (("a/1.png", "red"), ("b/1.png", "blue"), ("query/1.png", "blue")):
+        (tmp_path / "support" / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), colour).save(tmp_path / "support" / file)
+    query = (tmp_path / "support" / "query").rename(tmp_path / "query")
+    for folder in (tmp_path / "support" / "a", query):
+        (folder / "broken.jpg").write_bytes(b"no picture")
+    code, out = run(capsys, "adapt", str(meta_folder), "--support", str(tmp_path / "support"), "--query", str(query))
+    assert code == 0 and len(out.splitlines()) == 1 and "1.png" in out
+    assert caplog.text.count("broken.jpg is not readable") == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["evaluate", "nowhere/at/all", "--dataset", "glyphs"], "There is no folder nowhere/at/all"),
-        (["train", "maml9"], "There is no method 'maml9': expected one of bidf_mkd, dro, free"),
+        (
+            ["evaluate", "runs/qickstart", "--dataset", "glyphs"],
+            "no folder runs/qickstart, and the Hub (http",
+        ),
+        (
+            ["adapt", "runs/qickstart", "--support", "a", "--query", "b"],
+            "could not be reached to look for",
+        ),
+        (["pool", "ls", "pools/cifar"], "There is no folder pools/cifar, and the Hub (http"),
+        (["pool", "ls", "pools/cifar,pools/cub"], "There is no folder pools/cifar or pools/cub, and the Hub (http"),
+        (["pool", "build", "--num-models", "0", "--output", "x"], "num_models=0: a pool has at least one member"),
         (["train", "tgr"], "No pool was named"),
         (["train", "tgr", "--config", "none.yaml"], "There is no configuration file none.yaml"),
     ],
@@ -103,6 +177,47 @@ def test_mistakes_are_answered_in_a_sentence(capsys, words, message, tmp_path, m
     monkeypatch.chdir(tmp_path)
     code, _ = run(capsys, *words)
     assert str(code).startswith("hf-dfml: ") and message in str(code)
+
+
+def test_the_traceback_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("HF_DFML_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="No pool was named"):
+        main(["train", "tgr"])
+
+
+def test_faults_of_the_program_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("hf_dfml.pool.ModelPool.open", lambda *args: {}["fault"])
+    with pytest.raises(KeyError):
+        main(["pool", "ls", "x"])
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recipes_answer_as_the_command_does(name, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for words, code in (
+        ([], f"{name}.py: No pool was named: give --pool a folder, a Hub user or organisation, a collection, or ids."),
+        (["--seeed", "3"], 2),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(RECIPES / f"{name}.py"), *words])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        assert stop.value.code == code
+    assert "there is no option --seeed: did you mean --seed?" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_logs(capsys, tmp_path):
+    words = ["--num-models", "2", "--ways", "5", "--epochs", "1", "--arch", "conv4_16"]
+    run(capsys, "pool", "build", *words, "--output", str(tmp_path / "pool"))
+    words = ["train", "dro", "--pool", str(tmp_path / "pool"), "--epochs", "1", "--output_dir", str(tmp_path / "run")]
+    code, _ = run(capsys, *words, "--arch", "conv4")
+    assert "cannot be fused" in str(code) and not (tmp_path / "run" / "logs").exists()
+    with pytest.raises(SystemExit):
+        main([*words, "--arch", "conv4_16"])
+    assert any((tmp_path / "run" / "logs").iterdir())
 
 
 def test_a_configuration_with_an_unknown_key_is_refused(tmp_path):

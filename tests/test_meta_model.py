@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -235,6 +235,40 @@ def test_unsound_models_are_refused_in_one_line(meta: MetaModel, tmp_path: Path)
         assert folder.name in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_arrays_are_images_with_their_channels_last(meta: MetaModel) -> None:
+    images, labels = spots(2, 3)
+    pixels = (images * 255).round().byte()
+    expected = meta.adapt(pixels, labels).predict_proba(pixels)
+    arrays = pixels.permute(0, 2, 3, 1).numpy()
+    classifier = meta.adapt(arrays, np.array(labels))
+    assert classifier.classes == (0, 1) and torch.equal(classifier.predict_proba(arrays), expected)
+    assert torch.equal(classifier.predict_proba(list(arrays)), expected)
+
+
+def test_a_file_that_is_no_image_is_left_out_by_name(meta: MetaModel, tmp_path: Path, caplog) -> None:
+    images, labels = spots(2, 2)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "ab"[label]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    sound = meta.adapt(tmp_path).predict_proba(images)
+    (tmp_path / "a" / "broken.png").write_bytes(b"no picture")
+    assert torch.equal(meta.adapt(tmp_path).predict_proba(images), sound)
+    assert "broken.png is not readable" in caplog.text
+    for file in (tmp_path / "b").iterdir():
+        file.write_bytes(b"no picture either")
+    with pytest.raises(ValueError, match="Class 'b' has no readable image"):
+        meta.adapt(tmp_path)
+
+
+def test_they_say_what_they_are(meta: MetaModel) -> None:
+    about = "conv4_16, 3x16x16, learnt from 2 members, head=finetune, bn=support"
+    assert repr(meta) == f"MetaModel(TGR, {about})"
+    classifier = meta.adapt(*spots(2, 1), head="prototype")
+    assert repr(classifier) == "Classifier(2 classes: 0, 1; head=prototype, bn=support)"
+    assert repr(meta.adapt(*spots(6, 1))).startswith("Classifier(6 classes: 0, 1, 2, 3, 4, ...; ")
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_missing_folders_are_named(name: str) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere|a/b/c"):
@@ -244,17 +278,6 @@ def test_missing_folders_are_named(name: str) -> None:
 def test_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no meta-model"):
         MetaModel.from_pretrained(tmp_path)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """An empty Hub and an empty cache, its user logged in."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_TOKEN", server.token)
-        yield server
 
 
 def test_published_and_loaded_it_is_the_same(meta: MetaModel, hub: HubServer, tmp_path: Path) -> None:
@@ -305,5 +328,10 @@ def test_a_public_repository_does_not_take_what_should_be_private(meta: MetaMode
 
 
 def test_unknown_repository_is_named(hub: HubServer) -> None:
-    with pytest.raises(ValueError, match="org/none: is no repository"):
+    with pytest.raises(ValueError, match="org/none: is no repository.*there is no folder of that name"):
         MetaModel.from_pretrained("org/none")
+
+
+def test_a_name_that_cannot_be_looked_for_may_be_a_folder_mistyped() -> None:
+    with pytest.raises(ConnectionError, match="There is no folder runs/qickstart, and the Hub .* be reached to look"):
+        MetaModel.from_pretrained("runs/qickstart")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_body_has_table_usage_pool_and_facts(tmp_path: Path) -> None:
         "| `lr` | `0.001` |",
         "| `choice` | `a\\|b` |",
         "| seed | 42 |",
-        "| time | 50 min |",
+        "| time | 50 min of training; the exam is not in it |",
         "| machine | a machine |",
         "| checkpoint | step 20 of 40 |",
         "`accelerate launch tgr.py --pool x --hub_token=HIDDEN`",
@@ -105,6 +106,22 @@ def test_pictures_are_shown_if_they_lie_in_the_folder(tmp_path: Path) -> None:
     assert "![What was recovered](pictures/recovered%20images.png)" in text.read_text()
     with pytest.raises(ValueError, match="outside the model's folder"):
         write_card(tmp_path / "model", CONFIG, pictures=[tmp_path / "elsewhere.png"])
+
+
+def test_captions_are_sentences(tmp_path: Path) -> None:
+    names = ("recovered", "dissimilarity", "training_set", "teachers", "own_idea")
+    pictures = [tmp_path / "pictures" / f"{name}.png" for name in names]
+    charts = [tmp_path / "pictures" / "results-cifar-fs.png"]
+    text = write_card(tmp_path, CONFIG, pictures=pictures, charts=charts).read_text()
+    captions = re.findall(r"!\[(.*)\]\(pictures", text)
+    assert len(captions) == 6 and all(caption.endswith(".") for caption in captions)
+    assert all(f"\n{caption}\n" in text for caption in captions)
+    assert captions[0].startswith("cifar-fs: Accuracy") and captions[-1] == "Own idea."
+
+
+def test_a_pool_of_one_is_one(tmp_path: Path) -> None:
+    text = write_card(tmp_path, replace(CONFIG, pool=(Source("local"),))).read_text()
+    assert "from a pool of 1 pretrained classifier with" in text and "The pool (1 member)" in text
 
 
 def test_limits_say_how_it_compares_with_the_pool_alone() -> None:

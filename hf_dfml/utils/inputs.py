@@ -1,7 +1,8 @@
-"""Images as people have them (files, PIL images, tensors; grey, transparent, of any size) -> one batch in [0, 1]."""
+"""Images as people have them (files, PIL images, arrays, tensors; grey, of any size) -> one batch in [0, 1]."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from hf_dfml.utils.images import resize, to_unit
 
-ImageLike = Tensor | Image.Image | Path | str
-"""A tensor `(C, H, W)`, float in [0, 1] or uint8, with 1 or 3 channels; a PIL image of any mode; an image file."""
+logger = logging.getLogger(__name__)
 
-Images = Tensor | Sequence[ImageLike] | ImageLike
-"""A batch `(B, C, H, W)`, a sequence of images, one image, or a folder of image files."""
+ImageLike = Tensor | np.ndarray | Image.Image | Path | str
+"""A tensor `(C, H, W)` or a NumPy array `(H, W, C)` or `(H, W)`, float in [0, 1] or uint8, of 1 or 3 channels; or a
+PIL image of any mode, or an image file."""
+
+Images = Tensor | np.ndarray | Sequence[ImageLike] | ImageLike
+"""A batch `(B, C, H, W)` (NumPy: `(B, H, W, C)`), a sequence of images, one image, or a folder of image files."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -38,12 +42,42 @@ def as_batch(images: Images, size: tuple[int, int]) -> Tensor:
     """
     if isinstance(images, str | Path) and Path(images).is_dir():
         images = list_images(images)
+    if isinstance(images, np.ndarray):
+        images = _channels_first(images)
     if isinstance(images, Tensor) and images.dim() == 4:
         return resize(_as_unit(images), size).clamp(0, 1)
     items = [images] if isinstance(images, Tensor | Image.Image | str | Path) else list(images)
     if not items:
         raise ValueError("There are no images: expected at least one.")
     return torch.cat([resize(_as_unit(_read(item)), size).clamp(0, 1) for item in items])
+
+
+def read_files(files: Sequence[Path], size: tuple[int, int]) -> tuple[Tensor, list[Path]]:
+    """Those of some image files that can be read; a warning names each of the others.
+
+    Args:
+        files: the files.
+        size: as in `as_batch`.
+
+    Returns:
+        A batch as `as_batch` gives it, and the files that it is of.
+
+    Raises:
+        ValueError: if none can be read.
+        FileNotFoundError: if one does not exist.
+    """
+    batches, kept = [], []
+    problem = "there are none"
+    for file in files:
+        try:
+            batches.append(as_batch([file], size))
+            kept.append(file)
+        except ValueError as error:
+            problem = str(error)
+            logger.warning("Left out: %s", problem)
+    if not batches:
+        raise ValueError(f"None of the {len(files)} image files can be read: {problem}")
+    return torch.cat(batches), kept
 
 
 def list_images(folder: Path | str) -> list[Path]:
@@ -102,6 +136,8 @@ def _read(item: object) -> Tensor:
         if item.dim() != 3:
             raise ValueError(f"An image is a tensor (C, H, W), found one of shape {tuple(item.shape)}.")
         return item[None]
+    if isinstance(item, np.ndarray):
+        return _read(_channels_first(item))
     if isinstance(item, Image.Image):
         return _from_pil(item)
     if isinstance(item, str | Path):
@@ -113,7 +149,19 @@ def _read(item: object) -> Tensor:
                 return _from_pil(ImageOps.exif_transpose(image))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise ValueError(f"{path} is not readable as an image: {error}") from error
-    raise TypeError(f"Expected a tensor, a PIL image or a path, found a {type(item).__name__}.")
+    raise TypeError(f"Expected a tensor, a NumPy array, a PIL image or a path, found a {type(item).__name__}.")
+
+
+def _channels_first(array: np.ndarray) -> Tensor:
+    """`(H, W)`, `(H, W, C)` or `(B, H, W, C)` -> `(1, H, W)`, `(C, H, W)` or `(B, C, H, W)`."""
+    if array.ndim not in (2, 3, 4) or (array.ndim > 2 and array.shape[-1] not in (1, 3)):
+        raise ValueError(
+            f"A NumPy image is (H, W, C) with 1 or 3 channels, or (H, W), and a batch (B, H, W, C); found the shape "
+            f"{array.shape}. Channels come first in a torch tensor only."
+        )
+    # A copy in plain order: the array may be read-only or mirrored.
+    pixels = torch.from_numpy(np.array(array, order="C"))
+    return pixels[None] if array.ndim == 2 else pixels.movedim(-1, -3)
 
 
 def _from_pil(image: Image.Image) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ def image_grid(
         images: `(B, 3, H, W)` in [0, 1].
         path: the file; its folder is made.
         columns: images a row.
-        titles: a short text above each image.
+        titles: a short text above each image; one that repeats along a row is written once, across all of them.
         zoom: pixels of the picture for a pixel of an image; by default so many that an image is at least 64 wide.
 
     Returns:
@@ -46,8 +47,8 @@ def image_grid(
     pixels = to_uint8(images.cpu().float()).permute(0, 2, 3, 1).numpy()
     for index, array in enumerate(pixels):
         left, top = gap + index % columns * step_x, gap + index // columns * step_y
-        if titles:
-            draw.text((left, top), _fit(titles[index], draw, font, width * zoom), fill="black", font=font)
+        if titles and (repeats := _repeats(titles, index, columns)):
+            draw.text((left, top), _fit(titles[index], draw, font, repeats * step_x - gap), fill="black", font=font)
         tile = Image.fromarray(array).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
         canvas.paste(tile, (left, top + caption))
     return _ready(path, canvas.save)
@@ -115,11 +116,14 @@ def curves(
         The path written.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for name, points in lines.items():
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o" if len(points) < 30 else "", label=name)
+    if all(float(x).is_integer() for points in lines.values() for x, _ in points):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # There is no half a step.
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10, loc="left")
@@ -128,7 +132,9 @@ def curves(
     return _ready(path, lambda file: figure.savefig(file, dpi=120))
 
 
-def heat_map(matrix: Tensor, path: Path | str, *, title: str = "", label: str = "") -> Path:
+def heat_map(
+    matrix: Tensor, path: Path | str, *, title: str = "", label: str = "", groups: Sequence[int] = ()
+) -> Path:
     """Draw a matrix as colours.
 
     Args:
@@ -136,15 +142,22 @@ def heat_map(matrix: Tensor, path: Path | str, *, title: str = "", label: str = 
         path: the PNG file.
         title: text above.
         label: text at both axes.
+        groups: sizes of groups of neighbouring rows (and columns), between which lines are drawn.
 
     Returns:
         The path written.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot()
     figure.colorbar(axes.imshow(matrix.cpu().numpy(), cmap="viridis", interpolation="nearest"), ax=axes)
+    for border in list(itertools.accumulate(groups))[:-1]:
+        axes.axhline(border - 0.5, color="white", linewidth=1.2)
+        axes.axvline(border - 0.5, color="white", linewidth=1.2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=label, ylabel=label)
     axes.set_title(title, fontsize=10, loc="left")
     return _ready(path, lambda file: figure.savefig(file, dpi=120))
@@ -194,10 +207,20 @@ def neighbour_maps(
     return _ready(path, lambda file: figure.savefig(file, dpi=120))
 
 
+def _repeats(titles: Sequence[str], index: int, columns: int) -> int:
+    """How many images from `index` on to the end of its row have its title; 0 where the one before has it too."""
+    start = index - index % columns
+    if index > start and titles[index - 1] == titles[index]:
+        return 0
+    row = titles[index : start + columns]
+    return next((count for count, title in enumerate(row) if title != row[0]), len(row))
+
+
 def _fit(text: str, draw, font, width: int) -> str:  # noqa: ANN001
-    while text and draw.textlength(text, font=font) > width:
-        text = text[:-1]
-    return text
+    end = ""
+    while text and draw.textlength(text + end, font=font) > width:
+        text, end = text[:-1], "…"
+    return text + end
 
 
 def _ready(path: Path | str, save) -> Path:  # noqa: ANN001

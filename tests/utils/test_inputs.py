@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_dfml.utils.inputs import as_batch, list_class_folders, list_images
+from hf_dfml.utils.inputs import as_batch, list_class_folders, list_images, read_files
 
 SIZE = (6, 8)
 
@@ -36,6 +36,18 @@ def test_tensors_pil_images_files_and_folders_are_the_same(pixels: torch.Tensor,
         assert torch.equal(as_batch(images, SIZE), expected)
     assert torch.equal(as_batch(pictures[0], SIZE), expected[:1])
     assert torch.equal(as_batch(pixels[0], SIZE), expected[:1])
+
+
+def test_arrays_have_their_channels_last(pixels: torch.Tensor) -> None:
+    expected = pixels.float() / 255
+    array = pixels.permute(0, 2, 3, 1).numpy()
+    for images in (array, list(array), array.astype(np.float32) / np.float32(255)):
+        assert torch.equal(as_batch(images, SIZE), expected)
+    assert torch.equal(as_batch(array[0], SIZE), expected[:1])
+    assert torch.equal(as_batch(array[:, :, ::-1], SIZE), expected.flip(-1))  # A view that runs backwards.
+    assert torch.equal(as_batch(array[0, :, :, 0], SIZE), expected[:1, :1].expand(1, 3, *SIZE))
+    with pytest.raises(ValueError, match=r"\(H, W, C\).*found the shape \(2, 3, 6, 8\)"):
+        as_batch(pixels.numpy(), SIZE)
 
 
 def test_grey_has_three_equal_channels(pixels: torch.Tensor) -> None:
@@ -95,6 +107,17 @@ def test_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not much more")
     with pytest.raises(ValueError, match=r"broken\.jpg is not readable"):
         as_batch(tmp_path, SIZE)
+
+
+def test_files_that_can_be_read_are_read(pixels: torch.Tensor, tmp_path: Path, caplog) -> None:
+    for index, image in enumerate(pixels):
+        to_pil(image).save(tmp_path / f"{index}.png")
+    (tmp_path / "05.png").write_bytes(b"not much")
+    images, files = read_files(list_images(tmp_path), SIZE)
+    assert torch.equal(images, pixels.float() / 255) and [file.name for file in files] == ["0.png", "1.png"]
+    assert caplog.text.count("Left out") == 1 and "05.png" in caplog.text
+    with pytest.raises(ValueError, match=r"None of the 1 image files can be read: .*05\.png"):
+        read_files([tmp_path / "05.png"], SIZE)
 
 
 def test_class_folders_give_labels(tmp_path: Path) -> None:

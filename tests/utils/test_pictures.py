@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_dfml.utils.pictures import bar_chart, curves, image_grid, neighbour_maps
+from hf_dfml.utils.pictures import bar_chart, curves, heat_map, image_grid, neighbour_maps
 
 
 def test_grid_shows_every_image_at_its_place(tmp_path: Path) -> None:
@@ -32,6 +33,39 @@ def test_titles_stand_above(tmp_path: Path) -> None:
     )
     assert plain[0] == titled[0] and plain[1] < titled[1]
     assert plain[0] >= 2 * 64  # Small images are magnified.
+
+
+def test_a_title_that_repeats_along_a_row_is_written_once_across_it(tmp_path: Path) -> None:
+    def captions(titles: list[str]) -> np.ndarray:
+        path = image_grid(torch.zeros(4, 3, 64, 64), tmp_path / "grid.png", 2, titles)
+        return np.asarray(Image.open(path))[2:16]  # Above the first row.
+
+    blank = (captions(["cat", "cat", "dog", "fox"])[:, 68:] == 255).all()
+    assert blank and (captions(["cat", "dog", "dog", "fox"])[:, 68:] != 255).any()
+    long = "aquarium fish of the sea"
+    assert (captions([long, long, "dog", "fox"])[:, 68:] != 255).any(), "there is room up to the row's end"
+
+
+@pytest.fixture
+def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, for a look at what is on them."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **options: saved.append(self))
+    return saved
+
+
+def test_steps_have_whole_ticks(figure: list[Figure], tmp_path: Path) -> None:
+    curves({"accuracy": [(2, 30.0), (4, 40.0)]}, tmp_path / "x.png")
+    curves({"accuracy": [(0.5, 30.0), (1.0, 40.0)]}, tmp_path / "x.png")
+    whole, parts = (all(tick.is_integer() for tick in each.axes[0].get_xticks()) for each in figure)
+    assert whole and not parts
+
+
+def test_groups_of_a_map_are_parted(figure: list[Figure], tmp_path: Path) -> None:
+    heat_map(torch.rand(6, 6), tmp_path / "x.png", groups=[1, 3, 2])
+    heat_map(torch.rand(6, 6), tmp_path / "x.png")
+    positions = [sorted(set(line.get_xdata()) - {0, 1}) for line in figure[0].axes[0].lines[1::2]]
+    assert positions == [[0.5], [3.5]] and not figure[1].axes[0].lines
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (3, 8, 8), (2, 1, 8, 8)])

@@ -19,6 +19,10 @@ from hf_dfml.utils.provenance import describe_machine, scrub_command, this_comma
         ("x --note hf_AbCdEfGhIjKl --arch conv4", "x --note HIDDEN --arch conv4"),
         ("HF_TOKEN=hf_AbCdEfGhIjKl x", "HF_TOKEN=HIDDEN x"),
         ("x --endpoint https://ada:pass@hub.example/a", "x --endpoint https://HIDDEN@hub.example/a"),
+        (
+            "x --pool https://a.example/m?key=abc,http://b.example",
+            "x --pool 'https://a.example/m?HIDDEN,http://b.example'",
+        ),
         ("x --name 'two words'", None),
         ("hf-dfml train tgr --pool hf_dfml/pool", None),
     ],
