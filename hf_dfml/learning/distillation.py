@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -56,3 +57,29 @@ def similarity_loss(features: Tensor, targets: Tensor) -> Tensor:
     ours = F.normalize(features, dim=-1)
     difference = ours @ ours.T - targets @ targets.T
     return difference.fill_diagonal_(0).square().mean()
+
+
+def neighbour_loss(features: Tensor, targets: Tensor, temperature: float = 0.05) -> Tensor:
+    """KL divergence from each image's neighbours in the targets to its neighbours in the student's features.
+
+    Similarity distillation (Fang et al., SEED, ICLR 2021, arXiv 2101.04731) within the batch: the cosines of an image
+    with all others, through a softmax. Where `similarity_loss` weighs all pairs alike, this one looks at the closest.
+
+    Args:
+        features: `(B, D)` of the student.
+        targets: `(B, D')`.
+        temperature: divides both sides' cosines; the smaller, the fewer neighbours count.
+
+    Returns:
+        A scalar, zero exactly where both softmaxes agree.
+    """
+    ours, theirs = (_neighbours(rows, temperature) for rows in (features, targets))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def _neighbours(rows: Tensor, temperature: float) -> Tensor:
+    """Logarithms of the softmax of each row's cosines with the other rows: `(B, B - 1)`."""
+    rows = F.normalize(rows, dim=-1)
+    count = len(rows)
+    others = ~torch.eye(count, dtype=torch.bool, device=rows.device)
+    return ((rows @ rows.T)[others].view(count, count - 1) / temperature).log_softmax(-1)

@@ -1,17 +1,19 @@
 """Pool distillation: one network that represents images as the whole pool does, learnt from images of the pool's own.
 
 A system of this library. Recovery: DeepInversion (Yin et al., CVPR 2020, arXiv 1912.08795); mix-up (Zhang et al.,
-ICLR 2018, arXiv 1710.09412); similarities: Tung and Mori, ICCV 2019, arXiv 1907.09682.
+ICLR 2018, arXiv 1710.09412); similarities: Tung and Mori, ICCV 2019, arXiv 1907.09682; neighbours: Fang et al. (SEED),
+ICLR 2021, arXiv 2101.04731.
 
 0. Recover images of every class of every pool member, and make one training set of crops and mixtures of all of them.
 1. See it through the eyes of all members side by side, and keep this joint representation in a few hundred dimensions.
 2. Each step: one pass over the training set in which the student's features, through a linear map, point to the
-   targets and are as similar to each other as the targets are.
+   targets, are as similar to each other as the targets are, and have the same neighbours.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hf_dfml.learning.distillation import cosine_distance, similarity_loss
+from hf_dfml.learning.distillation import cosine_distance, neighbour_loss, similarity_loss
 from hf_dfml.learning.joint_features import (
     JointProducts,
     Probabilities,
@@ -62,10 +64,22 @@ class PoolDistillationConfig(TargetConfig, MixingConfig, RecoveryConfig):
     recoveries: int = field(default=1, metadata={"help": "Recoveries from each member."})
     tv_weight: float = field(default=0.1, metadata={"help": "Weight of the total variation."})
     shift: int = field(default=2, metadata={"help": "Pixels of random shift in the recovery."})
+    equalise: float = field(
+        default=0.1,
+        metadata={"help": "a: principal directions are scaled by their variance to the power -a/2; 0: as found."},
+    )
     steps: int = field(default=30, metadata={"help": "Passes over the training set."})
     batch_size: int = field(default=200, metadata={"help": "Images of a batch; an incomplete one is left out."})
     lr: float = field(default=3e-3, metadata={"help": "Highest rate of the student's Adam (one cycle over the run)."})
-    gram_weight: float = field(default=5.0, metadata={"help": "Weight of the difference of similarities."})
+    start: Literal["member", "random"] = field(
+        default="member",
+        metadata={"help": "Start from the best member of the student's architecture (if there is one), or at random."},
+    )
+    gram_weight: float = field(default=40.0, metadata={"help": "Weight of the difference of similarities."})
+    neighbour_weight: float = field(default=0.5, metadata={"help": "Weight of the divergence of neighbours."})
+    neighbour_temperature: float = field(
+        default=0.05, metadata={"help": "Temperature of its cosines: the smaller, the fewer neighbours count."}
+    )
 
 
 class PoolDistillation:
@@ -117,10 +131,9 @@ class PoolDistillation:
         start = torch.empty(config.target_dim, self.width)
         nn.init.kaiming_uniform_(start, a=5**0.5, generator=fork(context.seed, "map"))
         self.objective["map"].load_state_dict({"weight": start})
-        parts = [
-            context.memo(f"recovered-{index:04d}", partial(self._recover, pool, index, context))
-            for index in progress(pool.walk(), description="Recovering images", total=len(pool), unit="member")
-        ]
+        if config.start == "member":
+            start_from_member(self.model, pool)
+        parts = context.map_members("recovered", partial(self._recover, pool, context), pool, "Recovering images")
         members = torch.cat([torch.full((len(part["images"]),), index) for index, part in enumerate(parts)])
         self.recovered = _first_of(parts, pool)
         recovered = torch.cat([part["images"] for part in parts])
@@ -131,10 +144,11 @@ class PoolDistillation:
         ]
         self.targets, self.agreement = joint_targets(add_products(JointProducts(*block) for block in blocks), config)
 
-    def _recover(self, pool: ModelPool, index: int, context: Context) -> Tree:
+    def _recover(self, pool: ModelPool, context: Context, index: int) -> Tree:
         generator = fork(context.seed, "recovery", index)
         teacher = pool.load(index)
-        tasks = [recover(teacher, self.config, self.size, generator) for _ in range(self.config.recoveries)]
+        with context.autocast():
+            tasks = [recover(teacher, self.config, self.size, generator) for _ in range(self.config.recoveries)]
         return {
             "images": to_uint8(torch.cat([task.images for task in tasks])),
             "labels": torch.cat([task.labels for task in tasks]),
@@ -149,7 +163,7 @@ class PoolDistillation:
             for index, teacher in bar:
                 yield index, teacher if self.config.target_outputs == "features" else partial(_probabilities, teacher)
 
-        return joint_products(members(), self.images, self.config, context.seed)
+        return joint_products(members(), self.images, self.config, context.seed, context.processes)
 
     def step(self, context: Context) -> dict[str, float]:
         """One pass over the training set (step 2).
@@ -160,7 +174,8 @@ class PoolDistillation:
         config = self.config
         batches = len(self.images) // config.batch_size
         order = torch.randperm(len(self.images), generator=context.generator).to(self.images.device)
-        totals = torch.zeros(2, device=self.images.device)
+        weights = torch.tensor([1.0, config.gram_weight, config.neighbour_weight], device=self.images.device)
+        totals = torch.zeros(3, device=self.images.device)
         self.model.train()
         for index in range(batches):
             rows = order[index * config.batch_size : (index + 1) * config.batch_size]
@@ -169,24 +184,25 @@ class PoolDistillation:
                 group["lr"] = rate
             losses = self.losses(to_unit(self.images[rows]), self.targets[rows].float())
             self.optimizer.zero_grad(set_to_none=True)
-            (losses[0] + config.gram_weight * losses[1]).backward()
+            (weights @ losses).backward()
             self.optimizer.step()
             totals += losses.detach()
         self.model.eval()
-        direction, similarity = (totals / batches).tolist()
-        loss = direction + config.gram_weight * similarity
-        if not torch.isfinite(torch.tensor(loss)):
+        loss = float(weights @ totals) / batches
+        direction, similarity, neighbours = (totals / batches).tolist()
+        if not math.isfinite(loss):
             raise FloatingPointError("The loss is not finite (NaN or infinity): lower --lr.")
         return {
             "loss": loss,
             "direction_loss": direction,
             "similarity_loss": similarity,
+            "neighbour_loss": neighbours,
             "lr": rate,
             "target_agreement": self.agreement,
         }
 
     def losses(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Cosine distance through the linear map, and squared difference of similarities: `(2,)`.
+        """Cosine distance through the map, squared difference of similarities, divergence of neighbours: `(3,)`.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
@@ -194,7 +210,8 @@ class PoolDistillation:
         """
         features = features_of(self.model, images)
         direction = cosine_distance(self.objective["map"](features), targets)
-        return torch.stack([direction, similarity_loss(features, targets)])
+        neighbours = neighbour_loss(features, targets, self.config.neighbour_temperature)
+        return torch.stack([direction, similarity_loss(features, targets), neighbours])
 
     def snapshot(self, context: Context) -> nn.Module:
         """A copy of the student, with the running statistics of its training."""
@@ -230,6 +247,22 @@ class PoolDistillation:
             image_grid(to_unit(shown), folder / "recovered.png", columns=columns, titles=titles),
             image_grid(to_unit(self.images[: SHOWN * SHOWN]), folder / "training_set.png", columns=SHOWN),
         ]
+
+
+def start_from_member(model: nn.Module, pool: ModelPool) -> None:
+    """Give `model` the weights, but for the classifier's, of the best member that has the same ones.
+
+    Members of its architecture are tried in the order of their stored accuracies; where none fits, it stays as it is.
+    """
+    architecture = model.pretrained_cfg["architecture"]  # type: ignore[index]
+    candidates = [index for index, entry in enumerate(pool) if entry.architecture == architecture]
+    head = {id(value) for value in model.get_classifier().state_dict(keep_vars=True).values()}  # type: ignore[operator]
+    own = {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in head}
+    for index in sorted(candidates, key=lambda index: -(pool[index].val_accuracy or 0.0)):
+        weights = pool.load(index).network.state_dict()
+        if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
+            model.load_state_dict(model.state_dict() | {name: weights[name] for name in own})
+            return
 
 
 def features_of(model: nn.Module, images: Tensor) -> Tensor:

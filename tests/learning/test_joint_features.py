@@ -18,6 +18,7 @@ from tests.methods.pools import make_mixed_pool
 
 IMAGES = torch.randint(256, (60, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 PCA = TargetConfig(target_dim=40, landmarks=60)
+PCA_10 = replace(PCA, target_dim=10)
 RANDOM = TargetConfig(target_dim=2048, projection="random")
 
 
@@ -68,6 +69,17 @@ def test_principal_directions_are_those_of_the_features_side_by_side(members):
     error = torch.linalg.matrix_norm(targets.double() @ targets.double().T - joint @ joint.T)
     tail = torch.linalg.svdvals(joint)[12:].square().square().sum().sqrt()
     assert float(tail) * 0.99 < float(error) < float(tail) * 1.05 + 2e-3
+
+
+def test_equalised_directions_have_variances_to_a_smaller_power(members):
+    plain, agreement = joint_targets(joint_products(members, IMAGES, PCA_10, 0), PCA_10)
+    config = replace(PCA_10, equalise=0.5)
+    equal, same = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    variances = plain.double().square().sum(0)  # All images are landmarks: these are the eigenvalues.
+    expected = F.normalize(plain.double() * (variances / variances[0]) ** -0.25, dim=-1)
+    torch.testing.assert_close(equal.double() @ equal.double().T, expected @ expected.T, atol=5e-3, rtol=0)
+    assert torch.allclose(equal.float().norm(dim=-1), torch.ones(60), atol=2e-3)
+    assert same == agreement  # It says what the projection has lost.
 
 
 def test_images_that_are_no_landmarks_are_projected_on_the_landmarks_directions(members):

@@ -16,6 +16,7 @@ from hf_dfml.methods import pool_distillation
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
 from hf_dfml.networks import create_network
 from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pool import ModelPool
 from hf_dfml.trainer import Trainer, TrainerConfig
 from tests.methods.pools import make_context, make_mixed_pool, make_pool, run_steps
 from tests.pool.members import write_member
@@ -58,6 +59,25 @@ def test_members_of_different_architecture_size_and_labels_all_take_part(tmp_pat
     metrics = method.step(context)
     assert metrics["target_agreement"] == method.agreement and metrics["direction_loss"] > 0
     assert not any(map(torch.equal, before, method.model.blocks.parameters()))
+
+
+def test_the_student_starts_from_the_best_member_of_its_kind(tmp_path):
+    for seed, (name, arch, accuracy) in enumerate(
+        [("weak", "conv4_16", 0.4), ("best", "conv4_16", 0.9), ("z-other", "conv4", 0.95)]
+    ):
+        write_member(tmp_path / name, architecture=arch, seed=seed, dfml={"val_accuracy": accuracy})
+    pool = ModelPool.from_dir(tmp_path)
+    best = next(index for index, entry in enumerate(pool) if entry.id == "best")
+    method, random = make_method(), make_method(start="random")
+    before = method.model.get_classifier().weight.clone()
+    pool_distillation.start_from_member(method.model, pool)
+    weights = pool.load(best).network.state_dict()
+    assert torch.equal(method.model.blocks[0].conv.weight, weights["blocks.0.conv.weight"])
+    assert torch.equal(method.model.get_classifier().weight, before)
+    random.setup(pool[:1], make_context())
+    assert pool[0].id == "best" and not torch.equal(
+        random.model.blocks[0].conv.weight, weights["blocks.0.conv.weight"]
+    )
 
 
 def test_members_that_give_probabilities_only_take_part_through_those(tmp_path):
@@ -174,7 +194,7 @@ def test_a_second_setup_in_another_order_of_draws_gives_the_same(tmp_path):
 
 
 def test_a_snapshot_is_a_copy_with_the_running_statistics_of_training(tmp_path):
-    method, context = make_method(), make_context()
+    method, context = make_method(start="random"), make_context()
     method.setup(make_pool(tmp_path, 1), context)
     fresh = method.snapshot(context)
     method.step(context)
@@ -244,7 +264,7 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     folder = tmp_path / "run"
     assert {"recovered.png", "training_set.png"} <= {path.name for path in (folder / "pictures").iterdir()}
     stored = json.loads((folder / "config.json").read_text())["hf_dfml"]
-    assert stored["method_config"]["gram_weight"] == 5 and (stored["adapt"]["head"], stored["adapt"]["bn"]) in ours
+    assert stored["method_config"]["gram_weight"] == 40 and (stored["adapt"]["head"], stored["adapt"]["bn"]) in ours
     classifier = MetaModel.from_pretrained(folder).adapt(torch.rand(4, 3, 16, 16), ["a", "a", "b", "b"])
     assert set(classifier.predict(torch.rand(3, 3, 20, 20))) <= {"a", "b"}
 
