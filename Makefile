@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow quality format clean
+.PHONY: help install quickstart test test-slow test-faults quality format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: $(STAMP)  ## The test suite (under 12 minutes on 2 cores).
 
 test-slow: $(STAMP)  ## The tests that take minutes each.
 	$(PYTEST) -m slow --timeout 3600
+
+test-faults: $(STAMP)  ## Kill runs at random moments, let processes die, fill a disk: every resume ends in the same weights.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s -m faults --timeout 1800
 
 quality: $(STAMP)  ## Lint, formatting and types.
 	$(BIN)/ruff check .

@@ -3,7 +3,8 @@
     python benchmarks/make_results.py
 
 Each `docs/results/NAME.json` is a `results.json` that a recipe, `quickstart` or `hf-dfml evaluate` wrote;
-`NAME.md` beside it says on which machine it was obtained, how long it took and what there is to say about it.
+`NAME.md` beside it says on which machine it was obtained, how long it took and what there is to say about it. A
+`NAME.md` alone is about a measurement that is no exam, and has its own table and command.
 """
 
 from pathlib import Path
@@ -21,10 +22,12 @@ looked at once. "sees data" marks references that are allowed real training imag
 """
 
 
-def section(path: Path) -> str:
-    """The part of the page about one result file."""
+def section(name: str) -> str:
+    """The part of the page about one measurement."""
+    path, note = (DOCS / "results" / f"{name}.{suffix}" for suffix in ("json", "md"))
+    if not path.is_file():
+        return note.read_text()
     results = read_results(path)
-    note = path.with_suffix(".md")
     commands = "\n".join(dict.fromkeys(result.command for result in results))
     text = note.read_text().strip() if note.is_file() else f"## {path.stem}"
     return f"{text}\n\n```\n{commands}\n```\n\n{markdown_table(results)}\n"
@@ -32,9 +35,9 @@ def section(path: Path) -> str:
 
 def main() -> None:
     """Write the page."""
-    files = sorted((DOCS / "results").glob("*.json"))
-    (DOCS / "results.md").write_text("\n".join([HEAD, *(section(path) for path in files)]))
-    print(f"Wrote {DOCS / 'results.md'} from {len(files)} result files.")
+    names = sorted({path.stem for suffix in ("json", "md") for path in (DOCS / "results").glob(f"*.{suffix}")})
+    (DOCS / "results.md").write_text("\n".join([HEAD, *map(section, names)]))
+    print(f"Wrote {DOCS / 'results.md'} from {len(names)} measurements.")
 
 
 if __name__ == "__main__":

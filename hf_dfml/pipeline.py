@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation import (
+    RESULTS_NAME,
     Adaptation,
     Exam,
     Result,
     evaluate,
+    merged,
     print_table,
+    read_results,
     results_chart,
     write_results,
     yardsticks,
@@ -30,11 +36,13 @@ from hf_dfml.methods.base import refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
 from hf_dfml.pool import BlackBoxPool, ModelPool
-from hf_dfml.pool.remote import is_service, open_service
+from hf_dfml.pool.endpoints import is_remote, open_remote
 from hf_dfml.trainer import Outcome, Trainer, TrainerConfig, Validation, deterministic
 from hf_dfml.utils.pictures import curves
+from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
+from hf_dfml.utils.text import counted
 
 WITH_AND_WITHOUT_ICFIL: tuple[Head, ...] = ("finetune", "icfil")
 """Heads that differ in PURER's calibration alone."""
@@ -48,7 +56,17 @@ class RunConfig(TrainerConfig):
         default="",
         metadata={
             "help": "The teachers: a folder, a pool.lock.json, a Hub user or organisation, a collection, ids by "
-            "comma, or the URL of a served pool."
+            "comma, the URL of a served pool, or Inference Endpoints: URLs by comma or a YAML file."
+        },
+    )
+    pool_memory_gb: float = field(
+        default=2.0, metadata={"help": "Memory for loaded teachers that are kept in case they are wanted again."}
+    )
+    pool_disk_gb: float = field(
+        default=0.0,
+        metadata={
+            "help": "Disk for the weights of a Hub pool in the local cache: those used longest ago make room; 0: no "
+            "limit."
         },
     )
     num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
@@ -90,7 +108,15 @@ class RunConfig(TrainerConfig):
     validation_episodes: int = field(
         default=100, metadata={"help": "Episodes of each look at the validation classes."}
     )
-    num_threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves PyTorch's choice."})
+    num_threads: int = field(default=0, metadata={"help": "CPU threads of a process; 0 leaves PyTorch's choice."})
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={"help": "`bf16`: recover and replay in bfloat16; `no`; by default what `accelerate launch` says."},
+    )
+    patience_minutes: float = field(
+        default=30.0,
+        metadata={"help": "Of several processes: how long one waits for the others before it gives them up for dead."},
+    )
     push_to_hub: str | None = field(default=None, metadata={"help": "Publish the meta-model as this Hub repository."})
     private: bool = field(default=False, metadata={"help": "Publish it as a private repository."})
 
@@ -111,31 +137,41 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     deterministic(config.seed)
-    accelerator = _accelerator(config)
-    if config.black_box != "none" or is_service(config.pool):
+    accelerator = _LateTrackers(
+        log_with=None if config.log_with == "none" else config.log_with,
+        project_dir=config.output_dir,
+        mixed_precision=config.mixed_precision,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.patience_minutes))],
+    )
+    _check_launch(accelerator, config)
+    processes = Processes(accelerator)
+    if config.black_box != "none" or is_remote(config.pool):
         refuse_black_boxes(method_class)
-    members = None if is_service(config.pool) else open_pool(config).to(accelerator.device)
-    pool = _as_told(members, config).to(accelerator.device)
+    members = None if is_remote(config.pool) else open_pool(config).to(processes.device)
+    pool = _as_told(members, config).to(processes.device)
     if isinstance(pool, BlackBoxPool):
         method_config = method_config.for_black_boxes()
-    network = meta_network(pool, config).to(accelerator.device)
+    network = meta_network(pool, config).to(processes.device)
     method = method_class(method_config, network)
-    accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {accelerator.device}.")
+    shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
+    accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
     suited = _suited(method)
-    validate = _validation(config, suited) if config.dataset else None
+    validate = _validation(config, suited, processes) if config.dataset else None
     if members and accelerator.is_main_process:
         # Now, so that a run that is interrupted can go on with the same members.
         members.lock(config.output_dir)
     outcome = Trainer(method, pool, config, accelerator, validate).fit()
-    accelerator.end_training()
-    if not outcome.finished or not accelerator.is_main_process:
-        return []
+    adapt, results = Adaptation(), []
+    if outcome.finished and config.dataset:
+        adapt = _best_head(outcome.model, config, processes)
+        results = final_exam(method.name, outcome.model, pool, config, (suited, adapt), command, processes)
+    accelerator.end_training()  # From here on each process is alone.
+    if not outcome.finished or not processes.is_main:
+        return results
 
     folder = Path(config.output_dir)
     if members:
         members.lock(folder)  # Again: it now has the hashes of what was fetched on the way.
-    adapt = _best_head(outcome.model, config) if config.dataset else Adaptation()
-    results = final_exam(method.name, outcome.model, pool, config, (suited, adapt), command) if config.dataset else []
     meta = MetaModel.of(
         outcome.model,
         method=method.name,
@@ -149,7 +185,7 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
         command=command,
         seed=config.seed,
         seconds=outcome.progress.seconds,
-        machine=describe_machine(accelerator.device),
+        machine=describe_machine(processes.device),
         chosen=_chosen(outcome, method.num_steps, config),
         data_free=method.data_free,
         reference=(sys.modules[method_class.__module__].__doc__ or "").strip().split("\n\n")[1].replace("\n", " "),
@@ -169,7 +205,8 @@ def open_pool(config: RunConfig) -> ModelPool:
     """
     if not config.pool:
         raise ValueError("No pool was named: give --pool a folder, a Hub user or organisation, a collection, or ids.")
-    pool = ModelPool.open(config.pool).resolve()
+    pool = ModelPool.open(config.pool)
+    pool = pool.with_limits(memory_gb=config.pool_memory_gb, disk_gb=config.pool_disk_gb or None).resolve()
     if config.num_members:
         pool = pool[: config.num_members]
     usable = pool.usable()
@@ -203,6 +240,7 @@ def final_exam(
     config: RunConfig,
     chosen: Sequence[Adaptation],
     command: str,
+    processes: Processes = ALONE,
 ) -> list[Result]:
     """The one look at the test classes: the meta-model under each protocol, and the yardsticks; printed as a table.
 
@@ -222,11 +260,12 @@ def final_exam(
     for dataset_name in dataset_names(config):
         dataset = load_dataset(dataset_name, "test", data_dir=config.data_dir, image_size=_size(model))
         for protocol in exams:
-            results += evaluate(model, dataset, protocol, method=name, command=command)
+            results += evaluate(model, dataset, protocol, method=name, command=command, processes=processes)
         # Yardsticks are made of members' weights and features.
         if config.yardsticks and isinstance(pool, ModelPool):
-            results += yardsticks(pool, dataset, exam, device=device, command=command)
-    print_table(results)
+            results += yardsticks(pool, dataset, exam, device=device, command=command, processes=processes)
+    if processes.is_main:
+        print_table(results)
     return results
 
 
@@ -236,25 +275,28 @@ def dataset_names(config: RunConfig) -> list[str]:
 
 
 def evaluate_meta_model(
-    name: str,
+    meta: MetaModel,
     dataset_name: str,
     exam: Exam,
+    folder: Path | str,
     *,
     pool: str | None = None,
     data_dir: Path | str | None = None,
-    output_dir: Path | str | None = None,
 ) -> list[Result]:
-    """Let a stored meta-model sit an exam; prints the table and writes `results.json`.
+    """Let a stored meta-model sit an exam; prints the table and adds its rows to `results.json`.
+
+    Rows of other exams and contestants that stand there already are kept, the same ones are replaced.
 
     Args:
-        name: its folder or Hub id.
+        meta: the meta-model.
         dataset_name: the data set.
         exam: the protocol. With the head `icfil` the table has the rows without the calibration as well.
+        folder: where `results.json` is.
         pool: a pool for the yardsticks.
         data_dir: see `hf_dfml.data.load_dataset`.
-        output_dir: where `results.json` goes; `evaluations/` in the model's folder by default.
     """
-    meta = MetaModel.from_pretrained(name)
+    # First, as a file that cannot be read must not cost an exam.
+    earlier = read_results(folder) if (Path(folder) / RESULTS_NAME).is_file() else []
     dataset = load_dataset(dataset_name, exam.split, data_dir=data_dir, image_size=meta.config.input_size[-1])
     heads: tuple[Head, ...] = WITH_AND_WITHOUT_ICFIL if exam.head == "icfil" else (exam.head,)
     results: list[Result] = []
@@ -263,20 +305,25 @@ def evaluate_meta_model(
     if pool:
         results += yardsticks(ModelPool.open(pool).usable(), dataset, replace(exam, head=heads[0]))
     print_table(results)
-    folder = Path(output_dir) if output_dir else Path(name if Path(name).is_dir() else ".") / "evaluations"
-    print(f"Wrote {write_results(folder, results)}.")
+    rows = merged(earlier, results)
+    kept = f", beside {counted(len(rows) - len(results), 'earlier row')}" if len(rows) > len(results) else ""
+    print(f"Wrote {write_results(folder, rows)}{kept}.")
     return results
 
 
 def adapt_to_folder(
     name: str, support: Path, query: Path, *, head: str | None = None
 ) -> Iterator[tuple[Path, str, float]]:
-    """Adapt a stored meta-model to a folder of class folders and classify pictures: (file, label, probability)."""
-    from hf_dfml.utils.inputs import list_images
+    """Adapt a stored meta-model to a folder of class folders and classify pictures: (file, label, probability).
 
-    classifier = MetaModel.from_pretrained(name).adapt(support, head=head)  # type: ignore[arg-type]
-    files = [query] if query.is_file() else list_images(query)
-    for file, probabilities in zip(files, classifier.predict_proba(files), strict=True):
+    Files that cannot be read as images are left out with a warning.
+    """
+    from hf_dfml.utils.inputs import list_images, read_files
+
+    meta = MetaModel.from_pretrained(name)
+    classifier = meta.adapt(support, head=head)  # type: ignore[arg-type]
+    images, files = read_files([query] if query.is_file() else list_images(query), meta.config.input_size[1:])
+    for file, probabilities in zip(files, classifier.predict_proba(images), strict=True):
         best = int(probabilities.argmax())
         yield file, classifier.classes[best], float(probabilities[best])
 
@@ -285,7 +332,7 @@ def _as_told(members: ModelPool | None, config: RunConfig) -> ModelPool | BlackB
     """The members as they are, as black boxes if they are to be taken for such, or the service at `config.pool`."""
     budget = config.max_queries or None
     if members is None:
-        service = open_service(config.pool, max_queries=budget)
+        service = open_remote(config.pool, max_queries=budget)
         if config.black_box not in ("none", service.output):
             raise ValueError(f"{config.pool} tells {service.output}, not {config.black_box}: leave --black_box out.")
         return service[: config.num_members] if config.num_members else service
@@ -298,12 +345,39 @@ def _teachers(pool: ModelPool | BlackBoxPool) -> str:
     return f"{len(pool)} black boxes ({pool.output})" if isinstance(pool, BlackBoxPool) else f"{len(pool)} teachers"
 
 
-def _accelerator(config: RunConfig) -> Accelerator:
-    trackers = None if config.log_with == "none" else config.log_with
-    accelerator = Accelerator(log_with=trackers, project_dir=config.output_dir)
-    if trackers:
-        accelerator.init_trackers("logs")
-    return accelerator
+def _check_launch(accelerator: Accelerator, config: RunConfig) -> None:
+    """Make sure that processes which were started together know, and do not hinder, each other.
+
+    Raises:
+        ValueError: if each takes itself for the only one, or may delete what others read; or for half precision of a
+            kind that is not supported.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started and each believes to be alone: for processes on CPUs set "
+            "ACCELERATE_USE_CPU=true, and see docs/processes.md for commands that work."
+        )
+    if started > 1 and config.pool_disk_gb:
+        raise ValueError(
+            f"--pool_disk_gb {config.pool_disk_gb:g} is kept by each process for itself, and one would delete weights "
+            "that another is about to read: leave it out, or run one process."
+        )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ValueError(
+            f"mixed_precision='{accelerator.mixed_precision}': expected bf16 or no (losses are not scaled, as fp16 "
+            "would need)."
+        )
+
+
+class _LateTrackers(Accelerator):
+    """Starts its trackers with the first line for them, so that a run that fails before its first step leaves none."""
+
+    def log(self, values: dict, step: int | None = None, log_kwargs: dict | None = None) -> None:
+        """As in the base class."""
+        if self.log_with and not self.trackers:
+            self.init_trackers("logs")
+        super().log(values, step, log_kwargs or {})
 
 
 def _suited(method: Any) -> Adaptation:
@@ -315,14 +389,16 @@ def _suited(method: Any) -> Adaptation:
     )
 
 
-def _validation(config: RunConfig, adapt: Adaptation) -> Validation:
+def _validation(config: RunConfig, adapt: Adaptation, processes: Processes) -> Validation:
     """Scores a snapshot by adapting it, as `adapt` says, to episodes of the validation classes."""
     datasets = _validation_sets(config)
     exam = replace(_validation_exam(config), bn=adapt.bn, head=adapt.head)
 
     def validate(model: nn.Module) -> dict[str, float]:
         rows = [
-            row for dataset in datasets for row in evaluate(model, dataset, exam, method="validation", progress=False)
+            row
+            for dataset in datasets
+            for row in evaluate(model, dataset, exam, method="validation", progress=False, processes=processes)
         ]
         return {
             f"{row.dataset} {row.shots}-shot" if len(datasets) > 1 else f"{row.shots}-shot": row.mean for row in rows
@@ -331,7 +407,7 @@ def _validation(config: RunConfig, adapt: Adaptation) -> Validation:
     return validate
 
 
-def _best_head(model: nn.Module, config: RunConfig) -> Adaptation:
+def _best_head(model: nn.Module, config: RunConfig, processes: Processes) -> Adaptation:
     """The default of `MetaModel.adapt`: the inductive head that is best on the validation classes."""
     datasets = _validation_sets(config)
     exam = _validation_exam(config)
@@ -342,7 +418,9 @@ def _best_head(model: nn.Module, config: RunConfig) -> Adaptation:
             scores[Adaptation(bn=bn, head=head)] = sum(
                 row.mean
                 for dataset in datasets
-                for row in evaluate(model, dataset, protocol, method=f"{head}, {bn}", progress=False)
+                for row in evaluate(
+                    model, dataset, protocol, method=f"{head}, {bn}", progress=False, processes=processes
+                )
             )
     return max(scores, key=lambda adaptation: scores[adaptation])
 

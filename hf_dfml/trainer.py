@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs
 from torch import nn
 
-from hf_dfml.methods.base import Context, Method, refuse_black_boxes
+from hf_dfml.methods.base import Context, Method, SetupInterruptedError, refuse_black_boxes
 from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
+from hf_dfml.utils.processes import Processes, ProcessLostError
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.seeding import fork
 
@@ -40,7 +46,8 @@ class TrainerConfig:
         default=None, metadata={"help": "`latest`, or the folder of a checkpoint: go on exactly where it was written."}
     )
     max_minutes: float = field(
-        default=0.0, metadata={"help": "Stop with a checkpoint after so many minutes; 0: never."}
+        default=0.0,
+        metadata={"help": "Stop after so many minutes, setup included, ready to go on (the exam is later); 0: never."},
     )
     log_with: str = field(
         default="tensorboard", metadata={"help": "Tracker for Accelerate (`tensorboard`, `wandb`, ...) or `none`."}
@@ -106,31 +113,58 @@ class Trainer:
         )
         self.folder = Path(config.output_dir)
         self.progress = Progress()
+        self.processes = Processes(accelerator)
         self.context = Context(
             generator=fork(config.seed, "training"),
-            device=accelerator.device,
+            device=self.processes.device,
             seed=config.seed,
-            scratch=self.folder / "setup",
+            scratch=self.folder / "setup" / self._setup_name(),
+            processes=self.processes,
+            interrupted=self._interrupted,
+            # Without a cache of converted weights, which would outlive an optimiser's steps.
+            autocast=partial(accelerator.autocast, AutocastKwargs(cache_enabled=False)),
         )
         self._best: dict[str, torch.Tensor] | None = None
-        self._stop: str | None = None
+        self._began, self._before = time.monotonic(), 0.0  # Before: the seconds of a run that is resumed.
+        self._signal: str | None = None  # The one that this process has received.
+        self._stop: str | None = None  # Why all processes stop.
         self._remedy = "the same command"
 
     def fit(self) -> Outcome:
         """Run to the last step, or until Ctrl-C, `max_minutes` or the end of a black-box pool's budget.
 
-        Each of these leaves a checkpoint, and so does a service that answers no more.
+        Each of these leaves a checkpoint (or, in the setup, the parts of it that are done), and so does a service that
+        answers no more.
 
         Raises:
             FileExistsError: if the folder holds another run's checkpoints and no resume was asked for.
-            FloatingPointError: if the loss is not finite; the message names the last checkpoint.
+            FloatingPointError: if the loss is not finite.
+            OSError: if a checkpoint cannot be written.
+            ProcessLostError: if another process of the run is gone.
         """
-        self._begin()
-        started = time.monotonic() - self.progress.seconds
-        limit = self.config.max_minutes * 60 + self.progress.seconds if self.config.max_minutes else float("inf")
+        self._began = time.monotonic()
+        with self._catch_interrupt():
+            begun = self._resume()
+            with self._say_where_to_go_on():
+                try:
+                    if not begun:
+                        self._set_up()
+                    self._run()
+                except SetupInterruptedError:
+                    pass
         state, total = self.progress, self.method.num_steps
-        bar = progress(description=self.method.name, total=total, initial=state.step, unit="step")
-        with self._catch_interrupt(), bar:
+        if self._stop:
+            where = f"after step {state.step} of {total}" if self._newest() else "during the setup"
+            self.accelerator.print(
+                f"Stopped {where}: {self._stop}. Go on with {self._remedy} and --resume_from_checkpoint latest."
+            )
+        return Outcome(self._chosen(), state, finished=not self._stop)
+
+    def _run(self) -> None:
+        state, total = self.progress, self.method.num_steps
+        if state.step < total:
+            self._interrupted()
+        with progress(description=self.method.name, total=total, initial=state.step, unit="step") as bar:
             while state.step < total and not self._stop:
                 self.context.step = state.step
                 try:
@@ -142,7 +176,7 @@ class Trainer:
                     self.save_checkpoint()
                     break
                 state.step += 1
-                state.seconds = time.monotonic() - started
+                state.seconds = self._seconds()
                 last = state.step == total
                 if self.validate and (last or state.step % self.config.validate_every == 0):
                     metrics |= self._validate()
@@ -152,35 +186,38 @@ class Trainer:
                 bar.set_postfix(
                     {name: f"{value:.3g}" for name, value in metrics.items() if name.endswith(("loss", "accuracy"))}
                 )
-                if not last and state.seconds >= limit:
-                    self._stop = f"the {self.config.max_minutes:g} minutes of --max_minutes are over"
-                if last or self._stop or state.step % self.config.checkpoint_every == 0:
+                if last or self._interrupted() or state.step % self.config.checkpoint_every == 0:
                     self.save_checkpoint()
-        if self._stop:
-            self.accelerator.print(
-                f"Stopped after step {state.step} of {total}: {self._stop}. "
-                f"Go on with {self._remedy} and --resume_from_checkpoint latest."
-            )
-        return Outcome(self._chosen(), state, finished=state.step >= total)
 
     def save_checkpoint(self) -> Path:
-        """Write the whole state of the run; the folder appears complete or not at all."""
+        """Write the whole state of the run; the folder appears complete or not at all.
+
+        Raises:
+            OSError: if it cannot be written, as on a full disk; earlier checkpoints stay what they are.
+        """
         folder = self._checkpoints() / f"step-{self.progress.step:06d}"
-        if self.accelerator.is_main_process:
-            save_tree(
-                folder,
-                {
-                    "progress": asdict(self.progress),
-                    "generator": self.context.generator.get_state(),
-                    "method_config": asdict(self.method.config),
-                    "method": self.method.state_dict(),
-                    "best": self._best,
-                    "queries": self.pool.queries.state_dict() if isinstance(self.pool, BlackBoxPool) else None,
-                },
-            )
-            for old in sorted(self._checkpoints().glob("step-*"))[: -self.config.keep_checkpoints]:
-                remove_folder(old)
+        self.processes.once(partial(self._write, folder))
         return folder
+
+    def _write(self, folder: Path) -> None:
+        save_tree(
+            folder,
+            {
+                "progress": asdict(self.progress),
+                "generator": self.context.generator.get_state(),
+                "method_config": asdict(self.method.config),
+                "method": self.method.state_dict(),
+                "best": self._best,
+                "queries": self.pool.queries.state_dict() if isinstance(self.pool, BlackBoxPool) else None,
+            },
+        )
+        checkpoints = self._checkpoints()
+        # Hidden: what a killed process has left of a checkpoint.
+        for old in (
+            *sorted(checkpoints.glob("step-*"))[: -self.config.keep_checkpoints],
+            *checkpoints.glob(".step-*"),
+        ):
+            remove_folder(old)
 
     def load_checkpoint(self, folder: Path) -> None:
         """Stand where the checkpoint was written.
@@ -189,40 +226,46 @@ class Trainer:
             ValueError: if the checkpoint was written with other hyper-parameters.
         """
         state = load_tree(folder)
-        ours = asdict(self.method.config)
-        changed = sorted(k for k in ours if k != "steps" and state["method_config"].get(k) != ours[k])
+        ours = self._options()
+        changed = sorted(k for k in ours if state["method_config"].get(k) != ours[k])
         if changed:
             raise ValueError(
                 f"{folder} was written with other values of {', '.join(changed)}: resume with that run's options, "
                 "or start a new one in another --output_dir."
             )
         self.progress = Progress(**state["progress"])
+        self._before = self.progress.seconds
         self.context.generator.set_state(state["generator"])
         self._best = state["best"]
         if isinstance(self.pool, BlackBoxPool):
             self.pool.queries.load_state_dict(state.get("queries") or {})
         self.method.load_state_dict(state["method"], self.pool, self.context)
 
-    def _begin(self) -> None:
+    def _resume(self) -> bool:
+        """Stand at the checkpoint that was asked for; whether there is one."""
         asked = self.config.resume_from_checkpoint
-        existing = sorted(self._checkpoints().glob("step-*"))
-        if asked:
-            folder = (existing[-1] if existing else None) if asked == "latest" else Path(asked)
-            if folder:
-                self.load_checkpoint(folder)
-                self.accelerator.print(f"Resumed from {folder} at step {self.progress.step}.")
-                return
+        newest = self.processes.once(self._newest)
+        if not asked:
+            if newest:
+                raise FileExistsError(
+                    f"{self.folder} already holds a run (up to {newest.name}): go on with "
+                    "--resume_from_checkpoint latest, or choose another --output_dir."
+                )
+            return False
+        folder = newest if asked == "latest" else Path(asked)
+        if not folder:
             self.accelerator.print(f"No checkpoint under {self.folder} yet: starting from the beginning.")
-        elif existing:
-            raise FileExistsError(
-                f"{self.folder} already holds a run (up to {existing[-1].name}): go on with "
-                "--resume_from_checkpoint latest, or choose another --output_dir."
-            )
-        started = time.monotonic()
+            return False
+        self.load_checkpoint(folder)
+        self.accelerator.print(f"Resumed from {folder} at step {self.progress.step}.")
+        return True
+
+    def _set_up(self) -> None:
         self.method.setup(self.pool, self.context)
-        self.progress.seconds = time.monotonic() - started
+        self.progress.seconds = self._seconds()
         self.save_checkpoint()
-        remove_folder(self.folder / "setup")
+        if self.accelerator.is_main_process:
+            remove_folder(self.folder / "setup")
 
     def _step(self) -> dict[str, float]:
         generator = self.context.generator.get_state()
@@ -233,14 +276,11 @@ class Trainer:
             self.context.generator.set_state(generator)
             raise
         except FloatingPointError as error:
-            newest = max(self._checkpoints().glob("step-*"), default=None)
-            raise FloatingPointError(
-                f"Step {self.progress.step + 1}: {error} The last checkpoint is {newest}."
-            ) from error
+            raise FloatingPointError(f"Step {self.progress.step + 1}: {error}") from error
 
     def _validate(self) -> dict[str, float]:
         assert self.validate is not None
-        snapshot = self.method.snapshot(self.context)
+        snapshot = self._snapshot()
         scores = self.validate(snapshot)
         score = sum(scores.values()) / len(scores)
         state = self.progress
@@ -255,23 +295,69 @@ class Trainer:
         )
         return {f"validation/{name}": value for name, value in scores.items()}
 
-    def _chosen(self) -> nn.Module:
+    def _snapshot(self) -> nn.Module:
+        """The main process's: where kernels are not deterministic, the others' may differ from it by rounding."""
         model = self.method.snapshot(self.context)
+        model.load_state_dict(self.processes.once(model.state_dict))
+        return model
+
+    def _chosen(self) -> nn.Module:
+        model = self._snapshot()
         if self._best is not None:
             model.load_state_dict(self._best)
         return model
 
+    def _options(self) -> dict[str, Any]:
+        """The hyper-parameters that may not change within a run."""
+        return {name: value for name, value in asdict(self.method.config).items() if name != "steps"}
+
+    def _setup_name(self) -> str:
+        """Of the folder of the setup's finished parts, which are of no use under other options."""
+        told = json.dumps([self._options(), self.config.seed, [entry.id for entry in self.pool]])
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
+
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+    def _newest(self) -> Path | None:
+        return max(self._checkpoints().glob("step-*"), default=None)
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def _interrupted(self) -> bool:
+        """Whether a signal has come to any process, or its time is over. All processes say the same."""
+        minutes = self.config.max_minutes
+        reason = self._signal and f"{self._signal} was received"
+        if minutes and time.monotonic() - self._began >= 60 * minutes:
+            reason = f"the {minutes:g} minutes of --max_minutes are over"
+        self._stop = self._stop or self.processes.first(reason)
+        return self._stop is not None
+
+    @contextmanager
+    def _say_where_to_go_on(self) -> Iterator[None]:
+        """Whatever ends the run: name the checkpoint from which the same command goes on."""
+        try:
+            yield
+        except Exception as error:
+            if self.accelerator.is_main_process or isinstance(error, ProcessLostError):
+                newest = self._newest()
+                kept = f"The last checkpoint is {newest}" if newest else "Finished parts of the setup are kept"
+                print(
+                    f"The run broke off {f'after step {self.progress.step}' if newest else 'in its setup'}. {kept}: "
+                    "go on with the same command and --resume_from_checkpoint latest.",
+                    file=sys.stderr,
+                )
+            raise
 
     @contextmanager
     def _catch_interrupt(self) -> Iterator[None]:
         """The first Ctrl-C (or SIGTERM) ends the run after the current step, the second at once."""
 
         def ask(number: int, frame: Any) -> None:
-            if self._stop:
+            if self._signal:
                 raise KeyboardInterrupt
-            self._stop = f"{signal.Signals(number).name} was received"
+            self._signal = signal.Signals(number).name
 
         try:
             previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

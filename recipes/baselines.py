@@ -14,16 +14,16 @@ Rows are written as they come. The same command in the same folder goes on after
 from __future__ import annotations
 
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser
 
+from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
+from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.evaluation import (
     RESULTS_NAME,
     Exam,
@@ -82,8 +82,7 @@ def measured_before(config: BaselinesConfig) -> list[Result]:
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run everything; the rows of `results.json`."""
-    parser = HfArgumentParser(BaselinesConfig, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    (config,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    (config,) = parse_into([BaselinesConfig], argv, __doc__)
     if config.dataset is None:
         raise SystemExit("Baselines are there to be compared: give --dataset, the data set of the exam.")
     if config.num_threads:
@@ -116,4 +115,5 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_a_sentence():
+        main()

@@ -9,8 +9,10 @@ must be of one architecture and head size (`--arch` and `--ways` say which); the
 """
 
 from hf_dfml.arguments import parse
+from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.methods.dro import DRO
 from hf_dfml.pipeline import RunConfig, run
 
 if __name__ == "__main__":
-    run(DRO, *parse(DRO, RunConfig, description=__doc__))
+    with told_in_a_sentence():
+        run(DRO, *parse(DRO, RunConfig, description=__doc__))

@@ -9,8 +9,10 @@ The configuration wants --pool as well. Without options the schedule is the same
 """
 
 from hf_dfml.arguments import parse
+from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.pipeline import RunConfig, run
 
 if __name__ == "__main__":
-    run(PoolDistillation, *parse(PoolDistillation, RunConfig, description=__doc__))
+    with told_in_a_sentence():
+        run(PoolDistillation, *parse(PoolDistillation, RunConfig, description=__doc__))

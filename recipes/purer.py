@@ -12,8 +12,10 @@ machines.
 """
 
 from hf_dfml.arguments import parse
+from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.methods.purer import PURER
 from hf_dfml.pipeline import RunConfig, run
 
 if __name__ == "__main__":
-    run(PURER, *parse(PURER, RunConfig, description=__doc__))
+    with told_in_a_sentence():
+        run(PURER, *parse(PURER, RunConfig, description=__doc__))

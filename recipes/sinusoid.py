@@ -12,7 +12,6 @@ method on validation tasks. Prints our table beside the paper's, says where the 
 from __future__ import annotations
 
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import HfArgumentParser
 
+from hf_dfml.arguments import parse_into
 from hf_dfml.data.sinusoids import INPUTS, SinusoidTasks
+from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.evaluation import Result, mean_and_interval, published, write_results
 from hf_dfml.evaluation.regression import (
     RegressionExam,
@@ -197,8 +197,7 @@ def draw_curves(
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """The whole benchmark; the rows of `results.json`."""
-    parser = HfArgumentParser(BenchmarkConfig, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    (config,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    (config,) = parse_into([BenchmarkConfig], argv, __doc__)
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     started = time.monotonic()
@@ -225,4 +224,5 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_a_sentence():
+        main()

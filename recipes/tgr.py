@@ -9,8 +9,10 @@ Without options the schedule is the paper's (a GPU's work); the files in recipes
 """
 
 from hf_dfml.arguments import parse
+from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.methods.tgr import TGR
 from hf_dfml.pipeline import RunConfig, run
 
 if __name__ == "__main__":
-    run(TGR, *parse(TGR, RunConfig, description=__doc__))
+    with told_in_a_sentence():
+        run(TGR, *parse(TGR, RunConfig, description=__doc__))

@@ -9,12 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from hf_dfml import MetaModel, ModelPool
 from hf_dfml.data import load_dataset
@@ -44,16 +42,6 @@ SHORT = TGRConfig(
     inner_steps=1,
 )
 EXAM = Exam(ways=5, shots=[1, 5], episodes=5)
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
-    with HubServer(page_size=10) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_TOKEN", server.token)
-        yield server
 
 
 @pytest.fixture

@@ -33,6 +33,16 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.support)
 
+    def __getitem__(self, rows: slice) -> Episodes:
+        """Some of the episodes."""
+        return Episodes(
+            self.support[rows],
+            self.support_labels[rows],
+            self.query[rows],
+            self.query_labels[rows],
+            self.class_names and self.class_names[rows],
+        )
+
     def to(self, device: torch.device | str) -> Episodes:
         """The same episodes with their tensors on `device`."""
         return Episodes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,9 +20,12 @@ from hf_dfml.evaluation.icfil import ICFILConfig
 from hf_dfml.evaluation.results import Result, mean_and_interval
 from hf_dfml.networks.functional import BatchNorm, functional_forward
 from hf_dfml.utils.images import resize, to_unit
+from hf_dfml.utils.memory import keep_freed_memory
+from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.progress import progress as progress_bar
 from hf_dfml.utils.provenance import this_command
 from hf_dfml.utils.seeding import fork
+from hf_dfml.utils.threads import thread_map
 
 FeatureExtractor = Callable[[Tensor], Tensor]
 """Images `(B, 3, H, W)` in [0, 1] -> features `(B, D)`, the same for an image whatever the rest of the batch is."""
@@ -79,6 +83,7 @@ def evaluate(
     chunk_size: int | None = None,
     command: str | None = None,
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> list[Result]:
     """Let a network sit the exam.
 
@@ -95,6 +100,7 @@ def evaluate(
         chunk_size: episodes in memory at once; by default as many as fit a small machine.
         command: what a user types to get the rows again; this process's command by default.
         progress: whether to show a bar.
+        processes: among which the episodes are divided; the rows are the same on all.
 
     Returns:
         One row a number of shots.
@@ -104,8 +110,8 @@ def evaluate(
     """
     device = torch.device(device) if device is not None else next(network.parameters()).device
     network = network.to(device)
-    size = _input_size(network)
     if exam.head in ON_FEATURES and exam.bn == "running":
+        size = _input_size(network)
         was_training = network.training
         network.eval()
         try:
@@ -117,27 +123,66 @@ def evaluate(
                 device=device,
                 command=command,
                 progress=progress,
+                processes=processes,
             )
         finally:
             network.train(was_training)
     results = []
     for shots in exam.shots:
         started = time.monotonic()
-        adapter = Adapter(network, exam.ways, exam.adaptation, exam.icfil)
-        support_rows, query_rows = draw_episodes(dataset, exam, shots)
-        support_labels, query_labels = _labels(exam, shots, device)
-        accuracies = []
-        chunk = chunk_size or _chunk_size(size, device)
-        parts = list(zip(support_rows.split(chunk), query_rows.split(chunk), strict=True))
-        for support_part, query_part in _watched(parts, f"{method}, {shots}-shot", len(parts), "chunk", progress):
-            support = _images(dataset, support_part, size, device)
-            query = _images(dataset, query_part, size, device)
-            logits = _episode_logits(adapter, support, support_labels, query)
-            accuracies.append((logits.argmax(-1) == query_labels).float().mean(-1).cpu())
-        results.append(
-            _result(dataset, exam, shots, method, torch.cat(accuracies), time.monotonic() - started, command)
+        accuracies = episode_accuracies(
+            network,
+            dataset,
+            exam,
+            shots,
+            chunk_size=chunk_size,
+            processes=processes,
+            description=f"{method}, {shots}-shot" if progress else "",
         )
+        results.append(_result(dataset, exam, shots, method, accuracies, time.monotonic() - started, command))
     return results
+
+
+def episode_accuracies(
+    network: nn.Module,
+    dataset: FewShotDataset,
+    exam: Exam,
+    shots: int,
+    *,
+    chunk_size: int | None = None,
+    processes: Processes = ALONE,
+    description: str = "",
+) -> Tensor:
+    """Accuracies `(E,)` in [0, 1] of a network that is adapted to each episode of an exam, in its own precision.
+
+    An accelerator has a chunk of episodes at once. On a CPU each of PyTorch's threads has one after the other.
+
+    Args:
+        network: as in `evaluate`, on its device.
+        dataset: classes of the exam.
+        exam: the protocol.
+        shots: support images a class.
+        chunk_size: episodes in memory at once; by default as many as fit a small machine.
+        processes: among which the episodes are divided.
+        description: of the progress bar; none without.
+    """
+    weights = next(network.parameters())
+    if weights.device.type == "cpu":
+        keep_freed_memory()
+    size = _input_size(network)
+    adapter = Adapter(network, exam.ways, exam.adaptation, exam.icfil)
+    support_rows, query_rows = draw_episodes(dataset, exam, shots)
+    support_labels, query_labels = _labels(exam, shots, weights.device)
+    chunk = chunk_size or min(_chunk_size(size, weights.device), -(-exam.episodes // processes.count))
+    chunks = list(zip(support_rows.split(chunk), query_rows.split(chunk), strict=True))
+
+    def accuracies_of(rows: tuple[Tensor, Tensor]) -> Tensor:
+        support, query = (_images(dataset, part, size, weights.device).to(weights.dtype) for part in rows)
+        predicted = _episode_logits(adapter, support, support_labels, query).argmax(-1)
+        return (predicted == query_labels).float().mean(-1).cpu()
+
+    watched = _watched(chunks, description, len(chunks), "chunk", bool(description))
+    return torch.cat(processes.map(accuracies_of, watched)).cpu()
 
 
 def evaluate_features(
@@ -150,6 +195,7 @@ def evaluate_features(
     device: torch.device | str = "cpu",
     command: str | None = None,
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> list[Result]:
     """Let frozen features sit the exam; each image of the split is seen once and indexed by the episodes.
 
@@ -167,6 +213,7 @@ def evaluate_features(
         device: where.
         command: what a user types to get the rows again; this process's command by default.
         progress: whether to show a bar.
+        processes: among which the images of the split are divided; the rows are the same on all.
 
     Returns:
         One row a number of shots.
@@ -186,7 +233,7 @@ def evaluate_features(
     examiner = _Prototypes(exam, places) if exam.head == "prototype" else _Linear(exam, places)
     total = len(extractors) if isinstance(extractors, list | tuple) else num_extractors
     for extractor in _watched(extractors, method, total, "extractor", progress and total != 1):
-        examiner.add(_all_features(extractor, dataset, needed, device))
+        examiner.add(_all_features(extractor, dataset, needed, device, processes))
     accuracies = {shots: examiner.accuracies(shots).cpu() for shots in exam.shots}
     seconds = (time.monotonic() - started) / len(exam.shots)
     return [
@@ -253,31 +300,37 @@ class _Linear:
 def _episode_logits(adapter: Adapter, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
     """Logits `(E, N*Q, N)` of a chunk of episodes."""
 
-    def one(support: Tensor, query: Tensor, under_vmap: bool = False) -> Tensor:
-        return adapter.logits(adapter.fit(support, labels, under_vmap=under_vmap), support, query)
+    def one(adapter: Adapter, support: Tensor, query: Tensor, under_vmap: bool = False) -> Tensor:
+        adapted = adapter.fit(support, labels, under_vmap=under_vmap)
+        return adapter.logits(adapted, support, query, under_vmap=under_vmap)
+
+    def worker() -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+        own = copy.deepcopy(adapter)
+        return lambda images: one(own, *images)
 
     with torch.no_grad():
-        if support.device.type == "cpu" or adapter.how.head in ("linear", "icfil"):
-            # One episode after the other: on a CPU there is nothing to fill (measured on conv4, 5-shot: 0.10 s an
-            # episode in channels-last order, 0.22 s under vmap), and scikit-learn or an optimiser takes one at a
-            # time anyway.
-            return torch.stack(
-                [one(_channels_last(s), _channels_last(q)) for s, q in zip(support, query, strict=True)]
-            )
-        return torch.func.vmap(partial(one, under_vmap=True))(support, query)
+        if adapter.how.head in ("linear", "icfil"):
+            # scikit-learn takes one at a time, and an optimiser has threads of its own.
+            return torch.stack([one(adapter, *images) for images in zip(support, query, strict=True)])
+        if support.device.type == "cpu":
+            # vmap has nothing to fill here (conv4, 5-shot, one thread: XXX).
+            return torch.stack(thread_map(worker, list(zip(support, query, strict=True))))
+        return torch.func.vmap(partial(one, adapter, under_vmap=True))(support, query)
 
 
-def _all_features(extract: FeatureExtractor, dataset: FewShotDataset, rows: Tensor, device: torch.device) -> Tensor:
+def _all_features(
+    extract: FeatureExtractor, dataset: FewShotDataset, rows: Tensor, device: torch.device, processes: Processes
+) -> Tensor:
     """L2-normalised features `(len(rows), D)`."""
     height, width = dataset.images.shape[-2:]
     batch = max(1, PIXELS_AT_ONCE // (height * width))
+
+    def features_of(part: Tensor) -> Tensor:
+        images = _channels_last(_images(dataset, part, (height, width), device))
+        return F.normalize(extract(images).float(), dim=-1)
+
     with torch.no_grad():
-        return torch.cat(
-            [
-                F.normalize(extract(_channels_last(_images(dataset, part, (height, width), device))).float(), dim=-1)
-                for part in rows.split(batch)
-            ]
-        )
+        return torch.cat(processes.map(features_of, rows.split(batch)))
 
 
 def _images(dataset: FewShotDataset, rows: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
@@ -304,8 +357,8 @@ def _input_size(network: nn.Module) -> tuple[int, int]:
 
 
 def _chunk_size(size: tuple[int, int], device: torch.device) -> int:
-    """Episodes at once: 25 of 32x32 pixels on a CPU, where only their images are held, 100 elsewhere."""
-    at_32 = 25 if device.type == "cpu" else 100
+    """Episodes at once: 24 of 32x32 pixels on a CPU, where only their images are held, 100 elsewhere."""
+    at_32 = 24 if device.type == "cpu" else 100
     return max(1, at_32 * 32 * 32 // (size[0] * size[1]))
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.evaluation.icfil import ICFILConfig, calibrate
-from hf_dfml.learning.inner_loop import InnerLoop, adapt, query_logits
+from hf_dfml.learning.inner_loop import InnerLoop, adapt, query_outputs
 from hf_dfml.networks.functional import BatchNorm, functional_forward
 
 Head = Literal["finetune", "prototype", "linear", "icfil"]
@@ -113,16 +113,13 @@ class Adapter:
             return Adapted({}, COSINE_SCALE * means, means.new_zeros(self.ways))
         return Adapted({}, *logistic_regression(features, labels))
 
-    def logits(self, adapted: Adapted, support: Tensor, query: Tensor) -> Tensor:
+    def logits(self, adapted: Adapted, support: Tensor, query: Tensor, *, under_vmap: bool = False) -> Tensor:
         """Logits `(Q, N)` of queries `(Q, 3, H, W)` in [0, 1]; the support set is what `fit` was given."""
         if adapted.weight is None:
-            return query_logits(self.network, adapted.params, support, query, self.how.bn)
-        if self.how.bn == "support":
-            both = torch.cat([support, query])
-            together = functional_forward(self.network, self.params, both, source=len(support), features=True)
-            features = together[len(support) :]
-        else:
-            features = self.features(query)
+            return query_outputs(self.network, adapted.params, support, query, self.how.bn, under_vmap=under_vmap)
+        features = query_outputs(
+            self.network, self.params, support, query, self.how.bn, features=True, under_vmap=under_vmap
+        )
         return F.linear(F.normalize(features, dim=-1), adapted.weight, adapted.bias)
 
     def features(self, images: Tensor) -> Tensor:

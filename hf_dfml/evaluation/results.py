@@ -23,7 +23,7 @@ PAPER_NOTE = (
     "paper: as printed there; FREE's tables (1 and 5 shots) are transductive, fine-tuned, with the checkpoint chosen "
     "on the test classes."
 )
-NARROWEST = 100
+NARROWEST = 140
 """Columns of a table that goes to a file or a pipe."""
 
 
@@ -82,6 +82,19 @@ def mean_and_interval(values: Tensor) -> tuple[float, float]:
     return values.mean().item(), (1.96 * values.std() / len(values) ** 0.5).item()
 
 
+def merged(earlier: Iterable[Result], newer: Iterable[Result]) -> list[Result]:
+    """The newer rows, and before them those of the earlier ones that are of another exam or contestant."""
+    newer = list(newer)
+    replaced = {_contestant(row) for row in newer}
+    return [*(row for row in earlier if _contestant(row) not in replaced), *newer]
+
+
+def _contestant(row: Result) -> tuple:
+    """Who sat which exam how: everything about a row but what came out and what it cost."""
+    outcome = ("mean", "ci95", "seconds", "command")
+    return tuple(getattr(row, field.name) for field in fields(row) if field.name not in outcome)
+
+
 def write_results(folder: Path | str, results: Iterable[Result]) -> Path:
     """Write `results.json` into `folder`; the path written."""
     path = Path(folder) / RESULTS_NAME
@@ -135,7 +148,9 @@ def print_table(results: Sequence[Result], console: Console | None = None) -> No
     if console.width < NARROWEST and not console.is_terminal:
         console.width = NARROWEST  # a file or a pipe does not break lines
     for title, header, rows in tables(results):
-        table = Table(title=title, title_justify="left", caption_justify="left")
+        # Not the table's own title, which would be broken to the table's width.
+        console.print(title, style="table.title", soft_wrap=True)
+        table = Table(caption_justify="left")
         kept = [index for index, name in enumerate(header) if name != "paper"]
         for index in kept:
             table.add_column(header[index], justify="left" if index < 3 else "right", no_wrap=index > 0)
@@ -177,10 +192,11 @@ def results_chart(results: Sequence[Result], path: Path | str) -> Path:
     title = tables(results)[0][0]
     bars: dict[str, dict[str, tuple[float, float]]] = {}
     for result in results:
-        bars.setdefault(f"{result.method}\n{result.head}, bn {result.bn}", {})[f"{result.shots}-shot"] = (
-            result.mean,
-            result.ci95,
-        )
+        # "Best member + prototype" says its head itself.
+        how = [result.head] if result.head and result.head not in result.method else []
+        how += [f"bn {result.bn}"] if result.bn else []
+        name = "\n".join([result.method, ", ".join(how)])
+        bars.setdefault(name, {})[f"{result.shots}-shot"] = (result.mean, result.ci95)
     label = "accuracy (%)" if results[0].metric == "accuracy" else "mean squared error"
     return bar_chart(bars, path, title=title, label=label)
 

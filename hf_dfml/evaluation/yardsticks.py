@@ -18,6 +18,7 @@ from hf_dfml.learning.fusion import average_state
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.seeding import fork
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def yardsticks(
     device: torch.device | str = "cpu",
     command: str | None = None,
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> list[Result]:
     """Let the pool sit the exam without any meta-learning, on the episodes that every other contestant of it sits.
 
@@ -52,6 +54,7 @@ def yardsticks(
         device: where.
         command: what a user types to get the rows again.
         progress: whether to show bars.
+        processes: among which each exam is divided.
 
     Returns:
         One row a contestant and number of shots.
@@ -62,7 +65,7 @@ def yardsticks(
     if not len(pool):
         raise ValueError("The pool has no member, so it sets no yardstick: give one with at least one usable member.")
     pool = pool.resolve().to(device)
-    options: dict[str, Any] = {"device": device, "command": command, "progress": progress}
+    options: dict[str, Any] = {"device": device, "command": command, "progress": progress, "processes": processes}
     best, best_name = best_member(pool)
     results: list[Result] = []
     kind = largest_kind(pool)

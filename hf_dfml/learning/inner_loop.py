@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.data.episodes import Episodes
-from hf_dfml.networks.functional import BatchNorm, functional_forward
+from hf_dfml.networks.conv4 import biases_before_batch_norm
+from hf_dfml.networks.functional import (
+    BatchNorm,
+    batch_norm_from,
+    batch_statistics,
+    functional_forward,
+    prepare,
+    with_parameters,
+)
 
 Parameters = dict[str, Tensor]
 
@@ -60,18 +68,54 @@ def adapt(
         The adapted parameters by name.
     """
     source: Literal["running", "batch"] = "running" if loop.bn == "running" else "batch"
-    moving = _moving_names(model, params, loop.scope)
-    fixed = {name: value for name, value in params.items() if name not in moving}
+    moving = {name: params[name] for name in _moving_names(model, params, loop)}
+    if not (loop.second_order or under_vmap):
+        return params | _descend(model, params, moving, support, labels, loop, source)
 
     def loss(current: Parameters) -> Tensor:
-        logits = functional_forward(
-            model, {**fixed, **current}, support, source=source, second_order=loop.second_order
-        )
+        logits = functional_forward(model, params | current, support, source=source, second_order=loop.second_order)
         return F.cross_entropy(logits, labels)
 
-    current = {name: params[name] for name in moving}
-    moved = unroll(loss, current, steps=loop.steps, lr=loop.lr, second_order=loop.second_order, under_vmap=under_vmap)
-    return {**fixed, **moved}
+    return params | unroll(
+        loss, moving, steps=loop.steps, lr=loop.lr, second_order=loop.second_order, under_vmap=under_vmap
+    )
+
+
+def _descend(
+    model: nn.Module,
+    params: Parameters,
+    moving: Parameters,
+    support: Tensor,
+    labels: Tensor,
+    loop: InnerLoop,
+    source: Literal["running", "batch"],
+) -> Parameters:
+    """The numbers of `unroll` to first order: one set-up for all steps, parameters that are updated where they lie.
+
+    On one CPU thread a step of conv4 takes 0.9 times as long with 25 images, 0.7 times with 5.
+    """
+    constants = {name: value.detach() for name, value in params.items()}
+    leaves = {name: _copy_to_move(constants[name]).requires_grad_() for name in moving}
+    images = prepare(model, support)
+
+    def all_steps() -> None:
+        for _ in range(loop.steps):
+            loss = F.cross_entropy(model(images), labels)
+            gradients = torch.autograd.grad(loss, list(leaves.values()))
+            with torch.no_grad():
+                for leaf, gradient in zip(leaves.values(), gradients, strict=True):
+                    leaf.sub_(gradient, alpha=loop.lr)
+
+    with torch.enable_grad(), batch_norm_from(model, source, second_order=False):
+        with_parameters(model, constants | leaves, all_steps)
+    # What the steps add is a constant to whoever differentiates.
+    return {name: value + (leaves[name].detach() - constants[name]) for name, value in moving.items()}
+
+
+def _copy_to_move(value: Tensor) -> Tensor:
+    """A copy, of a convolution's kernel in the layout of the images that it meets on a CPU."""
+    on_cpu = value.dim() == 4 and value.device.type == "cpu"
+    return value.clone(memory_format=torch.channels_last if on_cpu else torch.preserve_format)
 
 
 def unroll(
@@ -95,16 +139,31 @@ def _constant_gradient(loss: TaskLoss, params: Parameters) -> Parameters:
     return dict(zip(leaves, gradients, strict=True))
 
 
-def query_logits(model: nn.Module, params: Parameters, support: Tensor, query: Tensor, bn: BatchNorm) -> Tensor:
-    """Logits `(N*Q, N)` of the queries of one episode, normalised as `bn` says.
+def query_outputs(
+    model: nn.Module,
+    params: Parameters,
+    support: Tensor,
+    query: Tensor,
+    bn: BatchNorm,
+    *,
+    features: bool = False,
+    second_order: bool = True,
+    under_vmap: bool = False,
+) -> Tensor:
+    """Logits `(N*Q, N)` or features of the queries of one episode, normalised as `bn` says.
 
     `support`: the statistics of the support set, recomputed under `params`; `transductive`: of all queries together;
     `running`: those stored in the network.
     """
+    forward = partial(functional_forward, model, features=features)
+    if bn == "transductive":
+        return forward(params, query, second_order=second_order)
+    if bn == "support" and (under_vmap or torch.is_grad_enabled()):
+        # All in one pass, through which the statistics have a derivative.
+        return forward(params, torch.cat([support, query]), source=len(support))[len(support) :]
     if bn == "support":
-        together = functional_forward(model, params, torch.cat([support, query]), source=len(support))
-        return together[len(support) :]
-    return functional_forward(model, params, query, source="running" if bn == "running" else "batch")
+        params = params | batch_statistics(model, params, support)
+    return forward(params, query, source="running")
 
 
 def adapt_and_predict(
@@ -123,7 +182,7 @@ def adapt_and_predict(
 
     def one_episode(support: Tensor, labels: Tensor, query: Tensor, *, under_vmap: bool = False) -> Tensor:
         adapted = adapt(model, params, support, labels, first_order, under_vmap=under_vmap)
-        return query_logits(model, adapted, support, query, loop.bn)
+        return query_outputs(model, adapted, support, query, loop.bn, under_vmap=under_vmap)
 
     tensors = (episodes.support, episodes.support_labels, episodes.query)
     with torch.no_grad():
@@ -147,7 +206,9 @@ def outer_loss(
     Differentiable with respect to `params` and, through the unrolled steps if `loop.second_order`, to the images.
     """
     adapted = adapt(model, params, support, support_labels, loop, under_vmap=under_vmap)
-    logits = query_logits(model, adapted, support, query, loop.bn)
+    logits = query_outputs(
+        model, adapted, support, query, loop.bn, second_order=loop.second_order, under_vmap=under_vmap
+    )
     return F.cross_entropy(logits, query_labels), (logits.argmax(-1) == query_labels).float().mean()
 
 
@@ -197,9 +258,12 @@ def _over_episodes(function: Callable, tensors: tuple[Tensor, ...]) -> Any:
     return tuple(part[None] for part in result) if isinstance(result, tuple) else result[None]
 
 
-def _moving_names(model: nn.Module, params: Parameters, scope: str) -> set[str]:
-    if scope == "all":
-        return set(params)
-    classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
-    prefix = next(name for name, module in model.named_modules() if module is classifier)
-    return {name for name in params if name.startswith(f"{prefix}.")}
+def _moving_names(model: nn.Module, params: Parameters, loop: InnerLoop) -> list[str]:
+    """Names of the parameters that adapt."""
+    if loop.scope == "head":
+        classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
+        prefix = next(name for name, module in model.named_modules() if module is classifier)
+        return [name for name in params if name.startswith(f"{prefix}.")]
+    # A batch norm takes out again what a bias before it adds, so that its gradient is zero but for rounding.
+    idle = set() if loop.bn == "running" else biases_before_batch_norm(model)
+    return [name for name in params if name not in idle]

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters, meta_gradient
 from hf_dfml.learning.optimisation import descend, parameters_of
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.recovery.bank import RecoveredImages
+from hf_dfml.utils.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class ReplayConfig(EpisodeConfig):
     """The replay of recovered tasks from a bank; the defaults are TGR's (SYSTEMS 6.5)."""
 
     bank_per_class: int = field(default=600, metadata={"help": "Recovered images kept for each class name."})
+    bank_memory_gb: float = field(
+        default=2.0, metadata={"help": "Memory for them on the device: with many classes fewer of each are kept."}
+    )
     replay_patience: int = field(
         default=4, metadata={"help": "Outer steps without a better accuracy that end a replay."}
     )
@@ -54,9 +59,12 @@ def replay_step(
     generator: torch.Generator,
     *,
     ways: int,
+    processes: Processes = ALONE,
 ) -> tuple[float, float]:
     """One outer step of MAML on a batch of episodes from the bank; mean query loss and accuracy."""
-    gradients, loss, accuracy = replay_gradient(model, bank, config, generator, ways=ways, count=config.replay_batch)
+    gradients, loss, accuracy = replay_gradient(
+        model, bank, config, generator, ways=ways, count=config.replay_batch, processes=processes
+    )
     descend(optimizer, model, gradients)
     return loss, accuracy
 
@@ -69,10 +77,32 @@ def replay_gradient(
     *,
     ways: int,
     count: int,
+    processes: Processes = ALONE,
 ) -> tuple[Parameters, float, float]:
     """MAML's gradient, summed over `count` episodes from the bank; mean query loss and accuracy."""
     episodes = bank.sample(count, generator, ways=ways, shots=config.replay_shots, queries=config.replay_queries)
-    return meta_gradient(model, parameters_of(model), episodes, config.inner_loop)
+    return divided_meta_gradient(model, episodes, config.inner_loop, processes)
+
+
+def divided_meta_gradient(
+    model: nn.Module, episodes: Episodes, loop: InnerLoop, processes: Processes
+) -> tuple[Parameters, float, float]:
+    """`meta_gradient` at the parameters of `model`, its episodes divided among the processes."""
+    params = parameters_of(model)
+    count = len(episodes)
+    on_cpu = episodes.support.device.type == "cpu"
+    # On a CPU one by one, so that there are the same sums to add up however many processes there are.
+    at_once = 1 if on_cpu else -(-count // processes.count)
+
+    def of_some(some: Episodes) -> list[Tensor]:
+        gradients, loss, accuracy = meta_gradient(model, params, some, loop)
+        means = torch.tensor([loss, accuracy], device=some.support.device)
+        return [*gradients.values(), len(some) * means]
+
+    parts = [episodes[first : first + at_once] for first in range(0, count, at_once)]
+    *gradients, totals = processes.sum(of_some, parts, like=[*params.values(), episodes.support.new_empty(2)])
+    loss, accuracy = (totals / count).tolist()
+    return dict(zip(params, gradients, strict=True)), loss, accuracy
 
 
 def replay_until_plateau(
@@ -83,6 +113,7 @@ def replay_until_plateau(
     generator: torch.Generator,
     *,
     ways: int,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Outer steps until the query accuracy has not improved for `replay_patience` of them (SYSTEMS 5.3, 6.5).
 
@@ -92,7 +123,7 @@ def replay_until_plateau(
         return {"replay_batches": 0.0}
     best, waited, batches, losses, accuracies = -1.0, 0, 0, [], []
     while waited < config.replay_patience and not (config.replay_max_batches and batches >= config.replay_max_batches):
-        loss, accuracy = replay_step(model, optimizer, bank, config, generator, ways=ways)
+        loss, accuracy = replay_step(model, optimizer, bank, config, generator, ways=ways, processes=processes)
         waited = 0 if accuracy > best else waited + 1
         best = max(best, accuracy)
         batches += 1

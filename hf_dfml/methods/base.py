@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +14,14 @@ from torch import nn
 
 from hf_dfml.pool.black_box import BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.prefetch import WORKERS
 from hf_dfml.utils.checkpoint import Tree, load_tree, save_tree
+from hf_dfml.utils.processes import ALONE, Processes
+from hf_dfml.utils.progress import progress
+
+
+class SetupInterruptedError(Exception):
+    """A setup was asked to stop between two of its parts; those that are done are kept in `Context.scratch`."""
 
 
 @dataclass
@@ -25,6 +34,9 @@ class Context:
         seed: the run's seed, from which `fork` derives streams that must not depend on the order of the work.
         step: number of steps done.
         scratch: folder for pieces of long setups, so that an interrupted setup goes on where it was; None keeps none.
+        processes: among which a method divides its work.
+        interrupted: whether the run should stop, in which all processes agree; asked between two parts of a setup.
+        autocast: the precision of recovery and replay.
     """
 
     generator: torch.Generator
@@ -32,20 +44,62 @@ class Context:
     seed: int = 0
     step: int = 0
     scratch: Path | None = None
+    processes: Processes = ALONE
+    interrupted: Callable[[], bool] = lambda: False
+    autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def memo(self, name: str, compute: Callable[[], Tree]) -> Tree:
         """`compute()`, or what it gave before the run was interrupted. It must not draw from `generator`."""
         if self.scratch is None:
             return compute()
         folder = self.scratch / name
-        if not folder.exists():
-            save_tree(folder, compute())
+        if not self.processes.once(folder.exists):
+            tree = compute()
+            self.processes.once(lambda: save_tree(folder, tree))
         # Read back even when just computed, so that a resumed run sees the very same values.
         return load_tree(folder, self.device)
+
+    def map_members(self, name: str, compute: Callable[[int], Tree], pool: ModelPool, description: str) -> list[Tree]:
+        """`compute(index)` of each member of the pool, divided among the processes and each kept as by `memo`.
+
+        Raises:
+            SetupInterruptedError: if the run is to stop before the last of them.
+        """
+        indices, together = range(len(pool)), self.processes.count
+        alone = replace(self, processes=ALONE)
+
+        def of_member(index: int) -> Tree:
+            pool.prefetch(indices[index + together :: together][:WORKERS])
+            return alone.memo(f"{name}-{index:04d}", partial(compute, index))
+
+        results: list[Tree] = []
+        with progress(description=description, total=len(pool), unit="member") as bar:
+            for first in indices[::together]:
+                if first and self.interrupted():
+                    raise SetupInterruptedError
+                results += self.processes.map(of_member, indices[first : first + together])
+                bar.update(len(results) - first)
+        return results
+
+
+Step = Callable[[Any, Context], dict[str, float]]
+
+
+def in_mixed_precision(step: Step) -> Step:
+    """A method's `step` in the precision that the run was asked for."""
+
+    @wraps(step)
+    def cast(method: Any, context: Context) -> dict[str, float]:
+        with context.autocast():
+            return step(method, context)
+
+    return cast
 
 
 class Method(Protocol):
     """A system as the trainer sees it.
+
+    All processes of a run call `setup` and `step` alike, with the same generator, and end them in the same state.
 
     Attributes:
         name: how tables call it.

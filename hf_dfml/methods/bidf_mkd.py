@@ -26,7 +26,7 @@ from hf_dfml.learning.curriculum import PlateauSwitch
 from hf_dfml.learning.inner_loop import Parameters, unroll
 from hf_dfml.learning.optimisation import descend, parameters_of
 from hf_dfml.learning.replay import replay_gradient
-from hf_dfml.methods.base import Context
+from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import (
     InversionConfig,
     InversionMethod,
@@ -45,7 +45,9 @@ from hf_dfml.recovery.gradient_source import (
 )
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.recovery.objective import FurtherTerm, boundary_terms
+from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.seeding import spawn
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class BiDfMKD(InversionMethod):
         """
         self._connect(pool)
 
+    @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:
         """One outer step: an API episode if its time has come or there is too little to replay, and replay.
 
@@ -153,12 +156,21 @@ class BiDfMKD(InversionMethod):
         metrics: dict[str, float] = {}
         api = self.switch.take(context.step) or not self._can_replay()
         if api:
-            gradients, metrics = self._api_episode(context)
+            # Of the main process, so that an API is asked once; its two levels follow one another anyway.
+            (stream,) = spawn(generator, 1)
+            gradients, metrics, tasks = context.processes.once(lambda: self._api_episode(context.step, stream))
+            self.remember(tasks)
             total = _sum(total, gradients)
         replayed = config.replay_batch - api
         if replayed and self._can_replay():
             gradients, loss, accuracy = replay_gradient(
-                self.model, self.bank, config, generator, ways=self.ways, count=replayed
+                self.model,
+                self.bank,
+                config,
+                generator,
+                ways=self.ways,
+                count=replayed,
+                processes=context.processes,
             )
             total = _sum(total, gradients)
             metrics |= {"replay_loss": loss, "replay_accuracy": accuracy}
@@ -181,9 +193,9 @@ class BiDfMKD(InversionMethod):
     def _can_replay(self) -> bool:
         return len(self.bank.ready(self.config.replay_shots + self.config.replay_queries)) >= self.ways
 
-    def _api_episode(self, context: Context) -> tuple[Parameters, dict[str, float]]:
-        """Gradient of the outer distillation loss with respect to the meta-model, and metrics."""
-        config, generator = self.config, context.generator
+    def _api_episode(self, step: int, generator: torch.Generator) -> tuple[Parameters, dict[str, float], list[Task]]:
+        """Gradient of the outer distillation loss with respect to the meta-model, metrics, and what was recovered."""
+        config = self.config
         teacher = self.pool.load(int(torch.randint(len(self.pool), (), generator=generator)))
         outputs = choose_outputs(teacher.num_classes, self.ways, generator)
         self._afford(len(outputs) * config.images_per_class)
@@ -193,13 +205,13 @@ class BiDfMKD(InversionMethod):
         adapted = unroll(
             inner, leaves, steps=config.distillation_steps, lr=config.distillation_lr, second_order=config.second_order
         )
-        hard = config.boundary_weight > 0 and context.step >= config.boundary_start
+        hard = config.boundary_weight > 0 and step >= config.boundary_start
         renewed = boundary_held(self.model, adapted, outputs, config.boundary_weight) if hard else None
         query = recover(teacher, config, self.size, generator, renewed=renewed, outputs=outputs, source=self.source)
         loss = distillation_of(self.model, teacher, query, outputs, config, generator)(adapted)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
-        self.remember([support, query])
-        return dict(zip(leaves, gradients, strict=True)), {"kd_loss": loss.item(), "boundary": float(hard)}
+        metrics = {"kd_loss": loss.item(), "boundary": float(hard)}
+        return dict(zip(leaves, gradients, strict=True)), metrics, [support, query]
 
     def _afford(self, images: int) -> None:
         """Spend nothing on an API episode of two sets of `images` that the budget would cut short."""

@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from hf_dfml.learning.gradients import average_gradient, sequential_gradient
+from hf_dfml.learning.inner_loop import Parameters
 from hf_dfml.learning.optimisation import descend, parameters_of
 from hf_dfml.learning.replay import replay_until_plateau
-from hf_dfml.methods.base import Context
+from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import (
     InversionConfig,
     InversionMethod,
@@ -37,6 +38,8 @@ from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
+from hf_dfml.utils.processes import Processes
+from hf_dfml.utils.seeding import spawn
 
 PICTURED_TEACHERS = 4
 """Teachers through which the same images are mapped."""
@@ -106,31 +109,42 @@ class FREE(InversionMethod):
         if self.meta_generator:
             self.meta_generator.reset_parameters(context.generator)
 
+    @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:
         """Recover (FIVE), and after the warm-up distil (BELL) and replay."""
-        config, generator = self.config, context.generator
+        config, generator, processes = self.config, context.generator, context.processes
         drawn = torch.randint(len(self.pool), (config.teachers_per_step,), generator=generator).tolist()
         teachers = [self.pool.load(index) for index in drawn]
         started = time.monotonic()
         if self.meta_generator and context.step < config.warmup:
-            _, metrics = self.meta_generator.recover(teachers, generator)
+            _, metrics = self.meta_generator.recover(teachers, generator, processes=processes)
             return metrics | {"recovery_seconds": time.monotonic() - started}
-        tasks, metrics = self._recover(teachers, generator)
+        tasks, metrics = self._recover(teachers, generator, processes)
         metrics |= {"recovery_seconds": time.monotonic() - started}
         self.remember(tasks)
+        (stream,) = spawn(generator, 1)
+        gradients, distilled = processes.once(lambda: self._distil(teachers, tasks, stream))
+        descend(self.optimizer, self.model, gradients)
+        replayed = replay_until_plateau(
+            self.model, self.optimizer, self.bank, config, generator, ways=self.ways, processes=processes
+        )
+        return metrics | distilled | replayed | {"bank_images": float(len(self.bank))}
+
+    def _distil(
+        self, teachers: list[Teacher], tasks: list[Task], generator: torch.Generator
+    ) -> tuple[Parameters, dict[str, float]]:
+        config, params = self.config, parameters_of(self.model)
         losses = [
             distillation_task(self.model, teacher, task, config, generator)
             for teacher, task in zip(teachers, tasks, strict=True)
         ]
-        params = parameters_of(self.model)
-        gradients, distilled = (
-            sequential_gradient(losses, params, lr=config.bell_lr) if config.bell else average_gradient(losses, params)
-        )
-        descend(self.optimizer, self.model, gradients)
-        replayed = replay_until_plateau(self.model, self.optimizer, self.bank, config, generator, ways=self.ways)
-        return metrics | distilled | replayed | {"bank_images": float(len(self.bank))}
+        if config.bell:
+            return sequential_gradient(losses, params, lr=config.bell_lr)
+        return average_gradient(losses, params)
 
-    def _recover(self, teachers: list[Teacher], generator: torch.Generator) -> tuple[list[Task], dict[str, float]]:
+    def _recover(
+        self, teachers: list[Teacher], generator: torch.Generator, processes: Processes
+    ) -> tuple[list[Task], dict[str, float]]:
         """A task from each teacher on L_G = CE + the boundary term against the meta-model as it stands (Eq. 1)."""
         config, params = self.config, parameters_of(self.model)
         terms = [
@@ -142,9 +156,9 @@ class FREE(InversionMethod):
             for teacher in teachers
         ]
         if self.meta_generator:
-            return self.meta_generator.recover(teachers, generator, terms)
-        recovered = zip(teachers, terms, strict=True)
-        return [recover(teacher, config, self.size, generator, term) for teacher, term in recovered], {}
+            return self.meta_generator.recover(teachers, generator, terms, processes)
+        items = zip(teachers, spawn(generator, len(teachers)), terms, strict=True)
+        return processes.map(lambda item: recover(item[0], config, self.size, *item[1:]), items), {}
 
     def state_dict(self) -> Tree:
         """The common state and the meta-generator's."""

@@ -111,7 +111,7 @@ class InversionMethod(RecoveryMethod):
     bank: MemoryBank
 
     def __init__(self, config: ReplayConfig, model: nn.Module) -> None:
-        super().__init__(model, config.outer_lr, MemoryBank(config.bank_per_class))
+        super().__init__(model, config.outer_lr, MemoryBank(config.bank_per_class, int(config.bank_memory_gb * 1e9)))
         self.newest: list[Task] = []
 
     def remember(self, tasks: Sequence[Task]) -> None:

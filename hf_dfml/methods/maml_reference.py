@@ -17,8 +17,9 @@ from torch import nn
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.data.episodes import Episodes, EpisodeSampler
-from hf_dfml.learning.inner_loop import InnerLoop, meta_gradient
-from hf_dfml.learning.optimisation import calibrate_batch_norm, descend, parameters_of
+from hf_dfml.learning.inner_loop import InnerLoop
+from hf_dfml.learning.optimisation import calibrate_batch_norm, descend
+from hf_dfml.learning.replay import divided_meta_gradient
 from hf_dfml.methods.base import Context
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.pool.entry import PoolEntry
@@ -92,8 +93,8 @@ class MAML:
     def step(self, context: Context) -> dict[str, float]:
         """One outer step; mean query loss and accuracy of its episodes."""
         episodes = self.episodes(context).to(context.device)
-        gradients, loss, accuracy = meta_gradient(
-            self.model, parameters_of(self.model), episodes, self.config.inner_loop
+        gradients, loss, accuracy = divided_meta_gradient(
+            self.model, episodes, self.config.inner_loop, context.processes
         )
         descend(self.optimizer, self.model, gradients)
         return {"query_loss": loss, "query_accuracy": accuracy}

@@ -13,6 +13,7 @@ Its calibration at meta-test, ICFIL, is `hf_dfml/evaluation/icfil.py` (`head="ic
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +23,13 @@ from hf_dfml.learning.fusion import average_state
 from hf_dfml.learning.inner_loop import outer_loss
 from hf_dfml.learning.optimisation import parameters_of
 from hf_dfml.learning.replay import EpisodeConfig, replay_step
-from hf_dfml.methods.base import Context
+from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import RecoveryMethod
 from hf_dfml.methods.weight_space import member_states, require_same_network
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.recovery.dynamic_dataset import DynamicDataset, DynamicDatasetConfig
 from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.seeding import spawn
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,23 @@ class PURER(RecoveryMethod):
             members = member_states(pool, self.model)
             self.model.load_state_dict(average_state(members, [entry.id for entry in pool]))
 
+    @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:
         """Move the images, then the meta-model."""
-        config, generator = self.config, context.generator
+        config, generator, processes = self.config, context.generator, context.processes
         harder = self.switch.take(context.step)
-        further = -config.adversarial_weight * self._episode_loss(generator) if harder else None
+        further = partial(self._harder, *spawn(generator, 1)) if harder else None
         chosen = torch.randperm(len(self.pool), generator=generator)[: config.members_per_step or None].tolist()
-        metrics = self.bank.learn((self.pool.load(index) for index in chosen), generator, further)
-        loss, accuracy = replay_step(self.model, self.optimizer, self.bank, config, generator, ways=self.ways)
+        teachers = [partial(self.pool.load, index) for index in chosen]
+        metrics = self.bank.learn(teachers, generator, further, processes)
+        loss, accuracy = replay_step(
+            self.model, self.optimizer, self.bank, config, generator, ways=self.ways, processes=processes
+        )
         self.switch.observe(context.step, accuracy)
         return metrics | {"outer_loss": loss, "outer_accuracy": accuracy, "adversarial": float(harder)}
+
+    def _harder(self, generator: torch.Generator) -> Tensor:
+        return -self.config.adversarial_weight * self._episode_loss(generator)
 
     def _episode_loss(self, generator: torch.Generator) -> Tensor:
         """The outer loss of one random episode; its graph goes through the inner loop into the pixels."""

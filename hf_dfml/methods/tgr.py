@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from hf_dfml.learning.embedding import dissimilarities, fisher_embedding
 from hf_dfml.learning.gradients import regularised_gradient
 from hf_dfml.learning.grouping import group_tasks
+from hf_dfml.learning.inner_loop import Parameters
 from hf_dfml.learning.optimisation import descend, parameters_of
 from hf_dfml.learning.probe import load_probe
 from hf_dfml.learning.replay import replay_until_plateau
-from hf_dfml.methods.base import Context
+from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import InversionConfig, InversionMethod, distillation_task
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
-from hf_dfml.utils.progress import progress
-from hf_dfml.utils.seeding import fork
+from hf_dfml.utils.seeding import fork, spawn
 
 
 @dataclass(frozen=True)
@@ -79,44 +79,57 @@ class TGR(InversionMethod):
         if self.config.grouping == "none":
             return
         probe = load_probe(self.config.probe, pool).to(context.device)
-        embeddings = []
-        for index in progress(pool.walk(), description="Embedding the pool", total=len(pool), unit="member"):
-            embedded = context.memo(f"embedding-{index:04d}", partial(self._embed, index, probe, context))
-            embeddings.append(embedded["embedding"])
-            if self.config.keep_embedded:
-                teacher = pool.load(index)
-                self.remember([Task(embedded["images"], embedded["labels"], teacher.class_names, teacher.entry.id)])
-        self.dissimilarity = dissimilarities(torch.stack(embeddings))
+        embed = partial(self._embed, probe, context)
+        embedded = context.map_members("embedding", embed, pool, "Embedding the pool")
+        if self.config.keep_embedded:
+            found = zip(embedded, pool, strict=True)
+            self.remember([Task(part["images"], part["labels"], entry.class_names, entry.id) for part, entry in found])
+        self.dissimilarity = dissimilarities(torch.stack([part["embedding"] for part in embedded]))
         affinity = self.dissimilarity if self.config.grouping == "dissimilar" else 1 - self.dissimilarity
         self.groups = group_tasks(affinity, self.config.num_groups)
 
-    def _embed(self, index: int, probe: Teacher, context: Context) -> dict[str, Tensor]:
+    def _embed(self, probe: Teacher, context: Context, index: int) -> dict[str, Tensor]:
         generator = fork(context.seed, "embedding", index)
         teacher = self.pool.load(index)
-        tasks = [recover(teacher, self.config, self.size, generator) for _ in range(self.config.embedding_batches)]
+        with context.autocast():
+            tasks = [recover(teacher, self.config, self.size, generator) for _ in range(self.config.embedding_batches)]
         images = torch.cat([task.images for task in tasks])
         labels = torch.cat([task.labels for task in tasks])
         embedding = fisher_embedding(probe, images, labels, generator)
         return {"embedding": embedding} | ({"images": images, "labels": labels} if self.config.keep_embedded else {})
 
+    @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:
         """Recover from one group, regularised distillation, replay (step 2)."""
-        config, generator = self.config, context.generator
+        config, generator, processes = self.config, context.generator, context.processes
         group = self.groups[int(torch.randint(len(self.groups), (), generator=generator))]
         drawn = torch.randint(len(group), (config.teachers_per_step,), generator=generator).tolist()
-        teachers = [self.pool.load(group[index]) for index in drawn]
-        tasks = [recover(teacher, config, self.size, generator) for teacher in teachers]
+        members = [group[index] for index in drawn]
+        tasks = processes.map(self._recover, zip(members, spawn(generator, len(members)), strict=True))
         self.remember(tasks)
+        (stream,) = spawn(generator, 1)
+        gradients, metrics = processes.once(lambda: self._distil(members, tasks, stream))
+        descend(self.optimizer, self.model, gradients)
+        replayed = replay_until_plateau(
+            self.model, self.optimizer, self.bank, config, generator, ways=self.ways, processes=processes
+        )
+        return metrics | replayed | {"bank_images": float(len(self.bank))}
+
+    def _recover(self, item: tuple[int, torch.Generator]) -> Task:
+        index, generator = item
+        return recover(self.pool.load(index), self.config, self.size, generator)
+
+    def _distil(
+        self, members: list[int], tasks: list[Task], generator: torch.Generator
+    ) -> tuple[Parameters, dict[str, float]]:
+        config = self.config
         losses = [
-            distillation_task(self.model, teacher, task, config, generator)
-            for teacher, task in zip(teachers, tasks, strict=True)
+            distillation_task(self.model, self.pool.load(index), task, config, generator)
+            for index, task in zip(members, tasks, strict=True)
         ]
-        gradients, metrics = regularised_gradient(
+        return regularised_gradient(
             losses, parameters_of(self.model), strength=config.igr_strength, order=config.igr_order
         )
-        descend(self.optimizer, self.model, gradients)
-        replayed = replay_until_plateau(self.model, self.optimizer, self.bank, config, generator, ways=self.ways)
-        return metrics | replayed | {"bank_images": float(len(self.bank))}
 
     def state_dict(self) -> Tree:
         """The common state, the groups and the dissimilarities."""
@@ -136,5 +149,6 @@ class TGR(InversionMethod):
             order = [index for group in self.groups for index in group]
             matrix = self.dissimilarity[order][:, order]
             title = "Dissimilarity of the pool's members, group by group"
-            paths.append(heat_map(matrix, folder / "dissimilarity.png", title=title, label="member"))
+            sizes = [len(group) for group in self.groups]
+            paths.append(heat_map(matrix, folder / "dissimilarity.png", title=title, label="member", groups=sizes))
         return paths

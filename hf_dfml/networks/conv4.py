@@ -30,6 +30,11 @@ class ConvBlock(nn.Module):
         return self.act(self.pool(self.bn(self.conv(x))))
 
 
+def biases_before_batch_norm(model: nn.Module) -> set[str]:
+    """Names of the biases that the statistics of a batch take out again: those of conv4's convolutions."""
+    return {f"{name}.conv.bias" for name, module in model.named_modules() if isinstance(module, ConvBlock)}
+
+
 class Conv4(nn.Module):
     """Four blocks and a linear classifier, with timm's API.
 

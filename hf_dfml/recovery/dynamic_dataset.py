@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from hf_dfml.recovery.bank import RecoveredImages
 from hf_dfml.recovery.objective import InversionWeights, inversion_loss
 from hf_dfml.recovery.pixels import Pixels
 from hf_dfml.utils.images import to_uint8
+from hf_dfml.utils.processes import ALONE, Processes
+from hf_dfml.utils.seeding import spawn
 
 
 @dataclass(frozen=True)
@@ -108,32 +111,46 @@ class DynamicDataset(RecoveredImages):
         return self.pixels[places].flatten(0, 1), labels
 
     def learn(
-        self, teachers: Iterable[Teacher], generator: torch.Generator, further: Tensor | None = None
+        self,
+        teachers: Sequence[Callable[[], Teacher]],
+        generator: torch.Generator,
+        further: Callable[[], Tensor] | None = None,
+        processes: Processes = ALONE,
     ) -> dict[str, float]:
         """One step of Adam on the sum of the members' inversion losses, each with the same weight.
 
         Args:
-            teachers: the members, one at a time in memory if they come from a generator.
+            teachers: load the members, one at a time in memory.
             generator: draws the shift of each member's images.
             further: a scalar with a graph to the pixels that is added to the sum.
+            processes: among which the members are divided.
 
         Returns:
             the metric `inversion_loss`, the mean of the members' losses.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for teacher in teachers:
+
+        def inversion(load: Callable[[], Teacher], stream: torch.Generator) -> Tensor:
+            teacher = load()
             images, labels = self.task_of(teacher.class_names)
-            shifted = random_roll(images, generator, pixels=self.config.shift)
-            loss, _ = inversion_loss(teacher, shifted, labels, self.config.weights)
-            # At once, so that one member's graph is held at a time; every call adds to the pixels' gradient.
-            loss.backward()
-            losses.append(loss.detach())
-        if further is not None:
-            further.backward()
+            shifted = random_roll(images, stream, pixels=self.config.shift)
+            return inversion_loss(teacher, shifted, labels, self.config.weights)[0]
+
+        def gradient(term: tuple[Callable[[], Tensor], float]) -> tuple[Tensor, Tensor]:
+            """Of one term, so that one member's graph is held at a time; and what it adds to the metric."""
+            loss = term[0]()
+            return torch.autograd.grad(loss, values)[0], term[1] * loss.detach()
+
+        values = self.pixels.values
+        streams = spawn(generator, len(teachers))
+        terms: list[tuple[Callable[[], Tensor], float]] = [
+            (partial(inversion, *pair), 1 / len(teachers)) for pair in zip(teachers, streams, strict=True)
+        ]
+        terms += [(further, 0.0)] if further else []
+        values.grad, mean = processes.sum(gradient, terms, like=[values, values.new_empty(())])
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.pixels.project()
-        return {"inversion_loss": torch.stack(losses).mean().item()}
+        return {"inversion_loss": mean.item()}
 
     def state_dict(self) -> dict[str, Any]:
         """Class names, pixels and the optimiser."""

@@ -106,10 +106,16 @@ class ZeroOrderGradient:
     @torch.no_grad()
     def __call__(self, losses: ImageLosses, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Mean loss of `images` `(B, 3, H, W)` and the estimate of its gradient."""
+        exact = images.detach().to(torch.promote_types(images.dtype, torch.float32))
+        # Also where the rest is done in half precision, in whose rounding such small differences drown.
+        with torch.autocast(images.device.type, enabled=False):
+            loss, gradient = self._estimate(losses, exact, generator)
+        return loss, gradient.to(images.dtype)
+
+    def _estimate(self, losses: ImageLosses, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         # Directions are many: they are drawn where the images are, from a stream that starts from the run's.
         seed = int(torch.randint(2**62, (), generator=generator))
         stream = torch.Generator(images.device).manual_seed(seed)
-        images = images.detach()
         space = _Subspace.of(images, self.frequencies)
         prior = self._prior((len(images), space.dimensions))
         mu = max(self.mu, self.resolution * math.sqrt(images[0].numel()))

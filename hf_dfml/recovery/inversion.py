@@ -91,7 +91,7 @@ def recover(
 
     images = make(teacher, labels, config, size, generator, gradient_at)
     position = torch.arange(len(chosen), device=device).repeat_interleave(config.images_per_class)
-    return Task(images.clamp(0, 1), position, tuple(teacher.class_names[k] for k in chosen), teacher.entry.id)
+    return Task(images.float().clamp(0, 1), position, tuple(teacher.class_names[k] for k in chosen), teacher.entry.id)
 
 
 def _losses(

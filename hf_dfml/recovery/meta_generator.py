@@ -16,6 +16,8 @@ from hf_dfml.recovery.inversion import RecoveryConfig
 from hf_dfml.recovery.objective import FurtherTerm, inversion_loss
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.processes import ALONE, Processes
+from hf_dfml.utils.seeding import spawn
 
 BETAS = (0.5, 0.999)
 
@@ -66,6 +68,7 @@ class MetaGenerator:
         teachers: Sequence[Teacher],
         generator: torch.Generator,
         further: Sequence[FurtherTerm | None] | None = None,
+        processes: Processes = ALONE,
     ) -> tuple[list[Task], dict[str, float]]:
         """Recover a task from each teacher and learn from it how the next ones are recovered.
 
@@ -73,23 +76,20 @@ class MetaGenerator:
             teachers: `b` frozen pool members.
             generator: the source of all randomness, on the CPU.
             further: for each teacher a term of the method's own in the objective, such as the boundary term.
+            processes: among which the teachers are divided.
 
         Returns:
             the tasks, `images_per_class` images for each class of a teacher, class after class; and the metric
             `generator_loss`, the mean loss after adaptation.
         """
         terms = further or [None] * len(teachers)
-        tasks, gradients, losses = [], [], []
-        for teacher, term in zip(teachers, terms, strict=True):
-            task, gradient, loss = self._adapt(teacher, generator, term)
-            tasks.append(task)
-            gradients.append(gradient)
-            losses.append(loss)
+        items = zip(teachers, spawn(generator, len(teachers)), terms, strict=True)
+        tasks, gradients, losses = zip(*processes.map(lambda item: self._adapt(*item), items), strict=True)
         for parameter, parts in zip(self.network.parameters(), zip(*gradients, strict=True), strict=True):
             parameter.grad = torch.stack(parts).mean(0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return tasks, {"generator_loss": torch.stack(losses).mean().item()}
+        return list(tasks), {"generator_loss": torch.stack(losses).mean().item()}
 
     def _adapt(
         self, teacher: Teacher, generator: torch.Generator, further: FurtherTerm | None
@@ -117,7 +117,7 @@ class MetaGenerator:
         images = network(latent)
         loss = loss_of(images)
         gradient = torch.autograd.grad(loss, list(network.parameters()))
-        task = Task(images.detach(), labels, teacher.class_names, teacher.entry.id)
+        task = Task(images.detach().float(), labels, teacher.class_names, teacher.entry.id)
         return task, gradient, loss.detach()
 
     def state_dict(self) -> Tree:

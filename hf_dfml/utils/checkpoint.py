@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 Tree = Any
@@ -22,18 +23,23 @@ def save_tree(folder: Path | str, tree: Tree) -> None:
 
     Raises:
         TypeError: for a leaf that is neither a tensor nor a JSON scalar.
+        OSError: if it cannot be written, as on a full disk; nothing of it is left, and an existing folder stays.
     """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     tensors: dict[str, torch.Tensor] = {}
     structure = _describe(tree, tensors, path="")
-    save_file(tensors, temporary / "tree.safetensors")
-    (temporary / "tree.json").write_text(json.dumps(structure))
-    for name in ("tree.safetensors", "tree.json"):
-        _flush(temporary / name)
-    replace_folder(temporary, folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(tensors, temporary / "tree.safetensors")
+        (temporary / "tree.json").write_text(json.dumps(structure))
+        for name in ("tree.safetensors", "tree.json"):
+            _flush(temporary / name)
+        replace_folder(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{folder} could not be written, and nothing of it is left: {error}") from error
 
 
 def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:

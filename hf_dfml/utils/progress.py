@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,8 @@ def progress(
 ) -> Any:
     """A tqdm bar over `iterable`, or a bar to be moved with `.update()` when there is none.
 
-    It is silent when stderr is not a terminal or when `HF_HUB_DISABLE_PROGRESS_BARS=1`.
+    It is silent when stderr is not a terminal, when `HF_HUB_DISABLE_PROGRESS_BARS=1`, and in all processes of a run
+    but the main one.
 
     Args:
         iterable: what to walk over.
@@ -31,6 +33,6 @@ def progress(
         total=total,
         unit=unit,
         initial=initial,
-        disable=not sys.stderr.isatty(),
+        disable=not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0",
         dynamic_ncols=True,
     )

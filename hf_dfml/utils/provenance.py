@@ -13,6 +13,7 @@ import torch
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
+_URL_QUERY = re.compile(r"(?<=\?)[^\s,?]+")
 _SECRET_OPTION = re.compile(r"--?[\w-]*(token|password|secret|api[-_]?key)[\w-]*", re.IGNORECASE)
 HIDDEN = "HIDDEN"
 
@@ -33,6 +34,8 @@ def scrub_command(command: str) -> str:
         if clean and "=" not in clean[-1] and _SECRET_OPTION.fullmatch(clean[-1]):
             clean.append(HIDDEN)
             continue
+        if "://" in word:
+            word = _URL_QUERY.sub(HIDDEN, word)
         option, equals, value = word.partition("=")
         if equals and _SECRET_OPTION.fullmatch(option):
             clean.append(f"{option}={HIDDEN}")

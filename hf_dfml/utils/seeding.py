@@ -22,3 +22,12 @@ def fork(seed: int, *keys: int | str) -> torch.Generator:
     name = "/".join(str(key) for key in (seed, *keys))
     digest = hashlib.sha256(name.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def spawn(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    """A CPU generator for each of `count` items of work, seeded by `generator`, which they advance by `count` numbers.
+
+    Items that have streams of their own give the same results in any order and on any process.
+    """
+    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]

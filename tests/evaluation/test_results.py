@@ -15,9 +15,11 @@ from hf_dfml.evaluation import (
     Result,
     markdown_table,
     mean_and_interval,
+    merged,
     print_table,
     published,
     read_results,
+    results,
     results_chart,
     write_results,
 )
@@ -107,6 +109,29 @@ def test_printed_table_has_every_number() -> None:
     text = stream.getvalue()
     for piece in ("38.50 ± 0.80", "39.13 ± 0.85", "finetune", "support", "38.500 ± 0.800", "mean squared error"):
         assert piece in text
+
+
+def test_titles_are_not_broken_where_they_are_written_to_a_file() -> None:
+    from rich.console import Console
+
+    stream = StringIO()
+    print_table([ROW], Console(file=stream, width=40))
+    title = "cifar-fs, test classes, 5-way, 600 episodes, seed 0: accuracy in %"
+    assert stream.getvalue().splitlines()[0] == title
+
+
+def test_rows_of_the_same_exam_are_replaced_and_others_stay() -> None:
+    others = [replace(ROW, **change) for change in ({"shots": 5}, {"head": "prototype"}, {"episodes": 100})]
+    again = replace(ROW, mean=40.0, ci95=0.7, seconds=1.0, command="another")
+    assert merged([ROW, *others], [again]) == [*others, again]
+
+
+def test_labels_of_bars_name_a_head_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(results, "bar_chart", lambda bars, *args, **options: drawn.extend(bars))
+    frozen = replace(ROW, method="Best member + prototype", head="prototype", bn="running")
+    results_chart([frozen, replace(frozen, method="TGR"), replace(frozen, method="x", bn=None)], "x.png")
+    assert drawn == ["Best member + prototype\nbn running", "TGR\nprototype, bn running", "x\nprototype"]
 
 
 def test_chart_is_a_picture(tmp_path: Path) -> None:

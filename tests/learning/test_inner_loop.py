@@ -11,7 +11,7 @@ from hf_dfml.learning.inner_loop import (
     adapt_and_predict,
     meta_gradient,
     outer_loss,
-    query_logits,
+    query_outputs,
     unroll,
 )
 from hf_dfml.networks import create_network, functional_forward
@@ -51,7 +51,7 @@ def by_hand(model, episodes, index, loop):
         )
         slopes = torch.autograd.grad(loss, [current[name] for name in moving], create_graph=loop.second_order)
         current |= {name: current[name] - loop.lr * slope for name, slope in zip(moving, slopes, strict=True)}
-    logits = query_logits(model, current, episodes.support[index], episodes.query[index], loop.bn)
+    logits = query_outputs(model, current, episodes.support[index], episodes.query[index], loop.bn)
     loss = F.cross_entropy(logits, episodes.query_labels[index])
     return logits.detach(), loss.item(), torch.autograd.grad(loss, list(params.values()))
 

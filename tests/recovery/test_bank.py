@@ -76,3 +76,16 @@ def test_restrict_keeps_images_and_relabels():
     assert part.class_names == ("c", "a")
     found = zip((part.images[:, 0, 0, 0] * 255).round().tolist(), part.labels.tolist(), strict=True)
     assert list(found) == [(1, 1), (1, 1), (3, 0), (3, 0)]
+
+
+def test_a_budget_in_bytes_is_shared_out_among_the_classes_and_the_newest_stay():
+    image = 3 * 4 * 4
+    bank = MemoryBank(capacity=10, max_bytes=12 * image)
+    for step in range(4):
+        grey = torch.full((2, 3, 4, 4), step / 10)
+        bank.add(Task(grey, torch.tensor([0, 1]), (f"a{step % 2}", f"b{step % 2}"), "m"))
+    assert [bank.count(name) for name in bank.class_names] == [2, 2, 2, 2]
+    for step in range(4, 10):
+        bank.add(Task(torch.full((2, 3, 4, 4), step / 10), torch.tensor([0, 1]), ("a0", "b0"), "m"))
+    assert bank.count("a0") == 3 and bank["a0"][:, 0, 0, 0].tolist() == [178, 204, 230]
+    assert sum(bank[name].untyped_storage().nbytes() for name in bank.class_names) <= 12 * image

@@ -1,5 +1,7 @@
 """PURER's shared images: whose gradient moves which of them, in what order, by how much."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -46,13 +48,17 @@ def plain_descent(dataset):
     return dataset
 
 
+def loaders(teachers):
+    return [partial(lambda teacher: teacher, teacher) for teacher in teachers]
+
+
 def moved(teachers, further=None, **changes):
     """How far one step moves pixels that are nowhere near the bounds: the gradient."""
     dataset = plain_descent(dataset_of(*ALL, **changes))
     with torch.no_grad():
         dataset.pixels.values.mul_(0.1)
     before = dataset.pixels.values.detach().clone()
-    dataset.learn(teachers, _seeded(1), further and further(dataset))
+    dataset.learn(loaders(teachers), _seeded(1), further and partial(further, dataset))
     return before - dataset.pixels.values.detach(), dataset, before
 
 
@@ -113,7 +119,7 @@ def test_members_of_unsorted_classes_come_to_recognise_the_shared_images():
     teachers = [teacher_of(["wolf", "ant", "cat"], 1), teacher_of(["emu", "bee", "dog"], 2)]
     dataset = dataset_of(*teachers, bn_weight=0.0, shift=1)
     for step in range(40):
-        dataset.learn(teachers, _seeded(step))
+        dataset.learn(loaders(teachers), _seeded(step))
     for teacher in teachers:
         images = torch.cat([dataset.pick(name, torch.arange(4)) for name in teacher.class_names])
         assert (teacher(images).argmax(1) == torch.arange(3).repeat_interleave(4)).float().mean() > 0.9
@@ -123,7 +129,7 @@ def test_images_stay_images_for_members_of_any_size_and_scale():
     teachers = [teacher_of(["a", "b"], 1), teacher_of(["b", "c", "d"], 2, 24, "conv4_16", (0.1, 0.9, 0.5), width=16)]
     dataset = dataset_of(*teachers, size=20, recovery_lr=2.0)
     for step in range(5):
-        metrics = dataset.learn(teachers, _seeded(step))
+        metrics = dataset.learn(loaders(teachers), _seeded(step))
         assert 0 <= dataset.newest(100).min() and dataset.newest(100).max() <= 1
     assert metrics["inversion_loss"] > 0 and dataset.newest(100).shape == (16, 3, 20, 20)
     assert dataset["b"].shape == (4, 3, 20, 20) and dataset["b"].dtype == torch.uint8
@@ -146,13 +152,13 @@ def test_episodes_are_of_distinct_classes_and_images_and_learnable_ones_reach_th
 def test_state_goes_to_disk_and_back_in_the_middle_of_learning(tmp_path):
     whole, first = dataset_of(*ALL), dataset_of(*ALL)
     for step in range(4):
-        whole.learn(ALL, _seeded(step))
+        whole.learn(loaders(ALL), _seeded(step))
     for step in range(2):
-        first.learn(ALL, _seeded(step))
+        first.learn(loaders(ALL), _seeded(step))
     save_tree(tmp_path / "state", first.state_dict())
     second = DynamicDataset(whole.config, 16, MEAN, STD)
     second.load_state_dict(load_tree(tmp_path / "state"))
     for step in range(2, 4):
-        second.learn(ALL, _seeded(step))
+        second.learn(loaders(ALL), _seeded(step))
     assert second.class_names == whole.class_names
     assert torch.equal(second.pixels.values, whole.pixels.values)

@@ -11,6 +11,7 @@ from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
 from hf_dfml.utils.checkpoint import load_tree, save_tree
+from hf_dfml.utils.seeding import spawn
 
 TINY = {"images_per_class": 2, "latent_dim": 8, "generator_width": 4, "shift": 0, "flip": False}
 
@@ -53,7 +54,8 @@ def test_images_and_gradient_are_those_after_the_last_step(steps):
     reference, before = copy.deepcopy(meta.network), weights(meta)
 
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
-    latent = torch.randn(6, 8, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    (stream,) = spawn(torch.Generator().manual_seed(5), 1)
+    latent = torch.randn(6, 8, generator=stream).requires_grad_()
     groups = [{"params": list(reference.parameters()), "lr": 0.01}, {"params": [latent], "lr": 0.1}]
     optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999))
     for _ in range(steps):

@@ -1,0 +1,240 @@
+"""The same work by one process and by two, one thread each, side by side in one run: time, and memory of a process.
+
+    python benchmarks/scaling.py                                     # two processes on CPUs, a small pool of glyphs
+    python benchmarks/scaling.py --processes 4 --output_dir runs/benchmarks
+    accelerate launch --multi_gpu benchmarks/scaling.py --generator_width 64 --recovery_steps 200     # as many as GPUs
+
+Three pieces of work, each done in turns by the first process alone and by all of them together:
+- `step`: of TGR: recover a task from each of four members, distil from them, replay episodes with MAML;
+- `exam`: episodes that a network is fine-tuned for, one thread each;
+- `targets`: the joint representation of the pool that pool distillation learns from.
+
+A ratio of times on the clock needs cores that nothing else uses. Beside it stands the ratio of CPU times, of the one
+process to the busiest of all, which other work on the machine hardly changes and communication does not count in: it
+is what the division itself allows. Both ways end in the same weights, which is checked.
+
+The last line is a JSON object; `ratio` is that of `step`. With --output_dir the table is written to `scaling.md`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import HfArgumentParser
+
+from hf_dfml.data import load_dataset
+from hf_dfml.evaluation import Exam, evaluate
+from hf_dfml.learning.joint_features import TargetConfig, joint_products
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.tgr import TGR, TGRConfig
+from hf_dfml.networks import create_network
+from hf_dfml.pool import ModelPool
+from hf_dfml.pool.building import build_pool
+from hf_dfml.pool.member_training import PoolRecipe
+from hf_dfml.utils.checkpoint import atomic_write
+from hf_dfml.utils.processes import ALONE, Processes
+from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.seeding import fork
+
+GLYPHS = Path("pools/benchmark-glyphs")
+Work = Callable[[Processes], Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The pool, and how much of each work is done."""
+
+    pool: str = field(default="", metadata={"help": f"The teachers; by default glyph members, built in {GLYPHS}."})
+    processes: int = field(default=2, metadata={"help": "Processes to compare with one, on CPUs."})
+    repeats: int = field(default=3, metadata={"help": "Times that each work is done by one and by all."})
+    recovery_steps: int = field(default=4, metadata={"help": "Steps of a recovery by a generator (200 in the paper)."})
+    generator_width: int = field(default=16, metadata={"help": "Channels of the generator (64 in the paper)."})
+    images_per_class: int = field(default=20, metadata={"help": "Images of a class in a recovery."})
+    replay_batches: int = field(default=2, metadata={"help": "Batches of 16 episodes that are replayed in a step."})
+    episodes: int = field(default=40, metadata={"help": "Episodes of the exam (5-way 5-shot, 10 steps)."})
+    images: int = field(default=1000, metadata={"help": "Images that the targets are of."})
+    seed: int = field(default=0, metadata={"help": "Seed of everything random."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder that `scaling.md` is written into."})
+
+
+@dataclass
+class Times:
+    """Seconds of one work, repeat by repeat: on the clock, and of the busiest process's CPU."""
+
+    one: list[float] = field(default_factory=list)
+    all: list[float] = field(default_factory=list)
+    one_cpu: list[float] = field(default_factory=list)
+    all_cpu: list[float] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster all are."""
+        return median(self.one) / median(self.all)
+
+    @property
+    def cpu_ratio(self) -> float:
+        """The same of CPU times."""
+        return median(self.one_cpu) / median(self.all_cpu)
+
+
+def timed(work: Work, processes: Processes, *, together: bool) -> tuple[float, float]:
+    """Seconds on the clock and of the busiest process's CPU, of all processes or of the main one alone."""
+    processes.first(None)  # All begin at once.
+    started, began = time.perf_counter(), time.process_time()
+    if together:
+        work(processes)
+    elif processes.is_main:
+        work(ALONE)
+    spent = time.process_time() - began
+    _wait(processes.device)
+    seconds = time.perf_counter() - started
+    return seconds, max(processes.map(lambda _: spent, range(processes.count)))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(work: Work, processes: Processes, repeats: int) -> Times:
+    """Do it by turns, so that what else the machine does falls on both; the first turn of each is not counted."""
+    times = Times()
+    for repeat in range(repeats + 1):
+        for together, clock, cpu in ((False, times.one, times.one_cpu), (True, times.all, times.all_cpu)):
+            seconds, spent = timed(work, processes, together=together)
+            if repeat:
+                clock.append(seconds)
+                cpu.append(spent)
+    return times
+
+
+def works(settings: Settings, pool: ModelPool, processes: Processes) -> tuple[dict[str, Work], dict[bool, TGR]]:
+    """The pieces of work by name; and the method as the main process runs it alone (False) and as all run it."""
+    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
+    config = TGRConfig(
+        grouping="none",
+        recovery_steps=settings.recovery_steps,
+        generator_width=settings.generator_width,
+        images_per_class=settings.images_per_class,
+        flip=False,
+        replay_max_batches=settings.replay_batches,
+        replay_patience=settings.replay_batches,
+    )
+
+    def network() -> torch.nn.Module:
+        stream = fork(settings.seed, "network")
+        return create_network("conv4", num_classes=5, image_size=size, generator=stream).to(pool.device)
+
+    methods = {together: TGR(config, network()) for together in (False, True)}
+    contexts = {together: Context(fork(settings.seed, "training"), pool.device) for together in methods}
+    for together, method in methods.items():
+        method.setup(pool, contexts[together])
+
+    def step(of: Processes) -> None:
+        together = of is processes
+        contexts[together].processes = of
+        methods[together].step(contexts[together])
+
+    exam = Exam(shots=[5], episodes=settings.episodes, split="validation")
+    dataset = load_dataset("glyphs", "validation", image_size=size)
+    images = torch.randint(256, (settings.images, 3, size, size), generator=fork(0), dtype=torch.uint8)
+    targets = TargetConfig(landmarks=settings.images // 4)
+    return {
+        "step": step,
+        "exam": lambda of: evaluate(
+            network(), dataset, exam, method="scaling", chunk_size=2, progress=False, processes=of
+        ),
+        "targets": lambda of: joint_products(
+            enumerate(pool.stream()), images.to(pool.device), targets, settings.seed, of
+        ),
+    }, methods
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    """What each of the processes does."""
+    torch.set_num_threads(1)
+    processes = Processes(Accelerator())
+    pool = open_pool(settings).to(processes.device)
+    pieces, methods = works(settings, pool, processes)
+    times = {name: compare(work, processes, settings.repeats) for name, work in pieces.items()}
+    alone, together = (list(methods[way].model.parameters()) for way in (False, True))
+    peaks = processes.map(lambda _: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, range(processes.count))
+    if not processes.is_main:
+        return {}
+    difference = max(float((one - other).detach().abs().max()) for one, other in zip(alone, together, strict=True))
+    return report(settings, processes, times, peaks, difference)
+
+
+def report(
+    settings: Settings, processes: Processes, times: dict[str, Times], peaks: list[float], difference: float
+) -> dict[str, Any]:
+    """Print the table and the last line."""
+    count = processes.count
+    rows = [f"| work | 1 process, s | {count} processes, s | times faster | by CPU time |", "|---|---|---|---|---|"]
+    rows += [
+        f"| {name} | {median(time.one):.2f} | {median(time.all):.2f} | {time.ratio:.2f} | {time.cpu_ratio:.2f} |"
+        for name, time in times.items()
+    ]
+    notes = (
+        f"{describe_machine(processes.device)} a process; medians of {settings.repeats}. Peak memory of a process: "
+        f"{', '.join(f'{peak:.0f} MB' for peak in peaks)}. Largest difference of a weight after "
+        f"{settings.repeats + 1} steps by one and by {count}: {difference:g}."
+    )
+    text = "\n".join([f"## {count} processes against one", "", *rows, "", notes])
+    print(text, flush=True)
+    if settings.output_dir:
+        atomic_write(Path(settings.output_dir) / "scaling.md", f"{text}\n")
+    result = {
+        "benchmark": "scaling",
+        "ratio": round(times["step"].ratio, 2),
+        "baseline": round(median(times["step"].one), 4),
+        "ours": round(median(times["step"].all), 4),
+        "unit": "seconds a step of TGR",
+        "processes": count,
+        "ratios": {name: round(time.ratio, 2) for name, time in times.items()},
+        "cpu_ratios": {name: round(time.cpu_ratio, 2) for name, time in times.items()},
+        "peak_mb": [round(peak) for peak in peaks],
+        "largest_difference": difference,
+    }
+    print(json.dumps(result), flush=True)
+    return result
+
+
+def open_pool(settings: Settings) -> ModelPool:
+    """The pool that was named, or the default one."""
+    if settings.pool:
+        return ModelPool.open(settings.pool).usable()
+    return build_pool("glyphs", output=GLYPHS, num_models=8, recipe=PoolRecipe.fast(flip=False))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and give the object of the last line; starts the processes where none was started."""
+    parser = HfArgumentParser(Settings, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    (settings,) = parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+    if "RANK" in os.environ:
+        return measure(settings)
+    open_pool(settings)  # Built once, if at all.
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(settings.processes)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", __file__, *arguments]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    print(told, end="")
+    return json.loads(told.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main()
