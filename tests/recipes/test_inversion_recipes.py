@@ -14,6 +14,7 @@ from hf_dfml.cli import main
 from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import read_results
 from hf_dfml.methods.bidf_mkd import BiDfMKD
+from hf_dfml.methods.free import FREE
 from hf_dfml.methods.purer import PURER
 from hf_dfml.pipeline import RunConfig, run
 from hf_dfml.pool import ModelPool
@@ -23,6 +24,8 @@ from tests.pool.members import write_member
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results.md"
 METHODS = {"purer": PURER, "bidf-mkd": BiDfMKD}
+ALL = METHODS | {"free": FREE}
+WARMUP = {"free": ("--warmup", "2")}
 CONFIGS = sorted(
     path for path in (ROOT / "recipes" / "configs").glob("*.yaml") if path.name.startswith(tuple(METHODS))
 )
@@ -57,9 +60,10 @@ def test_configurations_are_read_and_say_what_was_not_measured(path):
 
 
 def test_there_is_a_configuration_for_each_setting():
-    settings = ("cifar-fs-paper", "cifar-fs-cpu", "multi-architecture-cpu", "multi-domain-cpu")
-    expected = {f"{name}-{setting}" for name in METHODS for setting in settings}
-    assert {path.stem for path in CONFIGS} == expected | {"bidf-mkd-cifar-fs-black-box-cpu"}
+    settings = ("cifar-fs", "mini-imagenet", "cub", "multi-architecture", "multi-domain")
+    expected = {f"{name}-{setting}-{kind}" for name in ALL for setting in settings for kind in ("paper", "cpu")}
+    found = {path.stem for path in (ROOT / "recipes" / "configs").glob("*.yaml") if path.name.startswith(tuple(ALL))}
+    assert found == expected | {"bidf-mkd-cifar-fs-black-box-cpu"}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -145,7 +149,7 @@ def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_multi_architecture_run_finishes_on_a_pool_that_it_builds(name, tmp_path, capsys):
     """The two commands that the configuration's head names, with fewer members and steps."""
     words = ["--dataset", "glyphs", "--arch", "conv4,resnet10t", "--num-models", "2", "--fast", "--epochs", "2"]
@@ -158,12 +162,13 @@ def test_the_multi_architecture_run_finishes_on_a_pool_that_it_builds(name, tmp_
     path = ROOT / "recipes" / "configs" / f"{name}-multi-architecture-cpu.yaml"
     words = ["--config", path, "--pool", tmp_path / "pool", "--output_dir", tmp_path / "run"]
     words += ["--steps", "12", "--validate_every", "6", "--episodes", "20", "--validation_episodes", "10"]
-    rows = run(METHODS[name], *parse(METHODS[name], RunConfig, list(map(str, words))), argv=["test"])
+    words += WARMUP.get(name, ())
+    rows = run(ALL[name], *parse(ALL[name], RunConfig, list(map(str, words))), argv=["test"])
     assert {row.shots for row in rows} == {1, 5} and (tmp_path / "run" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_multi_domain_run_finishes_on_a_pool_that_it_builds(name, tmp_path, shared_dir, monkeypatch):
     monkeypatch.setenv("HF_DFML_DATA", str(shared_dir / "data"))
     words = ["--dataset", "cifar-fs,cub", "--num-models", "1", "--epochs", "1", "--output", str(tmp_path / "pool")]
@@ -173,6 +178,7 @@ def test_the_multi_domain_run_finishes_on_a_pool_that_it_builds(name, tmp_path, 
     path = ROOT / "recipes" / "configs" / f"{name}-multi-domain-cpu.yaml"
     words = ["--config", path, "--pool", tmp_path / "pool", "--output_dir", tmp_path / "run", "--steps", "4"]
     words += ["--validate_every", "4", "--episodes", "10", "--validation_episodes", "5", "--shots", "1"]
-    rows = run(METHODS[name], *parse(METHODS[name], RunConfig, list(map(str, words))), argv=["test"])
+    words += WARMUP.get(name, ())
+    rows = run(ALL[name], *parse(ALL[name], RunConfig, list(map(str, words))), argv=["test"])
     assert {row.dataset for row in rows} == {"cifar-fs", "cub"}
     assert MetaModel.from_pretrained(tmp_path / "run").config.input_size == (3, 84, 84)
