@@ -313,7 +313,7 @@ def _episode_logits(adapter: Adapter, support: Tensor, labels: Tensor, query: Te
             # scikit-learn takes one at a time, and an optimiser has threads of its own.
             return torch.stack([one(adapter, *images) for images in zip(support, query, strict=True)])
         if support.device.type == "cpu":
-            # vmap has nothing to fill here (conv4, 5-shot, one thread: XXX).
+            # vmap has nothing to fill here.
             return torch.stack(thread_map(worker, list(zip(support, query, strict=True))))
         return torch.func.vmap(partial(one, adapter, under_vmap=True))(support, query)
 

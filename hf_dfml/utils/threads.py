@@ -30,17 +30,14 @@ def thread_map(make: Callable[[], Callable[[Item], Result]], items: Sequence[Ite
     idle: SimpleQueue[Callable[[Item], Result]] = SimpleQueue()
     for _ in range(count):
         idle.put(make())
-    gradients, autocast, precision = (
-        torch.is_grad_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.get_autocast_dtype("cpu"),
-    )
+    gradients, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+    precision, cached = torch.get_autocast_dtype("cpu"), torch.is_autocast_cache_enabled()
 
     def work(item: Item) -> Result:
         torch.set_num_threads(1)  # Of this thread.
         function = idle.get()
         try:
-            with torch.set_grad_enabled(gradients), torch.autocast("cpu", precision, enabled=autocast):
+            with torch.set_grad_enabled(gradients), torch.autocast("cpu", precision, autocast, cached):
                 return function(item)
         finally:
             idle.put(function)
