@@ -19,6 +19,7 @@ from hf_dfml.evaluation.heads import ON_FEATURES, Adaptation, Adapter, Head, cla
 from hf_dfml.evaluation.icfil import ICFILConfig
 from hf_dfml.evaluation.results import Result, mean_and_interval
 from hf_dfml.networks.functional import BatchNorm, functional_forward
+from hf_dfml.networks.side_by_side import how_many
 from hf_dfml.utils.images import resize, to_unit
 from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.processes import ALONE, Processes
@@ -162,7 +163,7 @@ def episode_accuracies(
         dataset: classes of the exam.
         exam: the protocol.
         shots: support images a class.
-        chunk_size: episodes in memory at once; by default as many as fit a small machine.
+        chunk_size: episodes at once; by default as many as fit a small machine.
         processes: among which the episodes are divided.
         description: of the progress bar; none without.
     """
@@ -173,12 +174,17 @@ def episode_accuracies(
     adapter = Adapter(network, exam.ways, exam.adaptation, exam.icfil)
     support_rows, query_rows = draw_episodes(dataset, exam, shots)
     support_labels, query_labels = _labels(exam, shots, weights.device)
-    chunk = chunk_size or min(_chunk_size(size, weights.device), -(-exam.episodes // processes.count))
+    at_once = how_many(network, exam.ways * shots * size[0] * size[1])
+    # Whole groups of episodes that are worked on at once, so that rounding does not depend on chunks and processes.
+    share = -(-exam.episodes // (processes.count * at_once)) * at_once
+    chunk = chunk_size or min(_chunk_size(size, weights.device, at_once), share)
     chunks = list(zip(support_rows.split(chunk), query_rows.split(chunk), strict=True))
 
+    def images_of(rows: Tensor) -> Tensor:
+        return _images(dataset, rows, size, weights.device).to(weights.dtype)
+
     def accuracies_of(rows: tuple[Tensor, Tensor]) -> Tensor:
-        support, query = (_images(dataset, part, size, weights.device).to(weights.dtype) for part in rows)
-        predicted = _episode_logits(adapter, support, support_labels, query).argmax(-1)
+        predicted = _episode_logits(adapter, rows, images_of, support_labels, at_once).argmax(-1)
         return (predicted == query_labels).float().mean(-1).cpu()
 
     watched = _watched(chunks, description, len(chunks), "chunk", bool(description))
@@ -297,25 +303,32 @@ class _Linear:
         return torch.stack(accuracies)
 
 
-def _episode_logits(adapter: Adapter, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-    """Logits `(E, N*Q, N)` of a chunk of episodes."""
+def _episode_logits(
+    adapter: Adapter,
+    rows: tuple[Tensor, Tensor],
+    images_of: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    at_once: int,
+) -> Tensor:
+    """Logits `(E, N*Q, N)` of a chunk of episodes; rows `(E, N*K)` of the support and `(E, N*Q)` of the queries."""
 
-    def one(adapter: Adapter, support: Tensor, query: Tensor, under_vmap: bool = False) -> Tensor:
-        adapted = adapter.fit(support, labels, under_vmap=under_vmap)
-        return adapter.logits(adapted, support, query, under_vmap=under_vmap)
+    def one(support: Tensor, query: Tensor) -> Tensor:
+        return adapter.logits(adapter.fit(support, labels, under_vmap=True), support, query, under_vmap=True)
 
-    def worker() -> Callable[[tuple[Tensor, Tensor]], Tensor]:
-        own = copy.deepcopy(adapter)
-        return lambda images: one(own, *images)
+    def some(adapter: Adapter, rows: tuple[Tensor, Tensor]) -> Tensor:
+        support, query = map(images_of, rows)
+        adapted = adapter.fit_each(support, labels)
+        return torch.stack([adapter.logits(*each) for each in zip(adapted, support, query, strict=True)])
 
     with torch.no_grad():
         if adapter.how.head in ("linear", "icfil"):
             # scikit-learn takes one at a time, and an optimiser has threads of its own.
-            return torch.stack([one(adapter, *images) for images in zip(support, query, strict=True)])
-        if support.device.type == "cpu":
-            # vmap has nothing to fill here.
-            return torch.stack(thread_map(worker, list(zip(support, query, strict=True))))
-        return torch.func.vmap(partial(one, adapter, under_vmap=True))(support, query)
+            return some(adapter, rows)
+        if labels.device.type != "cpu":
+            return torch.func.vmap(one)(*map(images_of, rows))
+        # vmap has nothing to fill here: each thread takes as many episodes as are best worked on at once.
+        groups = list(zip(*(part.split(at_once) for part in rows), strict=True))
+        return torch.cat(thread_map(lambda: partial(some, copy.deepcopy(adapter)), groups))
 
 
 def _all_features(
@@ -356,10 +369,12 @@ def _input_size(network: nn.Module) -> tuple[int, int]:
     return height, width
 
 
-def _chunk_size(size: tuple[int, int], device: torch.device) -> int:
-    """Episodes at once: 24 of 32x32 pixels on a CPU, where only their images are held, 100 elsewhere."""
-    at_32 = 24 if device.type == "cpu" else 100
-    return max(1, at_32 * 32 * 32 // (size[0] * size[1]))
+def _chunk_size(size: tuple[int, int], device: torch.device, at_once: int) -> int:
+    """Episodes in a chunk: 100 of 32x32 pixels; on a CPU 24, or as many as its threads work on at once."""
+    pixels = size[0] * size[1]
+    if device.type != "cpu":
+        return max(1, 100 * 32 * 32 // pixels)
+    return at_once * max(torch.get_num_threads(), 24 * 32 * 32 // (pixels * at_once))
 
 
 def _result(

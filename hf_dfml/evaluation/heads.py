@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.evaluation.icfil import ICFILConfig, calibrate
-from hf_dfml.learning.inner_loop import InnerLoop, adapt, query_outputs
+from hf_dfml.learning.inner_loop import InnerLoop, adapt, adapt_each, query_outputs
 from hf_dfml.networks.functional import BatchNorm, functional_forward
 
 Head = Literal["finetune", "prototype", "linear", "icfil"]
@@ -94,16 +94,13 @@ class Adapter:
             self.network.to(device)
         self.params = {name: value.detach() for name, value in self.network.named_parameters()}
         self.head_name = self._head_name() if self.rebuilds else ""
+        self.loop = InnerLoop(how.steps, how.lr, how.bn, second_order=False)
 
     def fit(self, support: Tensor, labels: Tensor, *, under_vmap: bool = False) -> Adapted:
         """Adapt to a support set `(S, 3, H, W)` in [0, 1] with labels `(S,)` in 0..N-1; perhaps inside of `vmap`."""
         if self.how.head not in ON_FEATURES:
-            params = dict(self.params)
-            if self.rebuilds:
-                weight, bias = prototype_weights(self.features(support), labels, self.ways)
-                params |= {f"{self.head_name}.weight": weight, f"{self.head_name}.bias": bias}
-            loop = InnerLoop(self.how.steps, self.how.lr, self.how.bn, second_order=False)
-            params = adapt(self.network, params, support, labels, loop, under_vmap=under_vmap)
+            params = self._start(support, labels)
+            params = adapt(self.network, params, support, labels, self.loop, under_vmap=under_vmap)
             if self.how.head == "icfil":
                 params = calibrate(self.network, params, support, labels, bn=self.how.bn, config=self.icfil)
             return Adapted(params)
@@ -112,6 +109,21 @@ class Adapter:
             means = F.normalize(class_means(features, labels, self.ways), dim=-1)
             return Adapted({}, COSINE_SCALE * means, means.new_zeros(self.ways))
         return Adapted({}, *logistic_regression(features, labels))
+
+    def fit_each(self, support: Tensor, labels: Tensor) -> list[Adapted]:
+        """`fit` to each of some support sets `(E, S, 3, H, W)` with the same labels; never inside of `vmap`."""
+        if self.how.head != "finetune":
+            return [self.fit(images, labels) for images in support]
+        starts = [self._start(images, labels) for images in support]
+        params = adapt_each(self.network, starts, support, labels.expand(len(support), -1), self.loop)
+        return [Adapted(each) for each in params]
+
+    def _start(self, support: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The parameters from which fine-tuning starts."""
+        if not self.rebuilds:
+            return self.params
+        weight, bias = prototype_weights(self.features(support), labels, self.ways)
+        return self.params | {f"{self.head_name}.weight": weight, f"{self.head_name}.bias": bias}
 
     def logits(self, adapted: Adapted, support: Tensor, query: Tensor, *, under_vmap: bool = False) -> Tensor:
         """Logits `(Q, N)` of queries `(Q, 3, H, W)` in [0, 1]; the support set is what `fit` was given."""

@@ -1,0 +1,332 @@
+"""The exam's fine-tuning against a plain loop over episodes: episodes a second, and the same accuracies.
+
+    python benchmarks/evaluate.py                                           # glyphs, a fresh conv4, one minute
+    python benchmarks/evaluate.py --episodes 600 --shots 5 --model runs/tgr --dataset cifar-fs --data_dir data
+
+The plain loop is what one writes first: for each episode a copy of the module, `torch.optim.SGD` on all parameters,
+images in PyTorch's usual layout, the published order convolution - batch norm - ReLU - pooling, and at the end the
+statistics of the support set in `eval` mode. The library is `hf_dfml.evaluation.exam.episode_accuracies`. Both sit the
+same episodes in turns, for each number of CPU threads; the accuracies are compared once more in double precision.
+
+The convolution peak is the rate at which the same threads (or the accelerator) run a 3x3 convolution with 64 channels,
+channels last; the work of an episode is that of the plain loop.
+
+Seconds are those of the process where it has one CPU thread, so that other work on the machine hardly counts, and else
+the clock's. The last line is a JSON object; `ratio` is that of the largest number of shots and threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HfArgumentParser
+
+from hf_dfml.data import FewShotDataset, load_dataset
+from hf_dfml.evaluation.exam import Exam, draw_episodes, episode_accuracies
+from hf_dfml.meta_model import MetaModel
+from hf_dfml.networks import BatchNorm, create_network
+from hf_dfml.networks.conv4 import Conv4
+from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.seeding import fork
+
+TABLE = (
+    "| shots | threads | plain loop, episodes a second | hf_dfml | ratio | of the convolution peak | accuracy "
+    "| the same in float64 |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The network, its exam, and how much of it is measured."""
+
+    network: str = field(default="conv4", metadata={"help": "Architecture of a fresh network."})
+    model: str = field(default="", metadata={"help": "A meta-model to examine instead: a folder or a Hub id."})
+    dataset: str = field(default="glyphs", metadata={"help": "Data set of the episodes."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder of local copies of the data sets."})
+    ways: int = field(default=5, metadata={"help": "Classes of an episode."})
+    shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support images a class."})
+    queries: int = field(default=15, metadata={"help": "Query images a class."})
+    bn: BatchNorm = field(default="support", metadata={"help": "Whose statistics normalise the queries."})
+    inner_steps: int = field(default=10, metadata={"help": "SGD steps on the support set."})
+    inner_lr: float = field(default=0.01, metadata={"help": "Rate of these steps."})
+    episodes: int = field(default=24, metadata={"help": "Episodes for each number of shots and threads."})
+    rounds: int = field(default=4, metadata={"help": "Parts of them, after each of which the two take turns."})
+    exact_episodes: int = field(default=8, metadata={"help": "Episodes that are compared in double precision."})
+    num_threads: list[int] = field(
+        default_factory=lambda: sorted({1, torch.get_num_threads()}), metadata={"help": "Numbers of CPU threads."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of network and episodes."})
+    output_dir: str = field(default="", metadata={"help": "Where `evaluate.md` goes; nowhere by default."})
+
+    def exam(self, episodes: int, part: int = 0) -> Exam:
+        """A part of the exam, with episodes of its own."""
+        return Exam(
+            self.ways,
+            self.shots,
+            self.queries,
+            episodes,
+            self.bn,
+            inner_steps=self.inner_steps,
+            inner_lr=self.inner_lr,
+            seed=self.seed + part,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured for one number of shots and threads; rates are episodes a second, accuracies percent."""
+
+    shots: int
+    threads: int
+    plain: float
+    ours: float
+    ratio: float
+    peak_share_plain: float
+    peak_share: float
+    accuracy_plain: float
+    accuracy: float
+
+
+def plain_network(network: nn.Module) -> nn.Module:
+    """A copy without anything that makes it fast: conv4 in the published order, ReLU before pooling."""
+    plain = copy.deepcopy(network)
+    if isinstance(plain, Conv4):
+        plain.blocks = nn.Sequential(
+            *(nn.Sequential(block.conv, block.bn, nn.ReLU(), nn.MaxPool2d(2)) for block in plain.blocks)
+        )
+    return plain
+
+
+def plain_episode(network: nn.Module, support: Tensor, labels: Tensor, query: Tensor, exam: Exam) -> Tensor:
+    """Logits of the queries after fine-tuning; images on the network's own scale."""
+    model = copy.deepcopy(network).train(exam.bn != "running")
+    optimizer = torch.optim.SGD(model.parameters(), exam.inner_lr)
+    for _ in range(exam.inner_steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(support), labels).backward()
+        optimizer.step()
+    with torch.no_grad():
+        if exam.bn == "support":
+            store_statistics(model, support)
+            model.eval()
+        return model(query)
+
+
+def store_statistics(model: nn.Module, images: Tensor) -> None:
+    """Make the running statistics those by which training mode normalises `images`."""
+    layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    counts: dict[nn.Module, float] = {}
+    for layer in layers:
+        layer.momentum = 1.0
+        layer.register_forward_pre_hook(
+            lambda layer, inputs: counts.update({layer: inputs[0].numel() / inputs[0].shape[1]})
+        )
+    model(images)
+    for layer in layers:
+        # PyTorch normalises by the variance and stores the unbiased one.
+        layer.running_var *= (counts[layer] - 1) / counts[layer]  # type: ignore[operator]
+
+
+def plain_accuracies(network: nn.Module, dataset: FewShotDataset, exam: Exam, shots: int) -> Tensor:
+    """Accuracies `(E,)` of one episode after the other."""
+    weights = next(network.parameters())
+    settings: dict = network.pretrained_cfg  # type: ignore[assignment]
+    mean, std = (torch.tensor(settings[key]).to(weights)[:, None, None] for key in ("mean", "std"))
+    ways = torch.arange(exam.ways, device=weights.device)
+    labels, truth = ways.repeat_interleave(shots), ways.repeat_interleave(exam.queries)
+    accuracies = []
+    for rows in zip(*draw_episodes(dataset, exam, shots), strict=True):
+        support, query = (
+            ((dataset.images[part].to(weights.device).float() / 255).to(weights) - mean) / std for part in rows
+        )
+        logits = plain_episode(network, support, labels, query, exam)
+        accuracies.append((logits.argmax(1) == truth).float().mean().item())
+    return torch.tensor(accuracies)
+
+
+def work_of_an_episode(plain: nn.Module, settings: Settings, shots: int) -> float:
+    """Floating-point operations of convolutions and matrix products."""
+    weights = next(plain.parameters())
+    images = [weights.new_zeros(settings.ways * count, *_input_size(plain)) for count in (shots, settings.queries)]
+    labels = torch.arange(settings.ways, device=weights.device).repeat_interleave(shots)
+    with FlopCounterMode(display=False) as counter:
+        plain_episode(plain, images[0], labels, images[1], settings.exam(2))
+    return counter.get_total_flops()
+
+
+@torch.no_grad()
+def convolution_peak(device: torch.device, seconds: float = 0.5) -> float:
+    """Operations a second of a 3x3 convolution whose data stays in the cache of a CPU, the best of many runs."""
+    count, channels, size = (4 * torch.get_num_threads() if device.type == "cpu" else 512), 64, 32
+    images = torch.randn(count, channels, size, size, device=device).to(memory_format=torch.channels_last)
+    kernel = torch.randn(channels, channels, 3, 3, device=device).to(memory_format=torch.channels_last)
+    times = []
+    while sum(times) < seconds:
+        times.append(timed(device, lambda: F.conv2d(images, kernel, padding=1))[1])
+    return 2 * images.numel() * channels * 9 / min(times)
+
+
+def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of `work`, and its seconds: of this process where one CPU thread does it all, else by the clock."""
+    now = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    _wait(device)
+    started = now()
+    result = work()
+    _wait(device)
+    return result, now() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def race(
+    network: nn.Module, plain: nn.Module, dataset: FewShotDataset, settings: Settings, shots: int, threads: int
+) -> Row:
+    """Both ways in turns, each on the same episodes."""
+    torch.set_num_threads(threads)
+    device = next(network.parameters()).device
+    ways: dict[str, Callable[[Exam], Tensor]] = {
+        "plain": lambda exam: plain_accuracies(plain, dataset, exam, shots),
+        "ours": lambda exam: episode_accuracies(network, dataset, exam, shots),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    accuracies: dict[str, list[Tensor]] = {name: [] for name in ways}
+    count = max(2, settings.episodes // settings.rounds)
+    for way in ways.values():
+        way(settings.exam(2))
+    for part in range(settings.rounds):
+        for name, way in ways.items():
+            found, elapsed = timed(device, lambda way=way, part=part: way(settings.exam(count, part)))  # type: ignore[misc]
+            seconds[name].append(elapsed / count)
+            accuracies[name].append(found)
+    rate = {name: 1 / median(values) for name, values in seconds.items()}
+    mean = {name: 100 * torch.cat(values).mean().item() for name, values in accuracies.items()}
+    share = work_of_an_episode(plain, settings, shots) / convolution_peak(device)
+    return Row(
+        shots,
+        threads,
+        round(rate["plain"], 3),
+        round(rate["ours"], 3),
+        round(rate["ours"] / rate["plain"], 2),
+        round(share * rate["plain"], 3),
+        round(share * rate["ours"], 3),
+        round(mean["plain"], 3),
+        round(mean["ours"], 3),
+    )
+
+
+def same_in_double(network: nn.Module, plain: nn.Module, dataset: FewShotDataset, exam: Exam, shots: int) -> int:
+    """How many episodes have the same accuracy in double precision."""
+    network, plain = copy.deepcopy(network).double(), copy.deepcopy(plain).double()
+    theirs = plain_accuracies(plain, dataset, exam, shots)
+    return int((theirs == episode_accuracies(network, dataset, exam, shots).cpu()).sum())
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and give the object of the last line."""
+    parser = HfArgumentParser(Settings, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    (settings,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    device = Accelerator().device
+    before = torch.get_num_threads()
+    network = open_network(settings).to(device)
+    plain = plain_network(network)
+    dataset = load_dataset(
+        settings.dataset, "test", data_dir=settings.data_dir, image_size=_input_size(network)[-1]
+    ).to(device)
+    all_threads = settings.num_threads if device.type == "cpu" else settings.num_threads[-1:]
+    print(
+        f"{type(network).__name__}, {settings.ways}-way on {dataset.name}, {settings.inner_steps} steps, "
+        f"bn={settings.bn}, {settings.episodes} episodes; {describe_machine(device)}.",
+        flush=True,
+    )
+    try:
+        rows, same = [], {}
+        print(TABLE)
+        for shots in settings.shots:
+            exact = settings.exam(settings.exact_episodes)
+            same[shots] = same_in_double(network, plain, dataset, exact, shots)
+            for threads in all_threads:
+                rows.append(race(network, plain, dataset, settings, shots, threads))
+                print(line(rows[-1], same[shots], settings.exact_episodes), flush=True)
+    finally:
+        torch.set_num_threads(before)
+    return report(settings, rows, same, describe_machine(device))
+
+
+def open_network(settings: Settings) -> nn.Module:
+    """The meta-model that was named, or a fresh network."""
+    if settings.model:
+        return MetaModel.from_pretrained(settings.model).network.eval()
+    stream = fork(settings.seed, "network")
+    return create_network(settings.network, num_classes=settings.ways, generator=stream).eval()
+
+
+def line(row: Row, same: int, of: int) -> str:
+    """A row of the table."""
+    return (
+        f"| {row.shots} | {row.threads} | {row.plain:.2f} | {row.ours:.2f} | {row.ratio:.2f} "
+        f"| {100 * row.peak_share_plain:.0f} % and {100 * row.peak_share:.0f} % "
+        f"| {row.accuracy_plain:.2f} and {row.accuracy:.2f} | {same} of {of} |"
+    )
+
+
+def report(settings: Settings, rows: list[Row], same: dict[int, int], machine: str) -> dict[str, Any]:
+    """Write what was asked for and print the last line."""
+    headline = max(rows, key=lambda row: (row.shots, row.threads))
+    result = {
+        "benchmark": "evaluate",
+        "ratio": headline.ratio,
+        "baseline": headline.plain,
+        "ours": headline.ours,
+        "unit": "episodes a second",
+        "rows": [asdict(row) for row in rows],
+        "same_accuracies_float64": {str(shots): [count, settings.exact_episodes] for shots, count in same.items()},
+    }
+    if settings.output_dir:
+        target = Path(settings.output_dir) / "evaluate.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(section(settings, rows, same, machine), encoding="utf-8")
+        print(f"Wrote {target}.")
+    print(json.dumps(result))
+    return result
+
+
+def section(settings: Settings, rows: list[Row], same: dict[int, int], machine: str) -> str:
+    """What `docs/benchmarks.md` says."""
+    lines = [line(row, same[row.shots], settings.exact_episodes) for row in rows]
+    what = settings.model or f"a fresh {settings.network}"
+    return "\n".join(
+        [
+            "## The exam: fine-tuning on many episodes\n",
+            f"`python benchmarks/evaluate.py`: {what}, {settings.ways}-way on {settings.dataset}, {settings.queries} "
+            f"queries a class, {settings.inner_steps} SGD steps, `bn={settings.bn}`, {settings.episodes} episodes a "
+            f"row in {settings.rounds} turns. {machine}. In pairs: the plain loop first, then hf_dfml.\n",
+            TABLE,
+            *lines,
+            "",
+        ]
+    )
+
+
+def _input_size(network: nn.Module) -> tuple[int, int, int]:
+    settings: dict = network.pretrained_cfg  # type: ignore[assignment]
+    return tuple(settings["input_size"])
+
+
+if __name__ == "__main__":
+    main()

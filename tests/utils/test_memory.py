@@ -1,0 +1,38 @@
+"""What the C library does with freed memory."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PAGE_FAULTS = """
+import resource, sys, torch
+from hf_dfml.utils.memory import keep_freed_memory
+torch.set_num_threads(1)
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def work():
+    tensors = [torch.ones(1 << 20) for _ in range(5)]
+    while tensors:
+        tensors.pop()
+for _ in range(3):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_memory_that_was_freed_is_not_asked_for_again():
+    # Without these glibc may have learnt by chance to keep it.
+    gives_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    faults = {}
+    for way in ("keep", "leave"):
+        command = [sys.executable, "-c", PAGE_FAULTS, way]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env=gives_back)
+        faults[way] = int(run.stdout)
+    assert faults["keep"] < 50 < 150 < faults["leave"]
