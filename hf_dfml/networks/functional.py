@@ -63,7 +63,7 @@ def _normalise(layer: _BatchNorm, x: Tensor, *, source: Source, second_order: bo
         if layer.affine:
             out = torch.addcmul(_per_channel(layer.bias, x), out, _per_channel(layer.weight, x))
     else:
-        variance, mean = _variance_and_mean(x[:source])
+        variance, mean = variance_and_mean(x[:source])
         scale = torch.rsqrt(variance + layer.eps)
         shift = -mean * scale
         if layer.affine:
@@ -74,7 +74,7 @@ def _normalise(layer: _BatchNorm, x: Tensor, *, source: Source, second_order: bo
     return layer.act(layer.drop(out)) if isinstance(layer, BatchNormAct2d) else out
 
 
-def _variance_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+def variance_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     """Of each channel of `x` `(B, C, ...)`, in a shape that meets `x`."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
     if x.device.type != "cpu":
@@ -143,7 +143,7 @@ def batch_statistics(model: nn.Module, params: Mapping[str, Tensor], images: Ten
     found: dict[str, Tensor] = {}
 
     def note(name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
-        variance, mean = _variance_and_mean(inputs[0])
+        variance, mean = variance_and_mean(inputs[0])
         found[f"{name}.running_mean"], found[f"{name}.running_var"] = mean.flatten(), variance.flatten()
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dfml.networks.functional import variance_and_mean
 from hf_dfml.pool.black_box import BlackBox
 from hf_dfml.pool.teacher import Teacher
 
@@ -26,6 +28,27 @@ class InversionWeights:
     l2: float = field(default=0.0, metadata={"help": "Norm of the pixels."})
 
 
+class _Moments(torch.autograd.Function):
+    """Variance and mean of each channel, with their derivative in one pass over the images.
+
+    PyTorch's own takes six; on a CPU that is a third of a step of pixels (conv4).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, C, ...)` -> two times `(C,)`."""
+        variance, mean = variance_and_mean(x)
+        ctx.save_for_backward(x, mean)
+        return variance.flatten(), mean.flatten()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The derivative of the mean is 1/n, that of the variance 2 (x - mean) / n."""
+        x, mean = ctx.saved_tensors
+        by_variance, by_mean = (gradient.view_as(mean) * x.shape[1] / x.numel() for gradient in gradients)
+        return torch.addcmul(by_mean - 2 * by_variance * mean, x, 2 * by_variance)
+
+
 class BatchNormDistance:
     """Collects, over one forward pass, how far each batch norm's input is from its running statistics."""
 
@@ -38,8 +61,7 @@ class BatchNormDistance:
 
     def observe(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Forward pre-hook of a batch-norm layer."""
-        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
-        variance, mean = torch.var_mean(inputs[0], dim=axes, correction=0)
+        variance, mean = _Moments.apply(inputs[0])
         stored_mean: Tensor = module.running_mean  # type: ignore[assignment]
         stored_variance: Tensor = module.running_var  # type: ignore[assignment]
         self.terms.append(

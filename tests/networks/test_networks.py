@@ -7,9 +7,11 @@ import sys
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from hf_dfml.networks import Generator, create_network, functional_forward
+from hf_dfml.networks.generator import UpsampledConv2d
 
 
 def parameters(network):
@@ -63,6 +65,16 @@ def test_generator_gives_images_and_starts_from_its_seed():
     assert first.shape == (3, 3, 16, 16) and 0 <= first.min() and first.max() <= 1
     assert torch.equal(generator(latent), first)
     assert generator.linear.weight.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_transposed_convolution_is_the_convolution_of_an_enlarged_image():
+    images = torch.randn(2, 3, 5, 4, dtype=torch.double, requires_grad=True)
+    layer = UpsampledConv2d(3, 6, 3, padding=1).double()
+    plain = F.conv2d(F.interpolate(images, scale_factor=2), layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(images), plain)
+    towards = torch.randn_like(plain)
+    wanted = torch.autograd.grad(plain, (images, layer.weight), towards)
+    torch.testing.assert_close(torch.autograd.grad(layer(images), (images, layer.weight), towards), wanted)
 
 
 @pytest.mark.parametrize("arch", ["resnet10", "resnet12", "resnet18_cifar"])

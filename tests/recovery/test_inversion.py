@@ -51,6 +51,25 @@ def test_the_statistics_term_vanishes_where_batch_and_running_statistics_agree()
     assert distance.total(logits) > 0.1
 
 
+def test_the_gradient_of_the_statistics_term_is_that_of_its_formula(teacher):
+    teacher, images = teacher.double(), torch.rand(6, 3, 16, 16, dtype=torch.double, requires_grad=True)
+    inputs = []
+    hooks = [block.bn.register_forward_pre_hook(lambda _, x: inputs.append(x[0])) for block in teacher.network.blocks]
+    with watch_batch_norm(teacher) as distance:
+        logits = teacher(images)
+    total = distance.total(logits)
+    plain = sum(
+        torch.linalg.vector_norm(x.var((0, 2, 3), correction=0) - block.bn.running_var)
+        + torch.linalg.vector_norm(x.mean((0, 2, 3)) - block.bn.running_mean)
+        for x, block in zip(inputs, teacher.network.blocks, strict=True)
+    )
+    torch.testing.assert_close(total, plain)
+    (wanted,) = torch.autograd.grad(plain, images, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(total, images)[0], wanted)
+    for hook in hooks:
+        hook.remove()
+
+
 def test_inversion_changes_nothing_in_the_teacher(teacher):
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     config = RecoveryConfig(recovery="pixels", recovery_steps=3, recovery_lr=0.1, images_per_class=2, tv_weight=0.1)
