@@ -19,20 +19,17 @@ from __future__ import annotations
 
 import copy
 import json
-import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from measuring import convolution_peak, parse, table, timed, write_section
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HfArgumentParser
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation.exam import Exam, draw_episodes, episode_accuracies
@@ -42,9 +39,9 @@ from hf_dfml.networks.conv4 import Conv4
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
-TABLE = (
-    "| shots | threads | plain loop, episodes a second | hf_dfml | ratio | of the convolution peak | accuracy "
-    "| the same in float64 |\n|---|---|---|---|---|---|---|---|"
+HEADER = (
+    "shots | threads | plain loop, episodes a second | hf_dfml | ratio | of the convolution peak | accuracy "
+    "| the same in float64"
 )
 
 
@@ -167,33 +164,6 @@ def work_of_an_episode(plain: nn.Module, settings: Settings, shots: int) -> floa
     return counter.get_total_flops()
 
 
-@torch.no_grad()
-def convolution_peak(device: torch.device, seconds: float = 0.5) -> float:
-    """Operations a second of a 3x3 convolution whose data stays in the cache of a CPU, the best of many runs."""
-    count, channels, size = (4 * torch.get_num_threads() if device.type == "cpu" else 512), 64, 32
-    images = torch.randn(count, channels, size, size, device=device).to(memory_format=torch.channels_last)
-    kernel = torch.randn(channels, channels, 3, 3, device=device).to(memory_format=torch.channels_last)
-    times = []
-    while sum(times) < seconds:
-        times.append(timed(device, lambda: F.conv2d(images, kernel, padding=1))[1])
-    return 2 * images.numel() * channels * 9 / min(times)
-
-
-def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of `work`, and its seconds: of this process where one CPU thread does it all, else by the clock."""
-    now = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    _wait(device)
-    started = now()
-    result = work()
-    _wait(device)
-    return result, now() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def race(
     network: nn.Module, plain: nn.Module, dataset: FewShotDataset, settings: Settings, shots: int, threads: int
 ) -> Row:
@@ -239,8 +209,7 @@ def same_in_double(network: nn.Module, plain: nn.Module, dataset: FewShotDataset
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    parser = HfArgumentParser(Settings, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    (settings,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    settings = parse(Settings, __doc__, argv)
     device = Accelerator().device
     before = torch.get_num_threads()
     network = open_network(settings).to(device)
@@ -256,13 +225,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     try:
         rows, same = [], {}
-        print(TABLE)
+        print(HEADER)
         for shots in settings.shots:
             exact = settings.exam(settings.exact_episodes)
             same[shots] = same_in_double(network, plain, dataset, exact, shots)
             for threads in all_threads:
                 rows.append(race(network, plain, dataset, settings, shots, threads))
-                print(line(rows[-1], same[shots], settings.exact_episodes), flush=True)
+                print(*cells(rows[-1], same[shots], settings.exact_episodes), sep=" | ", flush=True)
     finally:
         torch.set_num_threads(before)
     return report(settings, rows, same, describe_machine(device))
@@ -276,13 +245,18 @@ def open_network(settings: Settings) -> nn.Module:
     return create_network(settings.network, num_classes=settings.ways, generator=stream).eval()
 
 
-def line(row: Row, same: int, of: int) -> str:
+def cells(row: Row, same: int, of: int) -> list[str]:
     """A row of the table."""
-    return (
-        f"| {row.shots} | {row.threads} | {row.plain:.2f} | {row.ours:.2f} | {row.ratio:.2f} "
-        f"| {100 * row.peak_share_plain:.0f} % and {100 * row.peak_share:.0f} % "
-        f"| {row.accuracy_plain:.2f} and {row.accuracy:.2f} | {same} of {of} |"
-    )
+    return [
+        f"{row.shots}",
+        f"{row.threads}",
+        f"{row.plain:.2f}",
+        f"{row.ours:.2f}",
+        f"{row.ratio:.2f}",
+        f"{100 * row.peak_share_plain:.0f} % and {100 * row.peak_share:.0f} %",
+        f"{row.accuracy_plain:.2f} and {row.accuracy:.2f}",
+        f"{same} of {of}",
+    ]
 
 
 def report(settings: Settings, rows: list[Row], same: dict[int, int], machine: str) -> dict[str, Any]:
@@ -297,30 +271,18 @@ def report(settings: Settings, rows: list[Row], same: dict[int, int], machine: s
         "rows": [asdict(row) for row in rows],
         "same_accuracies_float64": {str(shots): [count, settings.exact_episodes] for shots, count in same.items()},
     }
-    if settings.output_dir:
-        target = Path(settings.output_dir) / "evaluate.md"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(section(settings, rows, same, machine), encoding="utf-8")
-        print(f"Wrote {target}.")
+    what = settings.model or f"a fresh {settings.network}"
+    write_section(
+        settings.output_dir,
+        "evaluate",
+        "The exam: fine-tuning on many episodes",
+        f"`python benchmarks/evaluate.py`: {what}, {settings.ways}-way on {settings.dataset}, {settings.queries} "
+        f"queries a class, {settings.inner_steps} SGD steps, `bn={settings.bn}`, {settings.episodes} episodes a row "
+        f"in {settings.rounds} turns. In pairs: the plain loop first, then hf_dfml. {machine}.",
+        table(HEADER, [cells(row, same[row.shots], settings.exact_episodes) for row in rows]),
+    )
     print(json.dumps(result))
     return result
-
-
-def section(settings: Settings, rows: list[Row], same: dict[int, int], machine: str) -> str:
-    """What `docs/benchmarks.md` says."""
-    lines = [line(row, same[row.shots], settings.exact_episodes) for row in rows]
-    what = settings.model or f"a fresh {settings.network}"
-    return "\n".join(
-        [
-            "## The exam: fine-tuning on many episodes\n",
-            f"`python benchmarks/evaluate.py`: {what}, {settings.ways}-way on {settings.dataset}, {settings.queries} "
-            f"queries a class, {settings.inner_steps} SGD steps, `bn={settings.bn}`, {settings.episodes} episodes a "
-            f"row in {settings.rounds} turns. {machine}. In pairs: the plain loop first, then hf_dfml.\n",
-            TABLE,
-            *lines,
-            "",
-        ]
-    )
 
 
 def _input_size(network: nn.Module) -> tuple[int, int, int]:

@@ -135,12 +135,23 @@ def peak() -> float:
     return float(usage if sys.platform == "darwin" else 1024 * usage)
 
 
+def cells(row: dict[str, float]) -> list[str]:
+    """Requests, seconds and megabytes of one way."""
+    return [f"{row['requests']:,}", f"{row['seconds']:.1f}", f"{row['megabytes']:.1f}"]
+
+
 def main() -> dict[str, Any]:
+    # Here, so that the processes that are measured do not import all of this before they begin.
+    from measuring import table, write_section
+
+    from hf_dfml.utils.provenance import describe_machine
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=1000, help="Repositories of the organisation.")
     parser.add_argument("--arch", default="conv4_16", help="Their architecture.")
     parser.add_argument("--image_size", type=int, default=16, help="Pixels of a side of their images.")
     parser.add_argument("--classes", type=int, default=5, help="Their classes.")
+    parser.add_argument("--output_dir", default="", help="Where `pool_scale.md` goes; nowhere by default.")
     parser.add_argument("--kept", type=int, default=16, help="Loaded teachers that ours keeps in memory at most.")
     options = parser.parse_args()
 
@@ -169,7 +180,7 @@ def main() -> dict[str, Any]:
             pipe.send(True)
             rows[title] = {"requests": pipe.recv(), "seconds": seconds, "megabytes": megabytes}
             row = rows[title]
-            print(f"{title:34} {row['requests']:9,} {row['seconds']:9.1f} {row['megabytes']:9.1f}", flush=True)
+            print(f"{title:34} " + " ".join(f"{cell:>9}" for cell in cells(row)), flush=True)
 
         count, tenth = options.members, max(1, options.members // 10)
         print(f"{options.members} members, {options.arch} at {options.image_size} pixels, {os.cpu_count()} cores")
@@ -187,6 +198,15 @@ def main() -> dict[str, Any]:
     server.join()
 
     baseline, warm = rows["plain timm, all cached"], rows["ours, all cached"]
+    write_section(
+        options.output_dir,
+        "pool_scale",
+        f"A pool of {options.members:,} repositories",
+        f"`python benchmarks/pool_scale.py --members {options.members}`: {options.arch} at {options.image_size} "
+        "pixels from a Hub on the same machine. Memory is what a process grows by; `pool.stream()` keeps "
+        f"{options.kept} loaded teachers at most. {describe_machine()}.",
+        table("| requests | seconds | MB", [(title, *cells(row)) for title, row in rows.items()]),
+    )
     result = {
         "benchmark": "pool_scale",
         "ratio": round(baseline["requests"] / warm["requests"], 1),

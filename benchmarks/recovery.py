@@ -17,18 +17,15 @@ The last line is a JSON object; `ratio` is how many times faster the 5 steps are
 from __future__ import annotations
 
 import json
-import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from measuring import GLYPHS, counts_own_time, open_pool, parse, timed
 from torch import Tensor
-from transformers import HfArgumentParser
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.learning.distillation import distillation_loss
@@ -36,8 +33,6 @@ from hf_dfml.networks import create_network
 from hf_dfml.networks.functional import normalise
 from hf_dfml.networks.generator import Generator
 from hf_dfml.pool import ModelPool
-from hf_dfml.pool.building import build_pool
-from hf_dfml.pool.member_training import PoolRecipe
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip
 from hf_dfml.recovery.inversion import recover
@@ -47,7 +42,6 @@ from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
-GLYPHS = Path("pools/benchmark-glyphs")
 HELD_OUT = 0.2
 
 
@@ -80,26 +74,6 @@ class Way:
     seconds: list[float] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
-
-
-def timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
-    """The result of `work`, and its seconds: of this process where one CPU thread does it all, else by the clock."""
-    now = time.process_time if _counts_own_time(device) else time.perf_counter
-    _wait(device)
-    started = now()
-    result = work()
-    _wait(device)
-    return result, now() - started
-
-
-def _counts_own_time(device: torch.device) -> bool:
-    """Whether the seconds are those of this process, which other work on the machine hardly changes."""
-    return device.type == "cpu" and torch.get_num_threads() == 1
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def meta_generator_way(settings: Settings, pool: ModelPool, size: int, steps: int) -> Way:
@@ -183,20 +157,12 @@ def accuracy_of(classify: Callable[[Tensor], Tensor], real: tuple[Tensor, Tensor
     return 100 * right / len(labels)
 
 
-def open_pool(settings: Settings) -> tuple[ModelPool, str | None]:
-    """The pool that was named, or the default one, and the data set of its members."""
-    if settings.pool:
-        return ModelPool.open(settings.pool).usable(), settings.dataset
-    built = build_pool("glyphs", output=GLYPHS, num_models=settings.pool_size, recipe=PoolRecipe.fast(flip=False))
-    return built, "glyphs"
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    parser = HfArgumentParser(Settings, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    (settings,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    settings = parse(Settings, __doc__, argv)
     torch.set_num_threads(settings.num_threads)
-    pool, name = open_pool(settings)
+    pool = open_pool(settings.pool, settings.pool_size)
+    name = settings.dataset if settings.pool else "glyphs"
     if name == "glyphs":
         settings = replace(settings, flip=False)  # A mirrored glyph may be another glyph.
     pool = pool.to(Accelerator().device)
@@ -226,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 student_accuracy(teacher, task, real, settings)
                 for teacher, task, real in zip(members, way.tasks, reals, strict=True)
             ]
-    clock = "CPU time of the process" if _counts_own_time(pool.device) else "wall clock"
+    clock = "CPU time of the process" if counts_own_time(pool.device) else "wall clock"
     return report(settings, ways, costs_of_a_pass(settings, members[0], size), teacher_accuracy, clock)
 
 

@@ -24,16 +24,14 @@ import resource
 import subprocess
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from transformers import HfArgumentParser
+from measuring import GLYPHS, open_pool, parse, table, wait, write_section
 
 from hf_dfml.data import load_dataset
 from hf_dfml.evaluation import Exam, evaluate
@@ -42,14 +40,10 @@ from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
-from hf_dfml.pool.building import build_pool
-from hf_dfml.pool.member_training import PoolRecipe
-from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
-GLYPHS = Path("pools/benchmark-glyphs")
 Work = Callable[[Processes], Any]
 
 
@@ -67,7 +61,7 @@ class Settings:
     episodes: int = field(default=40, metadata={"help": "Episodes of the exam (5-way 5-shot, 10 steps)."})
     images: int = field(default=1000, metadata={"help": "Images that the targets are of."})
     seed: int = field(default=0, metadata={"help": "Seed of everything random."})
-    output_dir: str | None = field(default=None, metadata={"help": "Folder that `scaling.md` is written into."})
+    output_dir: str = field(default="", metadata={"help": "Where `scaling.md` goes; nowhere by default."})
 
 
 @dataclass
@@ -99,14 +93,9 @@ def timed(work: Work, processes: Processes, *, together: bool) -> tuple[float, f
     elif processes.is_main:
         work(ALONE)
     spent = time.process_time() - began
-    _wait(processes.device)
+    wait(processes.device)
     seconds = time.perf_counter() - started
     return seconds, max(processes.map(lambda _: spent, range(processes.count)))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compare(work: Work, processes: Processes, repeats: int) -> Times:
@@ -166,37 +155,50 @@ def works(settings: Settings, pool: ModelPool, processes: Processes) -> tuple[di
 def measure(settings: Settings) -> dict[str, Any]:
     """What each of the processes does."""
     torch.set_num_threads(1)
+    imports = peak_memory()
     processes = Processes(Accelerator())
-    pool = open_pool(settings).to(processes.device)
+    pool = open_pool(settings.pool).to(processes.device)
     pieces, methods = works(settings, pool, processes)
     times = {name: compare(work, processes, settings.repeats) for name, work in pieces.items()}
     alone, together = (list(methods[way].model.parameters()) for way in (False, True))
-    peaks = processes.map(lambda _: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, range(processes.count))
+    peaks = processes.map(lambda _: peak_memory(), range(processes.count))
     if not processes.is_main:
         return {}
     difference = max(float((one - other).detach().abs().max()) for one, other in zip(alone, together, strict=True))
-    return report(settings, processes, times, peaks, difference)
+    return report(settings, processes, times, peaks, imports, difference)
+
+
+def peak_memory() -> float:
+    """The most that this process has held so far, in MB (as Linux counts)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def report(
-    settings: Settings, processes: Processes, times: dict[str, Times], peaks: list[float], difference: float
+    settings: Settings,
+    processes: Processes,
+    times: dict[str, Times],
+    peaks: list[float],
+    imports: float,
+    difference: float,
 ) -> dict[str, Any]:
     """Print the table and the last line."""
     count = processes.count
-    rows = [f"| work | 1 process, s | {count} processes, s | times faster | by CPU time |", "|---|---|---|---|---|"]
-    rows += [
-        f"| {name} | {median(time.one):.2f} | {median(time.all):.2f} | {time.ratio:.2f} | {time.cpu_ratio:.2f} |"
-        for name, time in times.items()
-    ]
-    notes = (
-        f"{describe_machine(processes.device)} a process; medians of {settings.repeats}. Peak memory of a process: "
-        f"{', '.join(f'{peak:.0f} MB' for peak in peaks)}. Largest difference of a weight after "
-        f"{settings.repeats + 1} steps by one and by {count}: {difference:g}."
+    shown = table(
+        f"work | 1 process, s | {count} processes, s | times faster | by CPU time",
+        [
+            (name, *(f"{x:.2f}" for x in (median(time.one), median(time.all), time.ratio, time.cpu_ratio)))
+            for name, time in times.items()
+        ],
     )
-    text = "\n".join([f"## {count} processes against one", "", *rows, "", notes])
-    print(text, flush=True)
-    if settings.output_dir:
-        atomic_write(Path(settings.output_dir) / "scaling.md", f"{text}\n")
+    notes = (
+        f"`python benchmarks/scaling.py`: a pool of {settings.pool or 'glyphs'}, one thread a process, medians of "
+        f"{settings.repeats}. Peak memory: {', '.join(f'{peak:.0f} MB' for peak in peaks)}, of which a process has "
+        f"{imports:.0f} MB before it does anything; the first one holds the run that it makes alone as well. Largest "
+        f"difference of a weight after {settings.repeats + 1} steps by one and by {count}: {difference:g}. "
+        f"{describe_machine(processes.device)} by each."
+    )
+    print(shown, notes, sep="\n\n", flush=True)
+    write_section(settings.output_dir, "scaling", f"{count} processes against one", notes, shown)
     result = {
         "benchmark": "scaling",
         "ratio": round(times["step"].ratio, 2),
@@ -207,27 +209,20 @@ def report(
         "ratios": {name: round(time.ratio, 2) for name, time in times.items()},
         "cpu_ratios": {name: round(time.cpu_ratio, 2) for name, time in times.items()},
         "peak_mb": [round(peak) for peak in peaks],
+        "imports_mb": round(imports),
         "largest_difference": difference,
     }
     print(json.dumps(result), flush=True)
     return result
 
 
-def open_pool(settings: Settings) -> ModelPool:
-    """The pool that was named, or the default one."""
-    if settings.pool:
-        return ModelPool.open(settings.pool).usable()
-    return build_pool("glyphs", output=GLYPHS, num_models=8, recipe=PoolRecipe.fast(flip=False))
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line; starts the processes where none was started."""
-    parser = HfArgumentParser(Settings, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    (settings,) = parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)
+    settings = parse(Settings, __doc__, arguments)
     if "RANK" in os.environ:
         return measure(settings)
-    open_pool(settings)  # Built once, if at all.
+    open_pool(settings.pool)  # Built once, if at all.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(settings.processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", __file__, *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -16,31 +16,24 @@ the sphere has with --reference of them.
 from __future__ import annotations
 
 import json
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import sqrt
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measuring import GLYPHS, open_pool, parse
 from torch import Tensor
-from transformers import HfArgumentParser
 
-from hf_dfml.pool import ModelPool
-from hf_dfml.pool.building import build_pool
-from hf_dfml.pool.member_training import PoolRecipe
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.gradient_source import ESTIMATORS, Estimator, ImageLosses, ZeroOrderGradient, autograd_gradient
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
-
-GLYPHS = Path("pools/benchmark-glyphs")
 
 
 @dataclass(frozen=True)
@@ -126,10 +119,9 @@ def queries_for(cosine: float, points: Sequence[tuple[float, float]]) -> float |
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, draw, and give the object of the last line."""
-    parser = HfArgumentParser(Settings, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    (settings,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    settings = parse(Settings, __doc__, argv)
     torch.set_num_threads(settings.num_threads)
-    pool = ModelPool.open(settings.pool).usable() if settings.pool else _glyphs(settings.members)
+    pool = open_pool(settings.pool, max(8, settings.members))
     teachers = [pool.load(index) for index in range(min(settings.members, len(pool)))]
     print(
         f"{len(teachers)} members, {settings.recovery_steps} steps of {settings.recovery}, "
@@ -194,10 +186,6 @@ def verdict(lines: dict[str, list[tuple[float, float]]], settings: Settings) -> 
         "unit": f"queries an image and step for a cosine of {wanted:.3f}",
         "estimator": best,
     }
-
-
-def _glyphs(count: int) -> ModelPool:
-    return build_pool("glyphs", output=GLYPHS, num_models=max(8, count), recipe=PoolRecipe.fast(flip=False))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,14 @@
 """benchmarks/evaluate.py on a tiny exam: both ways come to the same accuracies, and the rows say what they say."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
 TINY = "--ways 3 --shots 1 2 --queries 4 --inner_steps 2 --episodes 4 --rounds 2 --exact_episodes 4 --num_threads 1 2"
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark_evaluate", ROOT / "benchmarks" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+def benchmark(script):
+    return script("evaluate")
 
 
 @pytest.mark.parametrize("bn", ["support", "transductive", "running"])

@@ -1,8 +1,6 @@
 """FREE from the command line: its configurations, a small run of the recipe, the ablation's options, the benchmark."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,11 +72,8 @@ def test_the_recipe_and_the_command_line_know_the_method():
     assert "run(FREE, *parse(FREE, RunConfig" in (ROOT / "recipes" / "free.py").read_text()
 
 
-def test_the_benchmark_ends_with_one_line_of_json(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("benchmark_recovery", ROOT / "benchmarks" / "recovery.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
+def test_the_benchmark_ends_with_one_line_of_json(script, tmp_path, capsys):
+    module = script("recovery")
     pool = glyph_pool(tmp_path / "pool")
     words = f"--pool {pool} --members 3 --teachers_per_step 2 --warmup 1 --recovery_steps 3 --images_per_class 2"
     words += " --latent_dim 8 --generator_width 4 --student_steps 2"

@@ -1,0 +1,92 @@
+"""What the scripts of this folder share: clocks, the convolution peak, a pool of glyphs, sections of the page."""
+
+from __future__ import annotations
+
+import time
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from transformers import HfArgumentParser
+
+from hf_dfml.pool import ModelPool
+from hf_dfml.pool.building import build_pool
+from hf_dfml.pool.member_training import PoolRecipe
+from hf_dfml.utils.checkpoint import atomic_write
+
+GLYPHS = Path("pools/benchmark-glyphs")
+SettingsType = TypeVar("SettingsType")
+Result = TypeVar("Result")
+
+
+def parse(kind: type[SettingsType], description: str | None, argv: Sequence[str] | None) -> SettingsType:
+    """The settings of a script from its command line; `--help` shows its docstring."""
+    parser = HfArgumentParser(kind, description=description, formatter_class=RawDescriptionHelpFormatter)  # type: ignore[arg-type]
+    (settings,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    return settings
+
+
+def open_pool(pool: str, members: int = 8) -> ModelPool:
+    """The usable members of the pool that was named, or the default one: `members` classifiers of glyphs."""
+    if pool:
+        return ModelPool.open(pool).usable()
+    return build_pool("glyphs", output=GLYPHS, num_models=members, recipe=PoolRecipe.fast(flip=False))
+
+
+def timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:
+    """The result of `work`, and its seconds: of this process where one CPU thread does it all, else by the clock."""
+    now = time.process_time if counts_own_time(device) else time.perf_counter
+    wait(device)
+    started = now()
+    result = work()
+    wait(device)
+    return result, now() - started
+
+
+def counts_own_time(device: torch.device) -> bool:
+    """Whether the seconds are those of this process, which other work on the machine hardly changes."""
+    return device.type == "cpu" and torch.get_num_threads() == 1
+
+
+def wait(device: torch.device) -> None:
+    """Until an accelerator has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@torch.no_grad()
+def convolution_peak(device: torch.device, seconds: float = 0.5) -> float:
+    """Operations a second of a 3x3 convolution whose data stays in the cache of a CPU, the best of many runs."""
+    count, channels, size = (4 * torch.get_num_threads() if device.type == "cpu" else 512), 64, 32
+    images = torch.randn(count, channels, size, size, device=device).to(memory_format=torch.channels_last)
+    kernel = torch.randn(channels, channels, 3, 3, device=device).to(memory_format=torch.channels_last)
+    times: list[float] = []
+    while sum(times) < seconds:
+        times.append(timed(device, lambda: F.conv2d(images, kernel, padding=1))[1])
+    return 2 * images.numel() * channels * 9 / min(times)
+
+
+def write_section(output_dir: str, name: str, title: str, *paragraphs: str) -> None:
+    """`output_dir/name.md`, a section of `docs/benchmarks.md`; nothing where no folder was named.
+
+    Args:
+        output_dir: the folder, or nothing.
+        name: of the script.
+        title: of the section.
+        paragraphs: of the section, which are wrapped; a table is one of them.
+    """
+    if output_dir:
+        target = Path(output_dir) / f"{name}.md"
+        wrapped = (text if text.startswith("|") else fill(text, 119, break_on_hyphens=False) for text in paragraphs)
+        atomic_write(target, "\n\n".join([f"## {title}", *wrapped]) + "\n")
+        print(f"Wrote {target}.", flush=True)
+
+
+def table(header: str, rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown; `header` has its names between vertical bars."""
+    lines = [f"| {header} |", "|" + "---|" * (header.count("|") + 1)]
+    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows])
