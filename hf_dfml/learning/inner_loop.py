@@ -73,9 +73,8 @@ def adapt(
         return _descend(model, [params], support[None], labels[None], loop)[0]
 
     def loss(current: Parameters) -> Tensor:
-        logits = functional_forward(
-            model, params | current, support, source=_support_norm(loop), second_order=loop.second_order
-        )
+        twice = loop.second_order and under_vmap
+        logits = functional_forward(model, params | current, support, source=_support_norm(loop), second_order=twice)
         return F.cross_entropy(logits, labels)
 
     moving = {name: params[name] for name in _moving_names(model, params, loop)}
@@ -191,7 +190,7 @@ def query_outputs(
     """
     forward = partial(functional_forward, model, features=features)
     if bn == "transductive":
-        return forward(params, query, second_order=second_order)
+        return forward(params, query, second_order=second_order and under_vmap)
     if bn == "support" and (under_vmap or torch.is_grad_enabled()):
         # All in one pass, through which the statistics have a derivative.
         return forward(params, torch.cat([support, query]), source=len(support))[len(support) :]

@@ -34,7 +34,7 @@ def batch_norm_from(model: nn.Module, source: Source, *, second_order: bool = Tr
     Args:
         model: any network; its batch norms may be PyTorch's or timm's fused batch norm and activation.
         source: `running`, `batch`, or a number `n`: the first `n` images (the support set) normalise the whole batch.
-        second_order: whether second derivatives may be taken; without, `batch` is faster.
+        second_order: whether second derivatives may be taken under `vmap`; without, `batch` is faster.
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     # An instance attribute hides the class's forward; only inside another such block is there one already.
@@ -122,7 +122,7 @@ def functional_forward(
         images: `(B, 3, H, W)` in [0, 1].
         source: whose batch-norm statistics are used.
         features: give the penultimate features instead of the logits.
-        second_order: whether second derivatives may be taken; see `batch_norm_from`.
+        second_order: whether second derivatives may be taken under `vmap`; see `batch_norm_from`.
 
     Returns:
         Logits `(B, N)`, or features `(B, D)`.
