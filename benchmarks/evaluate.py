@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from measuring import convolution_peak, parse, table, timed, write_section
+from measuring import convolution_peak, parse, plain_network, table, timed, write_section
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,7 +35,6 @@ from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation.exam import Exam, draw_episodes, episode_accuracies
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import BatchNorm, create_network
-from hf_dfml.networks.conv4 import Conv4
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
@@ -95,16 +94,6 @@ class Row:
     peak_share: float
     accuracy_plain: float
     accuracy: float
-
-
-def plain_network(network: nn.Module) -> nn.Module:
-    """A copy without anything that makes it fast: conv4 in the published order, ReLU before pooling."""
-    plain = copy.deepcopy(network)
-    if isinstance(plain, Conv4):
-        plain.blocks = nn.Sequential(
-            *(nn.Sequential(block.conv, block.bn, nn.ReLU(), nn.MaxPool2d(2)) for block in plain.blocks)
-        )
-    return plain
 
 
 def plain_episode(network: nn.Module, support: Tensor, labels: Tensor, query: Tensor, exam: Exam) -> Tensor:

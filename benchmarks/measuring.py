@@ -1,7 +1,8 @@
-"""What the scripts of this folder share: clocks, the convolution peak, a pool of glyphs, sections of the page."""
+"""What the scripts of this folder share: clocks, the convolution peak, plain networks, sections of the page."""
 
 from __future__ import annotations
 
+import copy
 import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
@@ -11,8 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import HfArgumentParser
 
+from hf_dfml.networks.conv4 import Conv4
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.building import build_pool
 from hf_dfml.pool.member_training import PoolRecipe
@@ -68,6 +72,30 @@ def convolution_peak(device: torch.device, seconds: float = 0.5) -> float:
     while sum(times) < seconds:
         times.append(timed(device, lambda: F.conv2d(images, kernel, padding=1))[1])
     return 2 * images.numel() * channels * 9 / min(times)
+
+
+def plain_network(network: nn.Module) -> nn.Module:
+    """A copy without anything that makes it fast: conv4 in the published order, ReLU before pooling."""
+    plain = copy.deepcopy(network)
+    if isinstance(plain, Conv4):
+        plain.blocks = nn.Sequential(
+            *(nn.Sequential(block.conv, block.bn, nn.ReLU(), nn.MaxPool2d(2)) for block in plain.blocks)
+        )
+    return plain
+
+
+def time_shares(device: torch.device, work: Callable[[], Any]) -> dict[str, float]:
+    """Shares of a CPU's time in convolutions and matrix products, batch norm, all else; nothing on an accelerator."""
+    if device.type != "cpu":
+        return {}
+    kinds = {"convolutions and matrix products": ("conv", "mm"), "batch norm": ("batch_norm",)}
+    spent = dict.fromkeys([*kinds, "all else"], 0.0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    for event in profiler.key_averages():
+        kind = next((kind for kind, parts in kinds.items() if any(part in event.key for part in parts)), "all else")
+        spent[kind] += event.self_cpu_time_total
+    return {kind: round(time / sum(spent.values()), 3) for kind, time in spent.items()}
 
 
 def write_section(output_dir: str, name: str, title: str, *paragraphs: str) -> None:

@@ -1,31 +1,49 @@
-"""Recovering a task in 5 (and 2) steps of FREE's meta-generator against 200 steps of a generator from scratch.
+"""What a recovery costs and what it is good for: generators of several widths, pixels, and FREE's few steps.
 
-    python benchmarks/recovery.py                                    # a small pool of glyphs, CPU-sized generator
-    python benchmarks/recovery.py --pool pools/cifar-fs --dataset cifar-fs --generator_width 64   # the paper's size
+    python benchmarks/recovery.py                                    # a small pool of glyphs, minutes
+    python benchmarks/recovery.py --pool pools/cifar-fs --dataset cifar-fs --recoveries generator-64 pixels@0.1
 
-Both ways recover the same number of images from the same members under the same objective (cross-entropy and whatever
-weights are given; no boundary term, as there is no meta-model here), side by side in one run. Printed are
+All ways recover the same number of images from the same members, in the same number of steps but for FREE's, side by
+side in one run, under the same objective (no boundary term, as there is no meta-model here; pixels need a total
+variation and another rate). `generator-64` is the default of `RecoveryConfig`, `generator-16@0.005` its option
+`generator_width=16` with a rate of 0.005, `pixels@0.1` its `recovery="pixels"`; `free-5` adapts a meta-generator of
+--generator_width. For each:
 - the time of a task (with one CPU thread that of this process, so that other work on the machine does not count);
   FREE's includes the meta-generator's own step, its warm-up is paid once and named separately;
-- the time of one pass through generator and teacher, forward and backward, of which both ways consist;
+- one pass, forward and backward, through its generator, and the share of the convolution peak that it reaches;
 - what the images are good for: the accuracy, on real images that the member was not trained on, of a student distilled
   from them. It needs --dataset; without one (and with a pool of your own) it is left out.
 
-The last line is a JSON object; `ratio` is how many times faster the 5 steps are.
+Below stand the teacher's pass, and what a step of the first two recoveries spends its time on.
+
+The last line is a JSON object; `ratio` is how many times faster the second of --recoveries is than the first.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from measuring import GLYPHS, counts_own_time, open_pool, parse, timed
-from torch import Tensor
+from measuring import (
+    GLYPHS,
+    convolution_peak,
+    counts_own_time,
+    open_pool,
+    parse,
+    table,
+    time_shares,
+    timed,
+    write_section,
+)
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.learning.distillation import distillation_loss
@@ -58,10 +76,23 @@ class Settings(MetaGeneratorConfig):
     pool_size: int = field(default=8, metadata={"help": "Members of the default pool."})
     teachers_per_step: int = field(default=4, metadata={"help": "Teachers in a step of the meta-generator."})
     warmup: int = field(default=20, metadata={"help": "Steps of the meta-generator before anything is measured."})
+    recoveries: list[str] = field(
+        default_factory=lambda: [
+            "generator-64",
+            "generator-16@0.005",
+            "generator-8@0.005",
+            "pixels@0.1",
+            "free-5",
+            "free-2",
+        ],
+        metadata={"help": "`generator-WIDTH`, `pixels` or `free-STEPS`, perhaps @RATE; the first is the baseline."},
+    )
+    pixels_tv: float = field(default=0.1, metadata={"help": "Weight of the total variation for pixels."})
     student_steps: int = field(default=100, metadata={"help": "Adam steps by which a student is distilled."})
-    generator_width: int = field(default=16, metadata={"help": "Channels of the generator (64 in the paper)."})
+    generator_width: int = field(default=16, metadata={"help": "Channels of the meta-generator (64 in the paper)."})
     seed: int = field(default=0, metadata={"help": "Seed of everything random."})
     num_threads: int = field(default=1, metadata={"help": "CPU threads."})
+    output_dir: str = field(default="", metadata={"help": "Where `recovery.md` goes; nowhere by default."})
 
 
 @dataclass
@@ -70,16 +101,32 @@ class Way:
 
     name: str
     run: Callable[[list[Teacher]], list[Task]]
+    config: MetaGeneratorConfig
     warmup_seconds: float = 0.0
     seconds: list[float] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
 
 
-def meta_generator_way(settings: Settings, pool: ModelPool, size: int, steps: int) -> Way:
-    """FREE's recovery in `steps` steps, after its warm-up."""
-    stream = fork(settings.seed, "meta-generator", steps)
-    meta = MetaGenerator(replace(settings, adaptation_steps=steps), size, pool.device)
+def way_of(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
+    """A recovery by its name: a kind, perhaps a number, perhaps a rate."""
+    what, _, rate = name.partition("@")
+    kind, _, number = what.partition("-")
+    if rate:
+        settings = replace(settings, recovery_lr=float(rate), adaptation_lr=float(rate))
+    if kind == "free":
+        return meta_generator_way(name, replace(settings, adaptation_steps=int(number)), pool, size)
+    if kind == "generator":
+        return scratch_way(name, replace(settings, generator_width=int(number)), size)
+    if kind == "pixels":
+        return scratch_way(name, replace(settings, recovery="pixels", tv_weight=settings.pixels_tv), size)
+    raise SystemExit(f"--recoveries {name}: expected generator-WIDTH, pixels or free-STEPS, perhaps @RATE.")
+
+
+def meta_generator_way(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
+    """FREE's recovery, after its warm-up."""
+    stream = fork(settings.seed, "meta-generator", settings.adaptation_steps)
+    meta = MetaGenerator(settings, size, pool.device)
     meta.reset_parameters(stream)
 
     def warm_up() -> None:
@@ -88,30 +135,53 @@ def meta_generator_way(settings: Settings, pool: ModelPool, size: int, steps: in
             meta.recover([pool.load(index) for index in drawn], stream)
 
     _, seconds = timed(pool.device, warm_up)
-    return Way(f"FREE, {steps} steps", lambda teachers: meta.recover(teachers, stream)[0], seconds)
+    return Way(name, lambda teachers: meta.recover(teachers, stream)[0], settings, seconds)
 
 
-def scratch_way(settings: Settings, size: int) -> Way:
-    """The recovery of BiDf-MKD and TGR: a fresh generator for each task."""
+def scratch_way(name: str, settings: Settings, size: int) -> Way:
+    """The recovery of BiDf-MKD and TGR: each task by itself."""
     stream = fork(settings.seed, "scratch")
-    return Way(
-        f"from scratch, {settings.recovery_steps} steps",
-        lambda teachers: [recover(teacher, settings, size, stream) for teacher in teachers],
-    )
+    return Way(name, lambda teachers: [recover(teacher, settings, size, stream) for teacher in teachers], settings)
 
 
-def costs_of_a_pass(settings: Settings, teacher: Teacher, size: int, repeats: int = 5) -> dict[str, float]:
-    """Seconds of one pass, forward and backward, of generator and teacher on the images of one task."""
+@dataclass(frozen=True)
+class Pass:
+    """Milliseconds of one pass, forward and backward, and the share of the convolution peak."""
+
+    ms: float
+    peak_share: float
+
+    def __str__(self) -> str:
+        return f"{self.ms:.1f} ({100 * self.peak_share:.0f} %)"
+
+
+def pass_through(network: nn.Module, inputs: Tensor, peak: float, repeats: int = 5) -> Pass:
+    """What a pass of `inputs` through `network` costs, gradients of the inputs included."""
+    inputs = inputs.to(next(network.parameters()).device).requires_grad_()
+
+    def run() -> None:
+        network(inputs).sum().backward()
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    seconds = median(timed(inputs.device, run)[1] for _ in range(repeats))
+    return Pass(1000 * seconds, counter.get_total_flops() / seconds / peak)
+
+
+def costs_of_passes(ways: list[Way], teacher: Teacher, size: int) -> dict[str, Pass]:
+    """A pass through the teacher, and through the generator of each way that has one, with the images of one task."""
     device = teacher.mean.device
-    count = teacher.num_classes * settings.images_per_class
-    network = Generator(settings.latent_dim, settings.generator_width, size).to(device)
-    latent = torch.randn(count, settings.latent_dim, generator=fork(0, "latent")).to(device).requires_grad_()
-    images = torch.rand(count, 3, size, size, generator=fork(0, "images")).to(device).requires_grad_()
-    passes = {"generator": lambda: network(latent).sum(), "teacher": lambda: teacher(images).sum()}
-    return {
-        name: median(timed(device, lambda run=run: run().backward())[1] for _ in range(repeats + 1))  # type: ignore[misc]
-        for name, run in passes.items()
-    }
+    peak = convolution_peak(device)
+    config = ways[0].config
+    count = teacher.num_classes * config.images_per_class
+    images = torch.rand(count, 3, size, size, generator=fork(0, "images"))
+    costs = {"teacher": pass_through(teacher, images, peak)}
+    for way in ways:
+        if way.config.recovery == "generator":
+            network = Generator(way.config.latent_dim, way.config.generator_width, size).to(device)
+            latent = torch.randn(count, way.config.latent_dim, generator=fork(0, "latent"))
+            costs[way.name] = pass_through(network, latent, peak)
+    return costs
 
 
 def held_out(teacher: Teacher, dataset: FewShotDataset) -> tuple[Tensor, Tensor]:
@@ -168,13 +238,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     pool = pool.to(Accelerator().device)
     size = max(entry.input_size[-1] for entry in pool if entry.input_size)
     members = [pool.load(index) for index in range(min(settings.members, len(pool)))]
-    print(
-        f"{len(members)} of {len(pool)} members, {settings.images_per_class} images a class, {size} pixels, generator "
-        f"{settings.generator_width} wide; {describe_machine(pool.device)}, {settings.num_threads} threads.",
-        flush=True,
+    about = (
+        f"{len(members)} of {len(pool)} members of {Path(settings.pool).name or 'a pool of glyphs'}, "
+        f"{settings.images_per_class} images a class, {size} pixels, {settings.recovery_steps} steps. "
+        f"{describe_machine(pool.device)}."
     )
+    print(about, flush=True)
 
-    ways = [meta_generator_way(settings, pool, size, steps) for steps in (5, 2)] + [scratch_way(settings, size)]
+    ways = [way_of(recovery, settings, pool, size) for recovery in settings.recoveries]
     together = settings.teachers_per_step
     for group in (members[start : start + together] for start in range(0, len(members), together)):
         for way in ways:
@@ -192,44 +263,77 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 student_accuracy(teacher, task, real, settings)
                 for teacher, task, real in zip(members, way.tasks, reals, strict=True)
             ]
-    clock = "CPU time of the process" if counts_own_time(pool.device) else "wall clock"
-    return report(settings, ways, costs_of_a_pass(settings, members[0], size), teacher_accuracy, clock)
+    costs = costs_of_passes(ways, members[0], size)
+    scratch = [way for way in ways if not way.warmup_seconds][:2]
+    short = {way.name: replace(way.config, recovery_steps=3) for way in scratch}
+    shares = {
+        name: time_shares(pool.device, partial(recover, members[0], config, size, fork(0)))
+        for name, config in short.items()
+    }
+    return report(settings, about, ways, costs, shares, teacher_accuracy)
+
+
+HEADER = (
+    "recovery | s a task | tasks a second | times faster | warm-up, s | one pass of the generator, ms (of the peak) "
+    "| student, %"
+)
 
 
 def report(
-    settings: Settings, ways: list[Way], costs: dict[str, float], teacher: float | None, clock: str
+    settings: Settings,
+    about: str,
+    ways: list[Way],
+    costs: dict[str, Pass],
+    shares: dict[str, dict[str, float]],
+    teacher: float | None,
 ) -> dict[str, Any]:
     """Print the table and the last line."""
-    five, two, scratch = ways
-    print(f"{'recovery':28} {'s a task':>9} {'times faster':>13} {'warm-up, s':>11} {'student, %':>11}")
-    for way in ways:
-        shown = f"{mean(way.accuracies):11.1f}" if way.accuracies else f"{'-':>11}"
-        faster = mean(scratch.seconds) / mean(way.seconds)
-        print(f"{way.name:28} {mean(way.seconds):9.3f} {faster:13.1f} {way.warmup_seconds:11.1f} {shown}")
-    print(f"Seconds are {clock}.")
-    print(" ".join(f"One pass, {name}: {1000 * seconds:.1f} ms." for name, seconds in costs.items()))
-    if teacher is None:
-        print("No --dataset: what the images are good for was not measured.")
-    else:
-        print(f"The members themselves classify {teacher:.1f} % of the same real images.")
-    saved = mean(scratch.seconds) - mean(five.seconds)
-    if saved > 0:
-        print(f"The warm-up of the 5 steps is paid back after {five.warmup_seconds / saved:.1f} tasks.")
+    seconds = {way.name: mean(way.seconds) for way in ways}
+    baseline = seconds[ways[0].name]
+    rows = [
+        [
+            way.name,
+            f"{seconds[way.name]:.3f}",
+            f"{1 / seconds[way.name]:.3f}",
+            f"{baseline / seconds[way.name]:.1f}",
+            f"{way.warmup_seconds:.1f}" if way.warmup_seconds else "-",
+            costs.get(way.name, "-"),
+            f"{mean(way.accuracies):.1f}" if way.accuracies else "-",
+        ]
+        for way in ways
+    ]
+    clock = "CPU time of the process" if counts_own_time(torch.device("cpu")) else "wall clock"
+    notes = [
+        f"Seconds are {clock}. One pass of the teacher takes {costs['teacher'].ms:.1f} ms and reaches "
+        f"{100 * costs['teacher'].peak_share:.0f} % of the convolution peak.",
+        "No --dataset: what the images are good for was not measured."
+        if teacher is None
+        else f"The members themselves classify {teacher:.1f} % of the real images that the students are tested on.",
+    ]
+    for name, parts in shares.items():
+        told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in parts.items())
+        notes.append(f"Time of a step, {name}: {told}.")
+    text = " ".join(notes)
+    print(table(HEADER, rows), text, sep="\n\n")
+    about = f"`python benchmarks/recovery.py`: {about}"
+    write_section(settings.output_dir, "recovery", "Recovery of a task", about, table(HEADER, rows), text)
+    ours = ways[min(1, len(ways) - 1)].name
     result = {
         "benchmark": "recovery",
-        "ratio": round(mean(scratch.seconds) / mean(five.seconds), 2),
-        "baseline": round(mean(scratch.seconds), 6),
-        "ours": round(mean(five.seconds), 6),
+        "ratio": round(baseline / seconds[ours], 2),
+        "baseline": round(baseline, 6),
+        "ours": round(seconds[ours], 6),
         "unit": "seconds a task",
         "clock": clock,
-        "ratio_two_steps": round(mean(scratch.seconds) / mean(two.seconds), 2),
-        "warmup_seconds": round(five.warmup_seconds, 2),
+        "ratios": {name: round(baseline / value, 2) for name, value in seconds.items()},
+        "warmup_seconds": {way.name: round(way.warmup_seconds, 2) for way in ways if way.warmup_seconds},
         "student_accuracy": {way.name: round(mean(way.accuracies), 2) for way in ways if way.accuracies},
         "student_accuracies": {way.name: [round(value, 1) for value in way.accuracies] for way in ways},
         "teacher_accuracy": teacher and round(teacher, 2),
-        "pass_seconds": {name: round(seconds, 5) for name, seconds in costs.items()},
+        "passes": {name: asdict(cost) for name, cost in costs.items()},
+        "shares": shares,
+        "recovery_steps": settings.recovery_steps,
         "images_per_class": settings.images_per_class,
-        "generator_width": settings.generator_width,
     }
     print(json.dumps(result))
     return result

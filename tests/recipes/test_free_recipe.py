@@ -72,19 +72,29 @@ def test_the_recipe_and_the_command_line_know_the_method():
     assert "run(FREE, *parse(FREE, RunConfig" in (ROOT / "recipes" / "free.py").read_text()
 
 
+RECOVERIES = ["generator-8", "generator-4@0.005", "pixels@0.1", "free-2"]
+
+
 def test_the_benchmark_ends_with_one_line_of_json(script, tmp_path, capsys):
     module = script("recovery")
     pool = glyph_pool(tmp_path / "pool")
     words = f"--pool {pool} --members 3 --teachers_per_step 2 --warmup 1 --recovery_steps 3 --images_per_class 2"
-    words += " --latent_dim 8 --generator_width 4 --student_steps 2"
+    words += " --latent_dim 8 --generator_width 4 --student_steps 2 --recoveries"
+    words += f" {' '.join(RECOVERIES)} --output_dir {tmp_path}"
     for more, names in (
         ([], []),
-        (["--dataset", "glyphs"], ["FREE, 5 steps", "FREE, 2 steps", "from scratch, 3 steps"]),
+        (["--dataset", "glyphs"], RECOVERIES),
     ):
         module.main([*words.split(), *more])
         printed = capsys.readouterr().out.strip().splitlines()
         result = json.loads(printed[-1])
         assert result["benchmark"] == "recovery" and result["unit"] == "seconds a task"
         assert result["ratio"] == pytest.approx(result["baseline"] / result["ours"], rel=0.02)
+        assert list(result["ratios"]) == RECOVERIES and set(result["passes"]) == {"teacher", *RECOVERIES} - {
+            "pixels@0.1"
+        }
+        assert result["ratio"] == result["ratios"]["generator-4@0.005"]
         assert list(result["student_accuracy"]) == names and (result["teacher_accuracy"] is None) is not bool(names)
-        assert ("what the images are good for was not measured" in "\n".join(printed)) is not bool(names)
+        section = (tmp_path / "recovery.md").read_text()
+        assert all(f"| {name} |" in section for name in RECOVERIES)
+        assert ("what the images are good for was not measured" in section) is not bool(names)
