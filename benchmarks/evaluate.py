@@ -265,7 +265,7 @@ def report(settings: Settings, rows: list[Row], same: dict[int, int], machine: s
         settings.output_dir,
         "evaluate",
         "The exam: fine-tuning on many episodes",
-        f"`python benchmarks/evaluate.py`: {what}, {settings.ways}-way on {settings.dataset}, {settings.queries} "
+        f"{what[0].upper()}{what[1:]}, {settings.ways}-way on {settings.dataset}, {settings.queries} "
         f"queries a class, {settings.inner_steps} SGD steps, `bn={settings.bn}`, {settings.episodes} episodes a row "
         f"in {settings.rounds} turns. In pairs: the plain loop first, then hf_dfml. {machine}.",
         table(HEADER, [cells(row, same[row.shots], settings.exact_episodes) for row in rows]),

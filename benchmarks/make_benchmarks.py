@@ -15,7 +15,14 @@ from pathlib import Path
 from textwrap import fill
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = {"evaluate": "", "replay": "", "recovery": "", "pool_scale": "--members 200", "scaling": "--repeats 2"}
+PAGE = ROOT / "docs" / "benchmarks.md"
+SCRIPTS = {
+    "evaluate": "",
+    "replay": "",
+    "recovery": "--members 2 --recovery_steps 40 --warmup 10",
+    "pool_scale": "--members 200",
+    "scaling": "--repeats 2",
+}
 HEAD = """# Benchmarks
 
 Written by `make benchmark`; not edited by hand. Each section is the work of one script, which compares both sides in
@@ -28,7 +35,7 @@ No figures: none could be had. The same scripts use one where there is one:
 
 ```bash
 python benchmarks/evaluate.py --episodes 600 --num_threads 1
-python benchmarks/replay.py --batches 16
+python benchmarks/replay.py --steps 20
 python benchmarks/recovery.py --generator_width 64 --images_per_class 30
 accelerate launch --multi_gpu benchmarks/scaling.py --generator_width 64 --recovery_steps 200
 ```
@@ -65,9 +72,8 @@ def main() -> None:
         f"Minutes of the last run: {told}; {sum(minutes.values()):.1f} in all. Before it {busy:.1f} processes were "
         f"busy on {os.cpu_count()} cores{shared}"
     )
-    target = ROOT / "docs" / "benchmarks.md"
-    target.write_text(page(options.output_dir, note), encoding="utf-8")
-    print(f"Wrote {target}.")
+    PAGE.write_text(page(options.output_dir, note), encoding="utf-8")
+    print(f"Wrote {PAGE}.")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from hf_dfml.pool import ModelPool
 from hf_dfml.pool.building import build_pool
 from hf_dfml.pool.member_training import PoolRecipe
 from hf_dfml.utils.checkpoint import atomic_write
+from hf_dfml.utils.provenance import this_command
 
 GLYPHS = Path("pools/benchmark-glyphs")
 SettingsType = TypeVar("SettingsType")
@@ -99,7 +100,7 @@ def time_shares(device: torch.device, work: Callable[[], Any]) -> dict[str, floa
 
 
 def write_section(output_dir: str, name: str, title: str, *paragraphs: str) -> None:
-    """`output_dir/name.md`, a section of `docs/benchmarks.md`; nothing where no folder was named.
+    """`output_dir/name.md`, a section of `docs/benchmarks.md` with its command; nothing where no folder was named.
 
     Args:
         output_dir: the folder, or nothing.
@@ -110,7 +111,8 @@ def write_section(output_dir: str, name: str, title: str, *paragraphs: str) -> N
     if output_dir:
         target = Path(output_dir) / f"{name}.md"
         wrapped = (text if text.startswith("|") else fill(text, 119, break_on_hyphens=False) for text in paragraphs)
-        atomic_write(target, "\n\n".join([f"## {title}", *wrapped]) + "\n")
+        command = f"```bash\n{this_command()}\n```"
+        atomic_write(target, "\n\n".join([f"## {title}", *wrapped, command]) + "\n")
         print(f"Wrote {target}.", flush=True)
 
 

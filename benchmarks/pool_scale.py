@@ -202,7 +202,7 @@ def main() -> dict[str, Any]:
         options.output_dir,
         "pool_scale",
         f"A pool of {options.members:,} repositories",
-        f"`python benchmarks/pool_scale.py --members {options.members}`: {options.arch} at {options.image_size} "
+        f"{options.arch} at {options.image_size} "
         "pixels from a Hub on the same machine. Memory is what a process grows by; `pool.stream()` keeps "
         f"{options.kept} loaded teachers at most. {describe_machine()}.",
         table("| requests | seconds | MB", [(title, *cells(row)) for title, row in rows.items()]),

@@ -315,7 +315,6 @@ def report(
         notes.append(f"Time of a step, {name}: {told}.")
     text = " ".join(notes)
     print(table(HEADER, rows), text, sep="\n\n")
-    about = f"`python benchmarks/recovery.py`: {about}"
     write_section(settings.output_dir, "recovery", "Recovery of a task", about, table(HEADER, rows), text)
     ours = ways[min(1, len(ways) - 1)].name
     result = {

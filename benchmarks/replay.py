@@ -204,7 +204,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     network = network.to(device)
     bank = bank_of(settings, int(network.pretrained_cfg["input_size"][-1]), device)  # type: ignore[index,arg-type,union-attr]
     about = (
-        f"`python benchmarks/replay.py`: {settings.network}, {settings.ways}-way {settings.shots}-shot with "
+        f"{settings.network}, {settings.ways}-way {settings.shots}-shot with "
         f"{settings.queries} queries a class, {settings.inner_steps} inner steps, {settings.batch} episodes an outer "
         f"step, {settings.steps} outer steps by each. {describe_machine(device)}. In pairs: the plain loop first."
     )

@@ -191,7 +191,7 @@ def report(
         ],
     )
     notes = (
-        f"`python benchmarks/scaling.py`: a pool of {settings.pool or 'glyphs'}, one thread a process, medians of "
+        f"A pool of {settings.pool or 'glyphs'}, one thread a process, medians of "
         f"{settings.repeats}. Peak memory: {', '.join(f'{peak:.0f} MB' for peak in peaks)}, of which a process has "
         f"{imports:.0f} MB before it does anything; the first one holds the run that it makes alone as well. Largest "
         f"difference of a weight after {settings.repeats + 1} steps by one and by {count}: {difference:g}. "
