@@ -161,8 +161,9 @@ class MetaModel:
                 of PIL images, arrays, tensors or files; or a folder with one folder of images for each class, of which
                 files that cannot be read are left out with a warning. Grey images and mixed sizes are fine.
             labels: the class of each image, anything hashable; left out with a folder.
-            head: `finetune` (SGD on all parameters), `prototype` (nearest class mean by cosine), `linear` (logistic
-                regression on features) or `icfil` (SGD and PURER's calibration, slow); the config's by default.
+            head: `finetune` (SGD on all parameters), `prototype` (nearest class mean by cosine), `mirrored` (the
+                same, each image seen together with its mirror image), `linear` (logistic regression on features) or
+                `icfil` (SGD and PURER's calibration, slow); the config's by default.
             bn: whose batch-norm statistics normalise the queries; the config's by default. `support`: those of the
                 support set, so that a prediction does not depend on what else is asked. `running`: the stored ones.
                 `transductive`: those of all queries of a call to `predict` together, as in the papers' exams.

@@ -263,7 +263,11 @@ def final_exam(
             results += evaluate(model, dataset, protocol, method=name, command=command, processes=processes)
         # Yardsticks are made of members' weights and features.
         if config.yardsticks and isinstance(pool, ModelPool):
-            results += yardsticks(pool, dataset, exam, device=device, command=command, processes=processes)
+            mirrored = any(adapt.head == "mirrored" for adapt in chosen)
+            heads: list[Head] = ["prototype", "mirrored"] if mirrored else ["prototype"]
+            results += yardsticks(
+                pool, dataset, exam, heads=heads, device=device, command=command, processes=processes
+            )
     if processes.is_main:
         print_table(results)
     return results
@@ -412,7 +416,7 @@ def _best_head(model: nn.Module, config: RunConfig, processes: Processes) -> Ada
     datasets = _validation_sets(config)
     exam = _validation_exam(config)
     scores: dict[Adaptation, float] = {}
-    for head in ("finetune", "prototype"):
+    for head in ("finetune", "prototype", "mirrored"):
         for bn in ("support", "running"):
             protocol = replace(exam, head=head, bn=bn)
             scores[Adaptation(bn=bn, head=head)] = sum(

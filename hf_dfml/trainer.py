@@ -49,6 +49,13 @@ class TrainerConfig:
         default=0.0,
         metadata={"help": "Stop after so many minutes, setup included, ready to go on (the exam is later); 0: never."},
     )
+    recovery_cache: str = field(
+        default="",
+        metadata={
+            "help": "Folder of recovered images for pool distillation: what another run has recovered from the same "
+            "member with the same options and seed is not recovered again."
+        },
+    )
     log_with: str = field(
         default="tensorboard", metadata={"help": "Tracker for Accelerate (`tensorboard`, `wandb`, ...) or `none`."}
     )
@@ -119,6 +126,7 @@ class Trainer:
             device=self.processes.device,
             seed=config.seed,
             scratch=self.folder / "setup" / self._setup_name(),
+            cache=Path(config.recovery_cache) if config.recovery_cache else None,
             processes=self.processes,
             interrupted=self._interrupted,
             # Without a cache of converted weights, which would outlive an optimiser's steps.

@@ -61,7 +61,7 @@ def accuracy(classifier: Classifier, images: torch.Tensor, labels: list) -> floa
     return sum(ours == label for ours, label in zip(classifier.predict(images), labels, strict=True)) / len(labels)
 
 
-@pytest.mark.parametrize("head", ["finetune", "prototype", "linear"])
+@pytest.mark.parametrize("head", ["finetune", "prototype", "mirrored", "linear"])
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_any_number_of_classes_is_learnt(meta: MetaModel, head: str, bn: str, classes: int) -> None:
@@ -72,7 +72,7 @@ def test_any_number_of_classes_is_learnt(meta: MetaModel, head: str, bn: str, cl
     assert accuracy(classifier, *spots(classes, 10, seed=1)) >= 0.8
 
 
-@pytest.mark.parametrize("head", ["finetune", "prototype", "linear"])
+@pytest.mark.parametrize("head", ["finetune", "prototype", "mirrored", "linear"])
 def test_one_image_a_class_is_enough_to_run(meta: MetaModel, head: str) -> None:
     images, labels = spots(4, 1)
     assert set(meta.adapt(images, labels, head=head).predict(spots(4, 3, seed=1)[0])) <= set(labels)

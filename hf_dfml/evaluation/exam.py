@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from hf_dfml.data.episodes import EpisodeSampler
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation.heads import ON_FEATURES, Adaptation, Adapter, Head, class_means, logistic_regression
+from hf_dfml.evaluation.heads import (
+    HEADS,
+    ON_FEATURES,
+    Adaptation,
+    Adapter,
+    Head,
+    class_means,
+    logistic_regression,
+    mirrored,
+)
 from hf_dfml.evaluation.icfil import ICFILConfig
 from hf_dfml.evaluation.results import Result, mean_and_interval
 from hf_dfml.networks.functional import BatchNorm, functional_forward
@@ -49,7 +58,7 @@ class Exam:
         default="support",
         metadata={"help": "Statistics that normalise the queries: of the support set, stored, or of all queries."},
     )
-    head: Head = field(default="finetune", metadata={"help": "finetune (all parameters), prototype, linear or icfil."})
+    head: Head = field(default="finetune", metadata={"help": f"One of {', '.join(HEADS)}."})
     inner_steps: int = field(
         default=10, metadata={"help": "SGD steps of `finetune` (and before `icfil`) on the support set."}
     )
@@ -205,15 +214,15 @@ def evaluate_features(
 ) -> list[Result]:
     """Let frozen features sit the exam; each image of the split is seen once and indexed by the episodes.
 
-    Several extractors are put side by side, each L2-normalised. With the `prototype` head they are streamed: inner
+    Several extractors are put side by side, each L2-normalised. But for the `linear` head they are streamed: inner
     products add up over the parts of a concatenated feature, so that one extractor at a time is in memory, whatever
     the size of the pool. `linear` keeps all features, in half precision.
 
     Args:
         extract: one extractor or several, which may be loaded as they are asked for.
         dataset: classes of the exam.
-        exam: the protocol; `head` is `prototype` or `linear`. Rows say `bn` is `running`, as features must not depend
-            on the batch.
+        exam: the protocol; `head` is `prototype`, `mirrored` or `linear`. Rows say `bn` is `running`, as features must
+            not depend on the batch.
         method: how the table calls them.
         num_extractors: how many, for the progress bar, where `extract` has no length.
         device: where.
@@ -228,7 +237,9 @@ def evaluate_features(
         ValueError: if the exam's head is another, or the data set has too few classes or images.
     """
     if exam.head not in ON_FEATURES:
-        raise ValueError("Frozen features cannot be fine-tuned: ask for an exam with head='prototype' or 'linear'.")
+        raise ValueError(
+            f"Frozen features cannot be fine-tuned: ask for an exam with one of {', '.join(ON_FEATURES)}."
+        )
     started = time.monotonic()
     device = torch.device(device)
     extractors: Iterable[FeatureExtractor] = [extract] if callable(extract) else extract
@@ -236,10 +247,11 @@ def evaluate_features(
     needed = torch.unique(torch.cat([rows.flatten() for pair in drawn.values() for rows in pair]))
     position = torch.full((len(dataset),), -1).index_put_((needed,), torch.arange(len(needed)))
     places = {shots: tuple(position[rows].to(device) for rows in pair) for shots, pair in drawn.items()}
-    examiner = _Prototypes(exam, places) if exam.head == "prototype" else _Linear(exam, places)
+    examiner = _Linear(exam, places) if exam.head == "linear" else _Prototypes(exam, places)
     total = len(extractors) if isinstance(extractors, list | tuple) else num_extractors
     for extractor in _watched(extractors, method, total, "extractor", progress and total != 1):
-        examiner.add(_all_features(extractor, dataset, needed, device, processes))
+        seen = mirrored(extractor) if exam.head == "mirrored" else extractor
+        examiner.add(_all_features(seen, dataset, needed, device, processes))
     accuracies = {shots: examiner.accuracies(shots).cpu() for shots in exam.shots}
     seconds = (time.monotonic() - started) / len(exam.shots)
     return [

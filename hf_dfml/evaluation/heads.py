@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,12 +16,13 @@ from hf_dfml.evaluation.icfil import ICFILConfig, calibrate
 from hf_dfml.learning.inner_loop import InnerLoop, adapt, adapt_each, query_outputs
 from hf_dfml.networks.functional import BatchNorm, functional_forward
 
-Head = Literal["finetune", "prototype", "linear", "icfil"]
-"""How a network becomes a classifier: SGD on all parameters, nearest class mean, logistic regression on features, SGD
-followed by PURER's calibration (`hf_dfml.evaluation.icfil`)."""
+Head = Literal["finetune", "prototype", "mirrored", "linear", "icfil"]
+"""How a network becomes a classifier: SGD on all parameters, nearest class mean, the same with every image seen
+together with its mirror image, logistic regression on features, SGD followed by PURER's calibration
+(`hf_dfml.evaluation.icfil`)."""
 
-HEADS: tuple[Head, ...] = ("finetune", "prototype", "linear", "icfil")
-ON_FEATURES: tuple[Head, ...] = ("prototype", "linear")
+HEADS: tuple[Head, ...] = ("finetune", "prototype", "mirrored", "linear", "icfil")
+ON_FEATURES: tuple[Head, ...] = ("prototype", "mirrored", "linear")
 """The heads that leave the network as it is."""
 BATCH_NORMS: tuple[BatchNorm, ...] = ("support", "running", "transductive")
 
@@ -35,7 +38,7 @@ class Adaptation:
         default="support",
         metadata={"help": "Statistics that normalise the queries: of the support set, stored, or of all queries."},
     )
-    head: Head = field(default="finetune", metadata={"help": "finetune (all parameters), prototype, linear or icfil."})
+    head: Head = field(default="finetune", metadata={"help": f"One of {', '.join(HEADS)}."})
     steps: int = field(
         default=10, metadata={"help": "SGD steps of `finetune` (and before `icfil`) on the support set."}
     )
@@ -104,11 +107,12 @@ class Adapter:
             if self.how.head == "icfil":
                 params = calibrate(self.network, params, support, labels, bn=self.how.bn, config=self.icfil)
             return Adapted(params)
-        features = F.normalize(self.features(support), dim=-1)
-        if self.how.head == "prototype":
-            means = F.normalize(class_means(features, labels, self.ways), dim=-1)
-            return Adapted({}, COSINE_SCALE * means, means.new_zeros(self.ways))
-        return Adapted({}, *logistic_regression(features, labels))
+        extract = mirrored(self.features) if self.how.head == "mirrored" else self.features
+        features = F.normalize(extract(support), dim=-1)
+        if self.how.head == "linear":
+            return Adapted({}, *logistic_regression(features, labels))
+        means = F.normalize(class_means(features, labels, self.ways), dim=-1)
+        return Adapted({}, COSINE_SCALE * means, means.new_zeros(self.ways))
 
     def fit_each(self, support: Tensor, labels: Tensor) -> list[Adapted]:
         """`fit` to each of some support sets `(E, S, 3, H, W)` with the same labels; never inside of `vmap`."""
@@ -129,9 +133,10 @@ class Adapter:
         """Logits `(Q, N)` of queries `(Q, 3, H, W)` in [0, 1]; the support set is what `fit` was given."""
         if adapted.weight is None:
             return query_outputs(self.network, adapted.params, support, query, self.how.bn, under_vmap=under_vmap)
-        features = query_outputs(
-            self.network, self.params, support, query, self.how.bn, features=True, under_vmap=under_vmap
+        extract = partial(
+            query_outputs, self.network, self.params, bn=self.how.bn, features=True, under_vmap=under_vmap
         )
+        features = (mirrored(extract) if self.how.head == "mirrored" else extract)(support, query)
         return F.linear(F.normalize(features, dim=-1), adapted.weight, adapted.bias)
 
     def features(self, images: Tensor) -> Tensor:
@@ -147,6 +152,20 @@ class Adapter:
                 f"{self.ways} classes needs a linear one; use head='prototype' or head='linear'."
             )
         return next(name for name, module in self.network.named_modules() if module is head)
+
+
+def mirrored(extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Features `(B, D)` of images together with those of their mirror images, each L2-normalised, from `extract`.
+
+    All arguments are images `(..., W)` and are mirrored together.
+    """
+
+    def both(*images: Tensor) -> Tensor:
+        views = (images, [part.flip(-1) for part in images])
+        first, second = (F.normalize(extract(*view), dim=-1) for view in views)
+        return first + second
+
+    return both
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:

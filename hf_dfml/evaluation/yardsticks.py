@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.exam import Exam, evaluate, evaluate_features
+from hf_dfml.evaluation.heads import Head
 from hf_dfml.evaluation.results import Result
 from hf_dfml.learning.fusion import average_state
 from hf_dfml.pool.entry import PoolEntry
@@ -30,6 +32,7 @@ def yardsticks(
     exam: Exam,
     *,
     all_features: bool = True,
+    heads: Sequence[Head] = ("prototype",),
     device: torch.device | str = "cpu",
     command: str | None = None,
     progress: bool = True,
@@ -51,6 +54,7 @@ def yardsticks(
         dataset: classes of the exam.
         exam: the protocol.
         all_features: whether to run the last one, which passes every image of the split through every member.
+        heads: how features are compared in the last two: `prototype`, `mirrored`, or both.
         device: where.
         command: what a user types to get the rows again.
         progress: whether to show bars.
@@ -77,19 +81,20 @@ def yardsticks(
         results += evaluate(pool.load(best).network, dataset, exam, method=best_name, **options)
     if not kind or best.library != "timm":
         logger.warning("The pool's transformers members cannot be fine-tuned: some yardsticks are left out.")
-    frozen = replace(exam, head="prototype", bn="running")
-    results += evaluate_features(
-        pool.load(best).features, dataset, frozen, method=f"{best_name} + prototype", **options
-    )
-    if all_features:
+    for head in heads:
+        frozen = replace(exam, head=head, bn="running")
         results += evaluate_features(
-            (pool.load(entry).features for entry in pool),
-            dataset,
-            frozen,
-            method=f"All {len(pool)} members + prototype",
-            num_extractors=len(pool),
-            **options,
+            pool.load(best).features, dataset, frozen, method=f"{best_name} + prototype", **options
         )
+        if all_features:
+            results += evaluate_features(
+                (pool.load(entry).features for entry in pool),
+                dataset,
+                frozen,
+                method=f"All {len(pool)} members + prototype",
+                num_extractors=len(pool),
+                **options,
+            )
     return results
 
 

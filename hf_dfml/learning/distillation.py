@@ -59,7 +59,9 @@ def similarity_loss(features: Tensor, targets: Tensor) -> Tensor:
     return difference.fill_diagonal_(0).square().mean()
 
 
-def neighbour_loss(features: Tensor, targets: Tensor, temperature: float = 0.05) -> Tensor:
+def neighbour_loss(
+    features: Tensor, targets: Tensor, temperature: float = 0.05, target_temperature: float = 0.05
+) -> Tensor:
     """KL divergence from each image's neighbours in the targets to its neighbours in the student's features.
 
     Similarity distillation (Fang et al., SEED, ICLR 2021, arXiv 2101.04731) within the batch: the cosines of an image
@@ -68,12 +70,13 @@ def neighbour_loss(features: Tensor, targets: Tensor, temperature: float = 0.05)
     Args:
         features: `(B, D)` of the student.
         targets: `(B, D')`.
-        temperature: divides both sides' cosines; the smaller, the fewer neighbours count.
+        temperature: divides the cosines of the features; the smaller, the fewer neighbours count.
+        target_temperature: divides those of the targets.
 
     Returns:
         A scalar, zero exactly where both softmaxes agree.
     """
-    ours, theirs = (_neighbours(rows, temperature) for rows in (features, targets))
+    ours, theirs = _neighbours(features, temperature), _neighbours(targets, target_temperature)
     return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 

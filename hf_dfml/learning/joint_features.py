@@ -82,6 +82,27 @@ class JointProducts(NamedTuple):
     members: int
 
 
+class JointTargets(NamedTuple):
+    """What a student imitates.
+
+    Attributes:
+        targets: `(N, target_dim)` in half precision.
+        agreement: correlation between their inner products, before they are equalised, and those of the joint
+            features, over the pairs of the last images.
+        spread: `(target_dim,)`, the variances of the principal directions relative to the first one's; of random
+            projections all 1.
+    """
+
+    targets: Tensor
+    agreement: float
+    spread: Tensor
+
+
+def equalised(targets: Tensor, spread: Tensor, strength: float) -> Tensor:
+    r"""Targets `(N, d)` whose directions are scaled by `spread` :math:`^{-a/2}`, in rows of length 1."""
+    return F.normalize(targets * spread ** (-strength / 2), dim=-1)
+
+
 def representation(member: Teacher | Probabilities, images: Tensor) -> Tensor:
     """What a member makes of images, in rows of length 1, so that inner products are cosines.
 
@@ -144,28 +165,25 @@ def add_products(parts: Iterable[JointProducts]) -> JointProducts:
     return total
 
 
-def joint_targets(products: JointProducts, config: TargetConfig) -> tuple[Tensor, float]:
+def joint_targets(products: JointProducts, config: TargetConfig) -> JointTargets:
     """The compact targets, and how well their inner products agree with those of the full joint representation.
 
     Args:
         products: of all members.
         config: the projection.
 
-    Returns:
-        `(N, target_dim)` in half precision; and the correlation between their inner products, before they are
-        equalised, and those of the joint features, over the pairs of the last images.
-
     Raises:
         ValueError: if there are fewer landmarks than dimensions.
     """
     if config.projection == "random":
         targets = F.normalize(products.sums, dim=-1)
-        return targets.half(), _agreement(targets, products)
+        return JointTargets(targets.half(), _agreement(targets, products), targets.new_ones(config.target_dim))
     targets, variances = _principal_components(products.sums / products.members, config.target_dim)
     agreement = _agreement(targets, products)
+    spread = variances / variances[0]
     if config.equalise:
-        targets = F.normalize(targets * (variances / variances[0]) ** (-config.equalise / 2), dim=-1)
-    return targets.half(), agreement
+        targets = equalised(targets, spread, config.equalise)
+    return JointTargets(targets.half(), agreement, spread)
 
 
 def _principal_components(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:

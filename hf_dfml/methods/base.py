@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -34,6 +36,7 @@ class Context:
         seed: the run's seed, from which `fork` derives streams that must not depend on the order of the work.
         step: number of steps done.
         scratch: folder for pieces of long setups, so that an interrupted setup goes on where it was; None keeps none.
+        cache: folder of pieces that other runs can use as well; None keeps none.
         processes: among which a method divides its work.
         interrupted: whether the run should stop, in which all processes agree; asked between two parts of a setup.
         autocast: the precision of recovery and replay.
@@ -44,6 +47,7 @@ class Context:
     seed: int = 0
     step: int = 0
     scratch: Path | None = None
+    cache: Path | None = None
     processes: Processes = ALONE
     interrupted: Callable[[], bool] = lambda: False
     autocast: Callable[[], AbstractContextManager] = nullcontext
@@ -57,6 +61,15 @@ class Context:
             tree = compute()
             self.processes.once(lambda: save_tree(folder, tree))
         # Read back even when just computed, so that a resumed run sees the very same values.
+        return load_tree(folder, self.device)
+
+    def cached(self, what: Mapping[str, Any], compute: Callable[[], Tree]) -> Tree:
+        """`compute()`, or what it gave to another run with this `cache` and the same `what` (JSON)."""
+        if self.cache is None:
+            return compute()
+        folder = self.cache / hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+        if not folder.exists():
+            save_tree(folder, compute())
         return load_tree(folder, self.device)
 
     def map_members(self, name: str, compute: Callable[[int], Tree], pool: ModelPool, description: str) -> list[Tree]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -29,12 +29,14 @@ from hf_dfml.learning.joint_features import (
     Probabilities,
     TargetConfig,
     add_products,
+    equalised,
     joint_products,
     joint_targets,
 )
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods.base import Context
 from hf_dfml.networks.functional import normalise
+from hf_dfml.pool.digests import weights_digest
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
@@ -78,7 +80,14 @@ class PoolDistillationConfig(TargetConfig, MixingConfig, RecoveryConfig):
     gram_weight: float = field(default=40.0, metadata={"help": "Weight of the difference of similarities."})
     neighbour_weight: float = field(default=0.5, metadata={"help": "Weight of the divergence of neighbours."})
     neighbour_temperature: float = field(
-        default=0.05, metadata={"help": "Temperature of its cosines: the smaller, the fewer neighbours count."}
+        default=0.05,
+        metadata={"help": "Temperature of the student's cosines: the smaller, the fewer neighbours count."},
+    )
+    neighbour_target_temperature: float = field(
+        default=0.1, metadata={"help": "Temperature of the targets' cosines in it."}
+    )
+    neighbour_equalise: float = field(
+        default=0.3, metadata={"help": "`equalise` of the targets whose neighbours are taken over."}
     )
 
 
@@ -88,6 +97,7 @@ class PoolDistillation:
     Attributes:
         images: `(N, 3, H, W)` uint8, the training set.
         targets: `(N, target_dim)` in half precision, the pool's view of it.
+        spread: `(target_dim,)`, the variances of the targets' directions relative to the first one's.
         agreement: correlation of the targets' inner products with those of the full joint features.
         objective: the student and the linear map from its features to the targets.
     """
@@ -115,6 +125,7 @@ class PoolDistillation:
         self.optimizer = torch.optim.Adam(self.objective.parameters(), config.lr)
         self.images = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         self.targets = torch.empty(0, config.target_dim, dtype=torch.float16)
+        self.spread = torch.ones(config.target_dim)
         self.agreement = 0.0
         self.recovered: Tree = {"images": self.images, "titles": []}
 
@@ -142,17 +153,26 @@ class PoolDistillation:
         blocks = [
             context.memo(f"targets-{first:04d}", partial(self._products, pool, first, context)) for first in starts
         ]
-        self.targets, self.agreement = joint_targets(add_products(JointProducts(*block) for block in blocks), config)
+        products = add_products(JointProducts(*block) for block in blocks)
+        self.targets, self.agreement, self.spread = joint_targets(products, config)
 
     def _recover(self, pool: ModelPool, context: Context, index: int) -> Tree:
         generator = fork(context.seed, "recovery", index)
         teacher = pool.load(index)
-        with context.autocast():
+
+        def recovered() -> Tree:
             tasks = [recover(teacher, self.config, self.size, generator) for _ in range(self.config.recoveries)]
-        return {
-            "images": to_uint8(torch.cat([task.images for task in tasks])),
-            "labels": torch.cat([task.labels for task in tasks]),
-        }
+            return {
+                "images": to_uint8(torch.cat([task.images for task in tasks])),
+                "labels": torch.cat([task.labels for task in tasks]),
+            }
+
+        options = {option.name: getattr(self.config, option.name) for option in fields(RecoveryConfig)}
+        with context.autocast():
+            precision = torch.is_autocast_enabled(context.device.type)
+            whole = {"recoveries": self.config.recoveries, "size": self.size, "bf16": precision}
+            origin = {"member": weights_digest(teacher.entry), "seed": context.seed, "index": index}
+            return context.cached(options | whole | origin, recovered)
 
     def _products(self, pool: ModelPool, first: int, context: Context) -> Tree:
         indices = range(first, min(first + MEMBERS_AT_ONCE, len(pool)))
@@ -210,7 +230,12 @@ class PoolDistillation:
         """
         features = features_of(self.model, images)
         direction = cosine_distance(self.objective["map"](features), targets)
-        neighbours = neighbour_loss(features, targets, self.config.neighbour_temperature)
+        config = self.config
+        # The targets are equalised already, as `equalise` says.
+        flatter = equalised(targets, self.spread, config.neighbour_equalise - config.equalise)
+        neighbours = neighbour_loss(
+            features, flatter, config.neighbour_temperature, config.neighbour_target_temperature
+        )
         return torch.stack([direction, similarity_loss(features, targets), neighbours])
 
     def snapshot(self, context: Context) -> nn.Module:
@@ -224,6 +249,7 @@ class PoolDistillation:
             "optimizer": self.optimizer.state_dict(),
             "images": self.images,
             "targets": self.targets,
+            "spread": self.spread,
             "agreement": self.agreement,
             "recovered": self.recovered,
         }
@@ -233,7 +259,8 @@ class PoolDistillation:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.images, self.targets = state["images"].to(context.device), state["targets"].to(context.device)
-        self.agreement, self.recovered = state["agreement"], state["recovered"]
+        self.spread, self.agreement = state["spread"].to(context.device), state["agreement"]
+        self.recovered = state["recovered"]
 
     def pictures(self, folder: Path) -> list[Path]:
         """Recovered images, one row a class, and images of the training set."""

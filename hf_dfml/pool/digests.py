@@ -6,7 +6,7 @@ import hashlib
 from functools import lru_cache
 from pathlib import Path
 
-from hf_dfml.pool.entry import MemberError, PoolEntry
+from hf_dfml.pool.entry import WEIGHTS_NAME, MemberError, PoolEntry
 
 
 def sha256_of(path: Path) -> str:
@@ -23,6 +23,12 @@ def sha256_of_new(path: Path) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def weights_digest(entry: PoolEntry) -> str:
+    """What tells a member's weights from all others: the sha256 of their file, or its id and commit."""
+    file = entry.location / WEIGHTS_NAME if entry.location else None
+    return sha256_of(file) if file and file.is_file() else f"{entry.id}@{entry.revision}"
 
 
 def git_sha1_of(path: Path) -> str:

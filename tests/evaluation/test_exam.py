@@ -73,7 +73,7 @@ def test_several_extractors_are_their_features_side_by_side(dataset: FewShotData
 
 
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])
-@pytest.mark.parametrize("head", ["finetune", "prototype", "linear"])
+@pytest.mark.parametrize("head", ["finetune", "prototype", "mirrored", "linear"])
 def test_chunks_do_not_matter(dataset: FewShotDataset, network: nn.Module, bn: str, head: str) -> None:
     exam = replace(EXAM, bn=bn, head=head, episodes=4, shots=[2], inner_steps=2)
     one, three = (evaluate(network, dataset, exam, method="m", chunk_size=size) for size in (1, 3))

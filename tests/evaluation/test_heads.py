@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_dfml.evaluation.heads import Adaptation, Adapter, class_means, logistic_regression, prototype_weights
+from hf_dfml.evaluation.heads import (
+    Adaptation,
+    Adapter,
+    class_means,
+    logistic_regression,
+    mirrored,
+    prototype_weights,
+)
 from hf_dfml.networks import normalise
 
 
@@ -68,7 +75,7 @@ def test_prototype_weights_are_distances_in_units_of_the_classes_distance() -> N
     torch.testing.assert_close(weight.sum(0), torch.zeros(2))  # Relative to the mean of all classes.
 
 
-@pytest.mark.parametrize("head", ["finetune", "prototype", "linear"])
+@pytest.mark.parametrize("head", ["finetune", "prototype", "mirrored", "linear"])
 def test_support_norm_makes_a_query_independent_of_the_others(network: nn.Module, episode, head: str) -> None:
     support, labels, query = episode
     logits = {}
@@ -89,6 +96,33 @@ def test_running_norm_uses_the_stored_statistics(network: nn.Module, episode) ->
     torch.testing.assert_close(logits, 10 * features[1] @ F.normalize(means).T)
 
 
+@pytest.mark.parametrize("bn", ["support", "running"])
+def test_mirrored_head_does_not_see_which_way_images_face(network: nn.Module, episode, bn: str) -> None:
+    support, labels, query = episode
+    ways = [(support, query), (support.flip(-1), query.flip(-1))]
+    if bn == "running":  # Else the support set is also what normalises, as it stands beside the queries.
+        ways += [(support.flip(-1), query), (support, query.flip(-1))]
+    logits = {}
+    for head in ("prototype", "mirrored"):
+        adapter = Adapter(network, 3, Adaptation(bn=bn, head=head))
+        logits[head] = [adapter.logits(adapter.fit(part, labels), part, asked) for part, asked in ways]
+    first, *others = logits["mirrored"]
+    for other in others:
+        torch.testing.assert_close(first, other, rtol=1e-4, atol=1e-4)
+    assert (logits["prototype"][0] - logits["prototype"][1]).abs().max() > 1e-2
+
+
+def test_mirrored_features_of_the_exam_are_those_of_the_head(network: nn.Module, episode) -> None:
+    """The exam sees each image once under stored statistics, the adapter each episode."""
+    support, labels, query = episode
+    adapter = Adapter(network, 3, Adaptation(bn="running", head="mirrored"))
+    logits = adapter.logits(adapter.fit(support, labels), support, query)
+    extract = mirrored(lambda images: network.blocks(normalise(network, images)).flatten(1))
+    features = [F.normalize(extract(part)) for part in (support, query)]
+    means = torch.stack([features[0][labels == way].mean(0) for way in range(3)])
+    torch.testing.assert_close(logits, 10 * features[1] @ F.normalize(means).T)
+
+
 @pytest.mark.parametrize("ways", [2, 4])
 def test_logistic_regression_in_the_support_span_is_the_full_one(ways: int) -> None:
     from sklearn.linear_model import LogisticRegression
@@ -105,7 +139,7 @@ def test_logistic_regression_in_the_support_span_is_the_full_one(ways: int) -> N
     )
 
 
-@pytest.mark.parametrize("head", ["finetune", "prototype"])
+@pytest.mark.parametrize("head", ["finetune", "prototype", "mirrored"])
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])
 @pytest.mark.parametrize("ways", [3, 4])
 def test_vectorised_over_episodes_is_one_after_the_other(network: nn.Module, head: str, bn: str, ways: int) -> None:
@@ -126,7 +160,7 @@ def test_network_is_left_as_it_was(network: nn.Module, episode) -> None:
     support, labels, query = episode
     network.train()
     before = copy.deepcopy(network.state_dict())
-    for head in ("finetune", "prototype", "linear"):
+    for head in ("finetune", "prototype", "mirrored", "linear"):
         adapter = Adapter(network, 3, Adaptation(head=head))
         adapter.logits(adapter.fit(support, labels), support, query)
     assert network.training

@@ -54,7 +54,7 @@ def test_probabilities_are_as_good_as_logits_up_to_their_mean(members):
 
 def test_principal_directions_keep_every_inner_product_when_there_are_enough(members):
     config = replace(PCA, target_dim=60)
-    targets, agreement = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    targets, agreement, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
     joint = side_by_side(members)
     assert targets.dtype == torch.float16 and targets.shape == (60, 60)
     torch.testing.assert_close(targets.float() @ targets.float().T, joint @ joint.T, atol=3e-3, rtol=0)
@@ -64,7 +64,7 @@ def test_principal_directions_keep_every_inner_product_when_there_are_enough(mem
 def test_principal_directions_are_those_of_the_features_side_by_side(members):
     """Of all rank-12 representations theirs has the smallest error: the tail of the singular values."""
     config = replace(PCA, target_dim=12)
-    targets, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    targets, _, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
     joint = side_by_side(members).double()
     error = torch.linalg.matrix_norm(targets.double() @ targets.double().T - joint @ joint.T)
     tail = torch.linalg.svdvals(joint)[12:].square().square().sum().sqrt()
@@ -72,10 +72,11 @@ def test_principal_directions_are_those_of_the_features_side_by_side(members):
 
 
 def test_equalised_directions_have_variances_to_a_smaller_power(members):
-    plain, agreement = joint_targets(joint_products(members, IMAGES, PCA_10, 0), PCA_10)
+    plain, agreement, spread = joint_targets(joint_products(members, IMAGES, PCA_10, 0), PCA_10)
     config = replace(PCA_10, equalise=0.5)
-    equal, same = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    equal, same, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
     variances = plain.double().square().sum(0)  # All images are landmarks: these are the eigenvalues.
+    torch.testing.assert_close(spread.double(), variances / variances[0], atol=1e-3, rtol=2e-2)
     expected = F.normalize(plain.double() * (variances / variances[0]) ** -0.25, dim=-1)
     torch.testing.assert_close(equal.double() @ equal.double().T, expected @ expected.T, atol=5e-3, rtol=0)
     assert torch.allclose(equal.float().norm(dim=-1), torch.ones(60), atol=2e-3)
@@ -84,7 +85,7 @@ def test_equalised_directions_have_variances_to_a_smaller_power(members):
 
 def test_images_that_are_no_landmarks_are_projected_on_the_landmarks_directions(members):
     config = replace(PCA, target_dim=10, landmarks=30)
-    targets, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    targets, _, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
     joint = side_by_side(members).double()
     _, _, directions = torch.linalg.svd(joint[:30], full_matrices=False)
     expected = joint @ directions[:10].T
@@ -93,7 +94,7 @@ def test_images_that_are_no_landmarks_are_projected_on_the_landmarks_directions(
 
 def test_random_projections_are_right_up_to_their_standard_deviation(members):
     """The standard deviation of a cosine is at most 1 / sqrt(d) = 0.022; the largest of 1,800 pairs 5 times it."""
-    targets, agreement = joint_targets(joint_products(members, IMAGES, RANDOM, 0), RANDOM)
+    targets, agreement, _ = joint_targets(joint_products(members, IMAGES, RANDOM, 0), RANDOM)
     joint = side_by_side(members)
     error = targets.float() @ targets.float().T - joint @ joint.T
     assert error.abs().max() < 5 / 2048**0.5
@@ -111,10 +112,10 @@ def test_better_targets_agree_better(members):
 
 @pytest.mark.parametrize("config", [PCA, RANDOM], ids=["pca", "random"])
 def test_members_in_parts_and_images_in_chunks_are_all_at_once(members, config, monkeypatch):
-    at_once, agreement = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    at_once, agreement, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
     monkeypatch.setattr("hf_dfml.learning.joint_features.PIXELS_AT_ONCE", 7 * 20 * 20)
     parts = [joint_products([member], IMAGES, config, 0) for member in members]
-    in_parts, again = joint_targets(add_products(parts), config)
+    in_parts, again, _ = joint_targets(add_products(parts), config)
     products = [targets.float() @ targets.float().T for targets in (at_once, in_parts)]
     torch.testing.assert_close(*products, atol=2e-3, rtol=0)
     assert again == pytest.approx(agreement, abs=1e-3)

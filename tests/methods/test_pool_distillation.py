@@ -1,6 +1,7 @@
 """Pool distillation on tiny pools: what a student is asked for, its exact resume, its interrupted setup."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_members_that_give_probabilities_only_take_part_through_those(tmp_path):
 
 
 def test_the_loss_is_zero_for_a_student_that_reproduces_the_targets():
-    method = make_method(target_dim=16)
+    method = make_method(target_dim=16, neighbour_target_temperature=0.05)
     images = torch.rand(12, 3, 16, 16)
     assert method.width == 16
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
@@ -144,6 +145,35 @@ def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert [row["loss"] for row in resumed.progress.history] == [row["loss"] for row in whole.progress.history]
+
+
+def test_images_that_another_run_has_recovered_are_not_recovered_again(tmp_path, monkeypatch):
+    pool, recovered = make_pool(tmp_path, 2), []
+    plain_recover = pool_distillation.recover
+
+    def counted_recover(teacher, *arguments, **options):
+        recovered.append(teacher.entry.id)
+        return plain_recover(teacher, *arguments, **options)
+
+    monkeypatch.setattr(pool_distillation, "recover", counted_recover)
+    context = replace(make_context(), cache=tmp_path / "cache")
+    sets = {}
+    for name, options in {
+        "first": {},
+        "other_rate": {"lr": 1e-4},
+        "more_steps": {"recovery_steps": 3},
+    }.items():
+        before = len(recovered)
+        method = make_method(**options)
+        method.setup(pool, context)
+        sets[name] = (len(recovered) - before, method.images)
+    assert [count for count, _ in sets.values()] == [2, 0, 2]
+    assert torch.equal(sets["first"][1], sets["other_rate"][1])
+    assert not torch.equal(sets["first"][1], sets["more_steps"][1])
+    before = len(recovered)
+    make_method().setup(pool, replace(context, seed=context.seed + 1))
+    make_method().setup(pool[:1], context)
+    assert len(recovered) - before == 2  # Another seed both, one member of the same seed none.
 
 
 def test_an_interrupted_setup_goes_on_and_ends_in_the_same_targets(tmp_path, monkeypatch):
