@@ -81,6 +81,9 @@ def pool_build(
     ways: Annotated[int, typer.Option(help="Classes of each member.")] = 5,
     fast: Annotated[bool, typer.Option(help="15 epochs, one-cycle rate, augmentation: better and quicker.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over a member's images; else the recipe's.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width of the images in pixels; else the data set's own.")
+    ] = None,
     data_dir: DataDir = None,
     seed: Seed = 42,
 ) -> None:
@@ -98,6 +101,7 @@ def pool_build(
             ways=ways,
             output=output,
             data_dir=data_dir,
+            image_size=image_size,
             # A mirrored glyph may be another glyph.
             recipe=PoolRecipe.fast(flip=name != "glyphs") if fast else None,
             epochs=epochs,

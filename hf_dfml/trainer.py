@@ -23,6 +23,7 @@ from hf_dfml.methods.base import Context, Method, SetupInterruptedError, refuse_
 from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
+from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.processes import Processes, ProcessLostError
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.seeding import fork
@@ -150,6 +151,8 @@ class Trainer:
             OSError: if a checkpoint cannot be written.
             ProcessLostError: if another process of the run is gone.
         """
+        if self.context.device.type == "cpu":
+            keep_freed_memory()
         self._began = time.monotonic()
         with self._catch_interrupt():
             begun = self._resume()

@@ -21,6 +21,7 @@ from hf_dfml.pool.member_training import PoolRecipe, train_member
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.reading import read_entry
 from hf_dfml.utils.checkpoint import replace_folder
+from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.seeding import fork
 
@@ -78,6 +79,8 @@ def build_pool(
             f"ways={ways}: data set '{dataset.name}' ({dataset.split}) has {len(dataset.class_names)} classes, "
             f"expected 2 to {len(dataset.class_names)} classes a member."
         )
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     recipe = recipe or PoolRecipe.published(arch)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
