@@ -1,0 +1,176 @@
+"""Pool distillation against the number of members and the recovery budget, below the pool's own features.
+
+    CONFIG=recipes/configs/pool-distillation-cifar-fs-cpu.yaml
+    python benchmarks/pool_curves.py --config $CONFIG --pool pools/cifar-fs --output_dir runs/curves
+
+One student for each of `--members` (the first so many; 0: all) and, with all members, for each of `--budgets` (steps
+of recovery). Schedule, seed and exam are the same for all; the last snapshot sits the exam, nothing is chosen. `members`
+rows are the features of the same members side by side, which the student imitates: the ceiling. The other options of
+recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for another,
+and a student that was interrupted goes on with the same command; delete its folder to repeat it.
+
+Written into --output_dir: `results.json`, `pool_curves.json` and `pool_curves.png`. The last line is a JSON object;
+`ratio` is the student's accuracy with all members over that of their features, at the largest number of shots.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from hf_dfml.arguments import parse_into
+from hf_dfml.data import FewShotDataset, load_dataset
+from hf_dfml.evaluation import Exam, Result, evaluate, evaluate_features, print_table, read_results, write_results
+from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
+from hf_dfml.pipeline import RunConfig, meta_network, open_pool
+from hf_dfml.pool import ModelPool
+from hf_dfml.trainer import Trainer, deterministic
+from hf_dfml.utils.checkpoint import atomic_write
+from hf_dfml.utils.pictures import curves
+from hf_dfml.utils.provenance import describe_machine
+
+HEADS = ("prototype", "mirrored")
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where the curves are measured."""
+
+    members: list[int] = field(
+        default_factory=lambda: [5, 10, 20, 40, 0], metadata={"help": "Numbers of members; 0: all."}
+    )
+    budgets: list[int] = field(
+        default_factory=lambda: [15, 30, 60], metadata={"help": "Steps of recovery, with all members."}
+    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """One student: how many members, how many steps of recovery."""
+
+    members: int
+    budget: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.members}-members-{self.budget}-steps"
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    method, config, points = parse_into((PoolDistillationConfig, RunConfig, Points), argv, __doc__)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    if not config.dataset:
+        raise ValueError("No data set was named: an accuracy needs --dataset.")
+    folder = Path(config.output_dir)
+    config = replace(config, recovery_cache=config.recovery_cache or str(folder / "recovered"))
+    pool = open_pool(config)
+    print(f"{len(pool)} members, {method.steps} passes; {describe_machine(pool.device)}.", flush=True)
+    counts = sorted({min(count, len(pool)) or len(pool) for count in points.members})
+    budgets = sorted({*points.budgets, method.recovery_steps})
+    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running")
+    size = max(entry.input_size[-1] for entry in pool.resolve() if entry.input_size)
+    dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=size)
+    for count in counts:
+        if not (folder / f"{count}-members" / "results.json").is_file():
+            write_results(folder / f"{count}-members", ceiling(pool[:count], dataset, exam))
+    wanted = [
+        *(Point(count, method.recovery_steps) for count in counts),
+        *(Point(len(pool), budget) for budget in budgets if budget != method.recovery_steps),
+    ]
+    for point in wanted:
+        if not (folder / point.name / "results.json").is_file():
+            print(f"{point.name}:", flush=True)
+            write_results(folder / point.name, student(point, pool, method, config, dataset, exam))
+    return summary(folder, counts, budgets, method.recovery_steps)
+
+
+def ceiling(pool: ModelPool, dataset: FewShotDataset, exam: Exam) -> list[Result]:
+    """The features of all members side by side."""
+    return evaluate_features(
+        (pool.load(entry).features for entry in pool),
+        dataset,
+        replace(exam, head="prototype"),
+        method=f"{len(pool)} members + prototype",
+        num_extractors=len(pool),
+    )
+
+
+def student(
+    point: Point,
+    pool: ModelPool,
+    method: PoolDistillationConfig,
+    config: RunConfig,
+    dataset: FewShotDataset,
+    exam: Exam,
+) -> list[Result]:
+    """Train one student and let its last snapshot sit the exam."""
+    deterministic(config.seed)
+    members = pool[: point.members]
+    learner = PoolDistillation(replace(method, recovery_steps=point.budget), meta_network(members, config))
+    folder = Path(config.output_dir) / point.name
+    settings = replace(config, output_dir=str(folder), resume_from_checkpoint="latest", log_with="none")
+    began = time.monotonic()
+    outcome = Trainer(learner, members, settings, Accelerator(cpu=members.device.type == "cpu")).fit()
+    if not outcome.finished:
+        raise SystemExit(f"Stopped in {folder}. The same command goes on from there.")
+    print(f"{point.name}: {(time.monotonic() - began) / 60:.1f} minutes.", flush=True)
+    name = f"Pool distillation, {point.members} members, {point.budget} steps"
+    return [
+        row
+        for head in HEADS
+        for row in evaluate(outcome.model, dataset, replace(exam, head=head), method=name)  # type: ignore[arg-type]
+    ]
+
+
+def summary(folder: Path, counts: Sequence[int], budgets: Sequence[int], steps: int) -> dict[str, Any]:
+    """Table, figure and files; prints the last line."""
+    ours = {count: read_results(folder / Point(count, steps).name) for count in counts}
+    theirs = {count: read_results(folder / f"{count}-members") for count in counts}
+    cheaper = {budget: read_results(folder / Point(counts[-1], budget).name) for budget in budgets}
+    everything = list(dict.fromkeys(row for part in (theirs, ours, cheaper) for rows in part.values() for row in rows))
+    print_table(everything)
+    write_results(folder, everything)
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for shots in sorted({row.shots for row in everything}):
+        for name, part in (("members' features", theirs), ("student", ours)):
+            lines[f"{name}, {shots}-shot"] = [(count, _mean(rows, shots)) for count, rows in part.items()]
+    figure = curves(
+        lines,
+        folder / "pool_curves.png",
+        title="Accuracy on the test classes (%), nearest prototype, inductive",
+        xlabel="members of the pool",
+        ylabel="accuracy (%)",
+    )
+    most = max(row.shots for row in everything)
+    student_mean, members_mean = _mean(ours[counts[-1]], most), _mean(theirs[counts[-1]], most)
+    verdict = {
+        "benchmark": "pool_curves",
+        "ratio": round(student_mean / members_mean, 3),
+        "baseline": round(members_mean, 2),
+        "ours": round(student_mean, 2),
+        "unit": f"% of {most}-shot test accuracy",
+        "members": {count: round(_mean(rows, most), 2) for count, rows in ours.items()},
+        "ceiling": {count: round(_mean(rows, most), 2) for count, rows in theirs.items()},
+        "budgets": {budget: round(_mean(rows, most), 2) for budget, rows in cheaper.items()},
+    }
+    atomic_write(folder / "pool_curves.json", json.dumps(verdict, indent=1) + "\n")
+    print(f"Wrote {folder / 'results.json'}, {folder / 'pool_curves.json'} and {figure}.")
+    print(json.dumps(verdict))
+    return verdict
+
+
+def _mean(rows: Sequence[Result], shots: int) -> float:
+    return next(row.mean for row in rows if row.shots == shots and row.head == "prototype")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""benchmarks/pool_curves.py on tiny members: every point once, one exam, interruptions."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_dfml.evaluation import read_results
+from hf_dfml.methods import pool_distillation
+from tests.recipes.test_inversion_recipes import glyph_pool
+
+ROOT = Path(__file__).parents[2]
+TINY = """--dataset glyphs --ways 3 --shots 1 2 --episodes 4 --arch conv4_16 --steps 2 --recovery_steps 2
+--images_per_class 3 --num_images 32 --landmarks 16 --target_dim 8 --batch_size 16 --checkpoint_every 1
+--members 1 0 --budgets 1"""
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    spec = importlib.util.spec_from_file_location("benchmark_pool_curves", ROOT / "benchmarks" / "pool_curves.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_point_is_recovered_and_measured_once(benchmark, tmp_path, monkeypatch):
+    recovered = []
+    plain_recover = pool_distillation.recover
+
+    def counted_recover(teacher, config, *arguments, **options):
+        recovered.append((teacher.entry.id, config.recovery_steps))
+        return plain_recover(teacher, config, *arguments, **options)
+
+    monkeypatch.setattr(pool_distillation, "recover", counted_recover)
+    folder = tmp_path / "run"
+    words = [*TINY.split(), "--pool", str(glyph_pool(tmp_path / "pool", 3)), "--output_dir", str(folder)]
+    verdict = benchmark.main(words)
+    assert len(recovered) == len(set(recovered)) == 3 + 3  # The student of one member takes what that of all has.
+    assert set(verdict["members"]) == set(verdict["ceiling"]) == {1, 3} and set(verdict["budgets"]) == {1, 2}
+    assert verdict["members"][3] == verdict["budgets"][2] == verdict["ours"]
+    assert verdict["ceiling"][3] == verdict["baseline"]
+    rows = read_results(folder)
+    assert {(row.split, row.bn, row.episodes, row.seed) for row in rows} == {("test", "running", 4, 0)}
+    assert {row.method for row in rows} == {
+        "1 members + prototype",
+        "3 members + prototype",
+        "Pool distillation, 1 members, 2 steps",
+        "Pool distillation, 3 members, 2 steps",
+        "Pool distillation, 3 members, 1 steps",
+    }
+    assert json.loads((folder / "pool_curves.json").read_text())["ratio"] == verdict["ratio"]
+    assert (folder / "pool_curves.png").is_file()
+    before = len(recovered)
+    assert benchmark.main(words) == verdict and len(recovered) == before
