@@ -255,7 +255,8 @@ class Trainer:
     def _resume(self) -> bool:
         """Stand at the checkpoint that was asked for; whether there is one."""
         asked = self.config.resume_from_checkpoint
-        newest = self.processes.once(self._newest)
+        told = self.processes.once(lambda: str(self._newest() or ""))
+        newest = Path(told) if told else None
         if not asked:
             if newest:
                 raise FileExistsError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 Tree = Any
-"""A tensor, a JSON scalar, or a list or string-keyed dictionary of trees."""
+"""A tensor, a JSON scalar, or a list, tuple or dictionary (keyed by strings or integers) of trees."""
 
 
 def save_tree(folder: Path | str, tree: Tree) -> None:
@@ -28,7 +29,7 @@ def save_tree(folder: Path | str, tree: Tree) -> None:
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.partial")
     tensors: dict[str, torch.Tensor] = {}
-    structure = _describe(tree, tensors, path="")
+    structure = describe(tree, tensors)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -52,7 +53,7 @@ def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
     if not (folder / "tree.json").is_file():
         raise FileNotFoundError(f"{folder} holds no saved state: expected tree.json and tree.safetensors in it.")
     structure = json.loads((folder / "tree.json").read_text())
-    return _restore(structure, load_file(folder / "tree.safetensors", device=str(device)))
+    return restore(structure, load_file(folder / "tree.safetensors", device=str(device)))
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -90,33 +91,69 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
     temporary.replace(path)
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def describe(
+    tree: Tree, tensors: dict[str, torch.Tensor], path: str = "", other: Callable[[Any, str], Tree] | None = None
+) -> Tree:
+    """The structure of `tree` as JSON, its tensors put into `tensors`, on the CPU, under the names of their places.
 
+    Args:
+        tree: what to describe.
+        tensors: takes the tensors, each with memory of its own, as safetensors wants it.
+        path: where in a larger tree it stands.
+        other: describes, given its path too, what is no tree, as `{"kind": ...}` of a kind of its own.
 
-def _describe(tree: Tree, tensors: dict[str, torch.Tensor], path: str) -> Tree:
+    Raises:
+        TypeError: for a leaf that is neither a tensor nor a JSON scalar.
+    """
     if isinstance(tree, torch.Tensor):
         name = path or "root"
-        # Two names may share one storage (tied weights): safetensors wants each tensor to own its memory.
-        tensors[name] = tree.detach().cpu().contiguous().clone()
-        return {"tensor": name}
+        # Stored as it lies in memory (channels last, ...): the rounding of convolutions depends on it.
+        order = sorted(range(tree.ndim), key=tree.stride, reverse=True)
+        laid_out = {} if tree.is_contiguous() else {"order": order}
+        # Cloned, as two names may share one storage (tied weights).
+        tensors[name] = (tree.permute(order) if laid_out else tree).detach().cpu().contiguous().clone()
+        return {"tensor": name, **laid_out}
     if isinstance(tree, dict):
         keys = [key if isinstance(key, str) else {"int": key} for key in tree]
-        return {"dict": [[key, _describe(tree[k], tensors, f"{path}/{k}")] for key, k in zip(keys, tree, strict=True)]}
+        values = [describe(value, tensors, f"{path}/{key}", other) for key, value in tree.items()]
+        return {"dict": [[key, value] for key, value in zip(keys, values, strict=True)]}
     if isinstance(tree, list | tuple):
-        return {"list": [_describe(item, tensors, f"{path}/{index}") for index, item in enumerate(tree)]}
+        items = [describe(item, tensors, f"{path}/{index}", other) for index, item in enumerate(tree)]
+        return {"tuple" if isinstance(tree, tuple) else "list": items}
     if tree is None or isinstance(tree, bool | int | float | str):
         return {"value": tree}
+    if other:
+        return other(tree, path)
     raise TypeError(f"State at '{path}' is a {type(tree).__name__}: expected a tensor, list, dict or JSON scalar.")
 
 
-def _restore(structure: Tree, tensors: dict[str, torch.Tensor]) -> Tree:
-    kind, content = next(iter(structure.items()))
-    if kind == "tensor":
-        return tensors[content]
+def restore(structure: Tree, tensors: dict[str, torch.Tensor], other: Callable[[str, Any], Any] | None = None) -> Tree:
+    """The tree of a structure and tensors that `describe` gave.
+
+    Args:
+        structure: the tree's.
+        tensors: by their names.
+        other: gives, for a kind of its own and what was described, what `describe` was given.
+
+    Raises:
+        ValueError: for a kind that is not known.
+    """
+    if "tensor" in structure:
+        tensor, order = tensors[structure["tensor"]], structure.get("order")
+        return tensor.permute([order.index(dimension) for dimension in range(len(order))]) if order else tensor
+    ((kind, content),) = structure.items()
     if kind == "dict":
-        return {key["int"] if isinstance(key, dict) else key: _restore(value, tensors) for key, value in content}
-    if kind == "list":
-        return [_restore(item, tensors) for item in content]
-    return content
+        return {k["int"] if isinstance(k, dict) else k: restore(value, tensors, other) for k, value in content}
+    if kind in ("list", "tuple"):
+        items = [restore(item, tensors, other) for item in content]
+        return tuple(items) if kind == "tuple" else items
+    if kind == "value":
+        return content
+    if other:
+        return other(kind, content)
+    raise ValueError(f"A saved state has a part of kind '{kind}', which is not known: another version wrote it.")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

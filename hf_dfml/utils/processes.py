@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from hf_dfml.utils.transport import class_of, name_of, pack, unpack
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -54,11 +56,16 @@ class Processes:
         self.device = torch.device("cpu") if device.type == "cpu" else device
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """`function(item)` of each item, in the order of the items; tensors come on this process's device."""
-        mine = self._attempt(lambda: [function(item) for item in self._share(items)])
+        """`function(item)` of each item, in the order of the items; tensors come on this process's device.
+
+        Raises:
+            TypeError: of several processes, for a result that cannot go from one to another; see
+                `hf_dfml.utils.transport`.
+        """
         if self.count == 1:
-            return mine
-        parts = [self._unpacked(part) for part in self._gather(_packed(mine))]
+            return [function(item) for item in items]
+        message = self._attempt(lambda: pack([function(item) for item in self._share(items)]))
+        parts = [unpack(part, self.device) for part in self._gather(message)]
         results: list[Any] = [None] * sum(map(len, parts))
         for index, part in enumerate(parts):
             results[index :: self.count] = part
@@ -102,7 +109,7 @@ class Processes:
         """What the first process that has a value (not None) has, for decisions that all must take alike."""
         if self.count == 1:
             return value
-        return next((found for found in self._gather(value) if found is not None), None)
+        return next((found for found in map(unpack, self._gather(pack(value))) if found is not None), None)
 
     def _share(self, items: Iterable[Item]) -> Iterator[Item]:
         return islice(items, self._index, None, self.count)
@@ -117,25 +124,30 @@ class Processes:
         except Exception as error:
             mine = error
         # The class and the words: what else an error holds may not be fit for a journey.
-        errors = self._gather((type(mine), str(mine)) if mine else None)
+        told = self._gather(pack((name_of(type(mine)), str(mine)) if mine else None))
+        errors = [unpack(message) for message in told]
         place = next((index for index, found in enumerate(errors) if found), None)
         if place is None:
             return result
         if mine is not None and place == self._index:
             raise mine
-        kind, words = errors[place]
+        name, words = errors[place]
+        kind = class_of(name)
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            kind, words = RuntimeError, f"{name.rpartition(':')[2]}: {words}"
         # Without __init__, which may want more than words.
         raise kind.__new__(kind, f"{words} (process {place} of {self.count})") from mine
 
-    def _gather(self, value: Any) -> list[Any]:
-        """`value` of each process."""
-        from accelerate.utils import gather_object  # Here, as importing it takes a second that one process can spare.
-
-        return self._connected(gather_object, [value])
-
-    def _unpacked(self, data: bytes) -> Any:
-        # No file of a stranger: another process of this run has just packed it.
-        return torch.load(io.BytesIO(data), map_location=self.device, weights_only=False)
+    def _gather(self, message: bytes) -> list[bytes]:
+        """The message of each process."""
+        assert self.accelerator is not None
+        device, gather = self.accelerator.device, self.accelerator.gather
+        mine = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(device)
+        sizes = self._connected(gather, torch.tensor([len(mine)], device=device)).tolist()
+        # Of one length, as the processes' parts of one tensor are.
+        padded = F.pad(mine, (0, max(sizes) - len(mine)))
+        parts = self._connected(gather, padded).cpu().view(self.count, -1)
+        return [part[:size].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
     def _connected(self, communicate: Callable[..., Result], *arguments: Any) -> Result:
         try:
@@ -148,12 +160,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def _packed(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
 
 
 def _exact(tensor: Tensor) -> torch.dtype:

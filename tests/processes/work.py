@@ -111,6 +111,11 @@ def shared(processes: Processes) -> dict[str, Any]:
         processes.map(fail, [0, 1])
     except QueryBudgetError as error:
         told["error"] = str(error).partition(" (process")[0]
+    if processes.count > 1:
+        try:
+            processes.map(lambda item: object() if item else None, [0, 1])
+        except TypeError as error:
+            told["refused"] = str(error)
     return told
 
 

@@ -15,6 +15,8 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
         },
         "none": None,
         "half": torch.ones(2, dtype=torch.bfloat16),
+        "pair": (1, 2),
+        "permuted": torch.randn(2, 3, 4, 5).permute(3, 1, 0, 2),
     }
     save_tree(tmp_path / "state", tree)
     back = load_tree(tmp_path / "state")
@@ -25,6 +27,9 @@ def test_a_tree_comes_back_as_it_was(tmp_path):
     assert back["optimizer"]["groups"] == [{"lr": 1e-3, "betas": [0.9, 0.99]}]
     assert back["none"] is None
     assert back["half"].dtype == torch.bfloat16
+    assert back["pair"] == (1, 2)
+    assert torch.equal(back["permuted"], tree["permuted"])
+    assert back["permuted"].stride() == tree["permuted"].stride()
 
 
 def test_an_optimizer_goes_on_as_if_never_saved(tmp_path):
