@@ -164,7 +164,8 @@ def pool_push(
 def train(context: typer.Context) -> None:
     """Run the recipe of the method that the command is called after; its options are read by the recipe's parser."""
     from hf_dfml.arguments import parse
-    from hf_dfml.pipeline import RunConfig, run
+    from hf_dfml.pipeline import run
+    from hf_dfml.run_config import RunConfig
 
     words = ["hf-dfml", "train", str(context.info_name)]
     method = str(context.command.name).replace("-", "_")
@@ -214,8 +215,8 @@ def evaluate(
 ) -> None:
     """Sit the exam: mean accuracy and 95 % interval over episodes of classes that no member has seen."""
     from hf_dfml.evaluation import Exam
+    from hf_dfml.exams import evaluate_meta_model
     from hf_dfml.meta_model import MetaModel
-    from hf_dfml.pipeline import evaluate_meta_model
 
     meta = MetaModel.from_pretrained(model)
     own = meta.config.adapt

@@ -6,119 +6,30 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from hf_dfml.data import FewShotDataset, load_dataset
-from hf_dfml.evaluation import (
-    RESULTS_NAME,
-    Adaptation,
-    Exam,
-    Result,
-    evaluate,
-    merged,
-    print_table,
-    read_results,
-    results_chart,
-    write_results,
-    yardsticks,
-)
-from hf_dfml.evaluation.heads import Head
+from hf_dfml.evaluation import Adaptation, Result, results_chart, write_results
+from hf_dfml.exams import best_head, final_exam, suited, validation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.base import refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.endpoints import is_remote, open_remote
-from hf_dfml.trainer import Outcome, Trainer, TrainerConfig, Validation, deterministic
+from hf_dfml.run_config import RunConfig
+from hf_dfml.trainer import Outcome, Trainer, deterministic
 from hf_dfml.utils.pictures import curves
-from hf_dfml.utils.processes import ALONE, Processes
+from hf_dfml.utils.processes import Processes
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
-from hf_dfml.utils.text import counted
-
-WITH_AND_WITHOUT_ICFIL: tuple[Head, ...] = ("finetune", "icfil")
-"""Heads that differ in PURER's calibration alone."""
-
-
-@dataclass(frozen=True)
-class RunConfig(TrainerConfig):
-    """What every recipe is told: the pool, the exam, and where the product goes."""
-
-    pool: str = field(
-        default="",
-        metadata={
-            "help": "The teachers: a folder, a pool.lock.json, a Hub user or organisation, a collection, ids by "
-            "comma, the URL of a served pool, or Inference Endpoints: URLs by comma or a YAML file."
-        },
-    )
-    pool_memory_gb: float = field(
-        default=2.0, metadata={"help": "Memory for loaded teachers that are kept in case they are wanted again."}
-    )
-    pool_disk_gb: float = field(
-        default=0.0,
-        metadata={
-            "help": "Disk for the weights of a Hub pool in the local cache: those used longest ago make room; 0: no "
-            "limit."
-        },
-    )
-    num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
-    black_box: Literal["none", "logits", "probs", "topk", "label"] = field(
-        default="none",
-        metadata={"help": "Take the members for prediction-only services that tell this much, and nothing else."},
-    )
-    top_k: int = field(default=3, metadata={"help": "Classes whose probabilities `--black_box topk` tells."})
-    max_queries: int = field(
-        default=0,
-        metadata={
-            "help": "Images that black boxes may be sent, all together; 0: no limit. At the end of the budget the run "
-            "stops with a checkpoint; a resumed run may have a larger one."
-        },
-    )
-    dataset: str | None = field(
-        default=None,
-        metadata={
-            "help": "Data set of the exam (cifar-fs, ...), or several by comma. Without one: no validation, no exam."
-        },
-    )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of local copies of the data sets; else HF_DFML_DATA, else the Hub."}
-    )
-    arch: str = field(default="conv4", metadata={"help": "Network of the meta-model: conv4, conv4_64, resnet12, ..."})
-    ways: int = field(default=5, metadata={"help": "Classes of an episode."})
-    shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support images a class in the exam."})
-    episodes: int = field(
-        default=600, metadata={"help": "Episodes of the exam on the test classes, sat once at the end."}
-    )
-    icfil_episodes: int = field(
-        default=0,
-        metadata={"help": "Episodes of another exam, with and without PURER's calibration (slow); 0: not sat."},
-    )
-    yardsticks: bool = field(
-        default=True,
-        metadata={"help": "Let random initialisation, average and members sit the exam too; `false` where they have."},
-    )
-    validation_episodes: int = field(
-        default=100, metadata={"help": "Episodes of each look at the validation classes."}
-    )
-    num_threads: int = field(default=0, metadata={"help": "CPU threads of a process; 0 leaves PyTorch's choice."})
-    mixed_precision: str | None = field(
-        default=None,
-        metadata={"help": "`bf16`: recover and replay in bfloat16; `no`; by default what `accelerate launch` says."},
-    )
-    patience_minutes: float = field(
-        default=30.0,
-        metadata={"help": "Of several processes: how long one waits for the others before it gives them up for dead."},
-    )
-    push_to_hub: str | None = field(default=None, metadata={"help": "Publish the meta-model as this Hub repository."})
-    private: bool = field(default=False, metadata={"help": "Publish it as a private repository."})
 
 
 def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence[str] | None = None) -> list[Result]:
@@ -155,16 +66,16 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     method = method_class(method_config, network)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
-    suited = _suited(method)
-    validate = _validation(config, suited, processes) if config.dataset else None
+    suits = suited(method)
+    validate = validation(config, suits, processes) if config.dataset else None
     if members and accelerator.is_main_process:
         # Now, so that a run that is interrupted can go on with the same members.
         members.lock(config.output_dir)
     outcome = Trainer(method, pool, config, accelerator, validate).fit()
     adapt, results = Adaptation(), []
     if outcome.finished and config.dataset:
-        adapt = _best_head(outcome.model, config, processes)
-        results = final_exam(method.name, outcome.model, pool, config, (suited, adapt), command, processes)
+        adapt = best_head(outcome.model, config, processes)
+        results = final_exam(method.name, outcome.model, pool, config, (suits, adapt), command, processes)
     accelerator.end_training()  # From here on each process is alone.
     if not outcome.finished or not processes.is_main:
         return results
@@ -231,88 +142,6 @@ def meta_network(pool: ModelPool | BlackBoxPool, config: RunConfig) -> nn.Module
         std=std,
         generator=fork(config.seed, "network"),
     )
-
-
-def final_exam(
-    name: str,
-    model: nn.Module,
-    pool: ModelPool | BlackBoxPool,
-    config: RunConfig,
-    chosen: Sequence[Adaptation],
-    command: str,
-    processes: Processes = ALONE,
-) -> list[Result]:
-    """The one look at the test classes: the meta-model under each protocol, and the yardsticks; printed as a table.
-
-    The protocols are the method's own (`chosen[0]`, whose rows come first), the common ones, and the rest of `chosen`.
-    """
-    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes)
-    first, *others = [(adapt.bn, adapt.head) for adapt in chosen]
-    common = [(exam.bn, exam.head), ("transductive", "finetune"), ("support", "prototype")]
-    protocols = [first, *common, *others]
-    exams = [replace(exam, bn=bn, head=head) for bn, head in dict.fromkeys(protocols)]
-    if config.icfil_episodes:
-        # On the same episodes with and without: the only difference is the calibration.
-        pair = [replace(exam, episodes=config.icfil_episodes, head=head) for head in WITH_AND_WITHOUT_ICFIL]
-        exams += [one for one in pair if one not in exams]
-    device = next(model.parameters()).device
-    results: list[Result] = []
-    for dataset_name in dataset_names(config):
-        dataset = load_dataset(dataset_name, "test", data_dir=config.data_dir, image_size=_size(model))
-        for protocol in exams:
-            results += evaluate(model, dataset, protocol, method=name, command=command, processes=processes)
-        # Yardsticks are made of members' weights and features.
-        if config.yardsticks and isinstance(pool, ModelPool):
-            mirrored = any(adapt.head == "mirrored" for adapt in chosen)
-            heads: list[Head] = ["prototype", "mirrored"] if mirrored else ["prototype"]
-            results += yardsticks(
-                pool, dataset, exam, heads=heads, device=device, command=command, processes=processes
-            )
-    if processes.is_main:
-        print_table(results)
-    return results
-
-
-def dataset_names(config: RunConfig) -> list[str]:
-    """The data sets of the exam; none where `config.dataset` is None."""
-    return [name.strip() for name in (config.dataset or "").split(",") if name.strip()]
-
-
-def evaluate_meta_model(
-    meta: MetaModel,
-    dataset_name: str,
-    exam: Exam,
-    folder: Path | str,
-    *,
-    pool: str | None = None,
-    data_dir: Path | str | None = None,
-) -> list[Result]:
-    """Let a stored meta-model sit an exam; prints the table and adds its rows to `results.json`.
-
-    Rows of other exams and contestants that stand there already are kept, the same ones are replaced.
-
-    Args:
-        meta: the meta-model.
-        dataset_name: the data set.
-        exam: the protocol. With the head `icfil` the table has the rows without the calibration as well.
-        folder: where `results.json` is.
-        pool: a pool for the yardsticks.
-        data_dir: see `hf_dfml.data.load_dataset`.
-    """
-    # First, as a file that cannot be read must not cost an exam.
-    earlier = read_results(folder) if (Path(folder) / RESULTS_NAME).is_file() else []
-    dataset = load_dataset(dataset_name, exam.split, data_dir=data_dir, image_size=meta.config.input_size[-1])
-    heads: tuple[Head, ...] = WITH_AND_WITHOUT_ICFIL if exam.head == "icfil" else (exam.head,)
-    results: list[Result] = []
-    for head in heads:
-        results += evaluate(meta.network, dataset, replace(exam, head=head), method=meta.config.method)
-    if pool:
-        results += yardsticks(ModelPool.open(pool).usable(), dataset, replace(exam, head=heads[0]))
-    print_table(results)
-    rows = merged(earlier, results)
-    kept = f", beside {counted(len(rows) - len(results), 'earlier row')}" if len(rows) > len(results) else ""
-    print(f"Wrote {write_results(folder, rows)}{kept}.")
-    return results
 
 
 def adapt_to_folder(
@@ -382,63 +211,6 @@ class _LateTrackers(Accelerator):
         if self.log_with and not self.trackers:
             self.init_trackers("logs")
         super().log(values, step, log_kwargs or {})
-
-
-def _suited(method: Any) -> Adaptation:
-    """How a method wants its meta-model to be adapted; see `Method`."""
-    default = Adaptation()
-    return Adaptation(
-        bn=getattr(method, "exam_bn", default.bn),
-        head=getattr(method, "exam_head", default.head),
-    )
-
-
-def _validation(config: RunConfig, adapt: Adaptation, processes: Processes) -> Validation:
-    """Scores a snapshot by adapting it, as `adapt` says, to episodes of the validation classes."""
-    datasets = _validation_sets(config)
-    exam = replace(_validation_exam(config), bn=adapt.bn, head=adapt.head)
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        rows = [
-            row
-            for dataset in datasets
-            for row in evaluate(model, dataset, exam, method="validation", progress=False, processes=processes)
-        ]
-        return {
-            f"{row.dataset} {row.shots}-shot" if len(datasets) > 1 else f"{row.shots}-shot": row.mean for row in rows
-        }
-
-    return validate
-
-
-def _best_head(model: nn.Module, config: RunConfig, processes: Processes) -> Adaptation:
-    """The default of `MetaModel.adapt`: the inductive head that is best on the validation classes."""
-    datasets = _validation_sets(config)
-    exam = _validation_exam(config)
-    scores: dict[Adaptation, float] = {}
-    for head in ("finetune", "prototype", "mirrored"):
-        for bn in ("support", "running"):
-            protocol = replace(exam, head=head, bn=bn)
-            scores[Adaptation(bn=bn, head=head)] = sum(
-                row.mean
-                for dataset in datasets
-                for row in evaluate(
-                    model, dataset, protocol, method=f"{head}, {bn}", progress=False, processes=processes
-                )
-            )
-    return max(scores, key=lambda adaptation: scores[adaptation])
-
-
-def _validation_sets(config: RunConfig) -> list[FewShotDataset]:
-    return [load_dataset(name, "validation", data_dir=config.data_dir) for name in dataset_names(config)]
-
-
-def _validation_exam(config: RunConfig) -> Exam:
-    return Exam(ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation")
-
-
-def _size(model: nn.Module) -> int:
-    return int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
 
 
 def _chosen(outcome: Outcome, total: int, config: RunConfig) -> str:

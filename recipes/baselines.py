@@ -41,7 +41,8 @@ from hf_dfml.methods.maml_reference import MAML, OML, MAMLConfig, OMLConfig
 from hf_dfml.methods.mfgp import MFGP, MFGPConfig
 from hf_dfml.methods.weight_space import require_same_network, run_without_trainer
 from hf_dfml.networks.functional import BatchNorm
-from hf_dfml.pipeline import RunConfig, meta_network, open_pool
+from hf_dfml.pipeline import meta_network, open_pool
+from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.provenance import scrub_command, this_command
 from hf_dfml.utils.seeding import fork
 

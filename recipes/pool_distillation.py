@@ -11,7 +11,8 @@ The configuration wants --pool as well. Without options the schedule is the same
 from hf_dfml.arguments import parse
 from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.methods.pool_distillation import PoolDistillation
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pipeline import run
+from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
     with told_in_a_sentence():

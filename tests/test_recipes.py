@@ -6,7 +6,7 @@ import pytest
 
 from hf_dfml.arguments import parse
 from hf_dfml.methods.tgr import TGR
-from hf_dfml.pipeline import RunConfig
+from hf_dfml.run_config import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 

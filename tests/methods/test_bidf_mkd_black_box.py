@@ -7,8 +7,9 @@ from accelerate import Accelerator
 from hf_dfml.arguments import parse
 from hf_dfml.cli import METHODS
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pipeline import run
 from hf_dfml.recovery.gradient_source import ESTIMATORS, ZeroOrderGradient
+from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Trainer, TrainerConfig
 from hf_dfml.utils.checkpoint import load_tree
 from tests.methods.pools import make_context, make_model, make_pool, run_steps

@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from hf_dfml import MetaModel, pipeline
+from hf_dfml import MetaModel, exams
 from hf_dfml.arguments import parse
 from hf_dfml.cli import METHODS
 from hf_dfml.data import dataset_info
 from hf_dfml.methods import pool_distillation
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
 from hf_dfml.networks import create_network
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
+from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Trainer, TrainerConfig
 from tests.methods.pools import make_context, make_mixed_pool, make_pool, run_steps
 from tests.pool.members import write_member
@@ -263,14 +264,14 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     for index in range(2):
         write_member(tmp_path / "pool" / f"m-{index}", seed=index, label_names=names[index : index + 3])
     validated = []
-    evaluate = pipeline.evaluate
+    evaluate = exams.evaluate
 
     def watched(model, dataset, exam, **options):
         if options["method"] == "validation":
             validated.append((exam.head, exam.bn, dataset.split))
         return evaluate(model, dataset, exam, **options)
 
-    monkeypatch.setattr("hf_dfml.pipeline.evaluate", watched)
+    monkeypatch.setattr("hf_dfml.exams.evaluate", watched)
     words = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
     words += [
         "--pool",

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
+from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Trainer, TrainerConfig
 from hf_dfml.utils.checkpoint import load_tree
 

@@ -22,11 +22,12 @@ from PIL import Image
 from hf_dfml import MetaModel, ModelPool
 from hf_dfml.arguments import parse
 from hf_dfml.methods.bidf_mkd import BiDfMKD
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pipeline import run
 from hf_dfml.pool import QueryBudgetError, ServiceError, endpoints
 from hf_dfml.pool.endpoints import RemoteModel, is_remote, open_remote
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.remote import PNG_STEP
+from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.images import to_uint8, to_unit
 from tests.pool.test_remote import pictures, running, served
 

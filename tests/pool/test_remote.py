@@ -24,11 +24,12 @@ from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.methods.tgr import TGR
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool, QueryBudgetError, ServiceError, answers, remote
 from hf_dfml.pool.answers import AnswerCache
 from hf_dfml.pool.remote import PNG_STEP, Service, as_png, open_service
 from hf_dfml.pool.serving import PoolServer
+from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.images import to_uint8, to_unit
 
 OUTPUTS = ("logits", "probs", "topk", "label")

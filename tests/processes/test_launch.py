@@ -4,7 +4,8 @@ import pytest
 from accelerate import Accelerator
 
 from hf_dfml.methods.tgr import TGR, TGRConfig
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pipeline import run
+from hf_dfml.run_config import RunConfig
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):

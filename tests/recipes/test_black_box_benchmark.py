@@ -10,8 +10,8 @@ import pytest
 from hf_dfml.arguments import parse
 from hf_dfml.evaluation import read_results
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
-from hf_dfml.pipeline import RunConfig
 from hf_dfml.recovery.gradient_source import ESTIMATORS
+from hf_dfml.run_config import RunConfig
 from tests.recipes.test_inversion_recipes import glyph_pool
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import read_results
 from hf_dfml.methods.free import FREE
 from hf_dfml.networks import create_network
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.pipeline import run
+from hf_dfml.run_config import RunConfig
 from tests.pool.members import write_member
 
 ROOT = Path(__file__).parents[2]

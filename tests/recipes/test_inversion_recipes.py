@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_dfml import MetaModel, pipeline
+from hf_dfml import MetaModel, exams
 from hf_dfml.arguments import parse
 from hf_dfml.cli import main
 from hf_dfml.data import dataset_info
@@ -16,8 +16,10 @@ from hf_dfml.evaluation import read_results
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.methods.free import FREE
 from hf_dfml.methods.purer import PURER
-from hf_dfml.pipeline import RunConfig, run
+from hf_dfml.networks import create_network
+from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
+from hf_dfml.run_config import RunConfig
 from tests.methods.pools import make_mixed_pool
 from tests.pool.members import write_member
 
@@ -54,7 +56,7 @@ def glyph_pool(folder, count=2, first=0):
 def test_configurations_are_read_and_say_what_was_not_measured(path):
     name = next(name for name in METHODS if path.name.startswith(name))
     method, config = parse(METHODS[name], RunConfig, ["--config", str(path), "--pool", "x"])
-    METHODS[name](method, pipeline.create_network(config.arch, num_classes=config.ways, image_size=32))
+    METHODS[name](method, create_network(config.arch, num_classes=config.ways, image_size=32))
     assert config.dataset and config.output_dir == f"runs/{path.stem}"
     assert "not measured" in path.read_text().lower() or path.name in RESULTS.read_text()
 
@@ -92,12 +94,12 @@ def test_a_recipe_leaves_a_model_a_card_and_results(name, tmp_path, monkeypatch)
 def made(name):
     """Arguments of a method."""
     config, run_config = parse(METHODS[name], RunConfig, options(name))
-    return config, pipeline.create_network("conv4_16", num_classes=run_config.ways)
+    return config, create_network("conv4_16", num_classes=run_config.ways)
 
 
 def test_the_exam_is_reported_with_and_without_icfil(tmp_path, monkeypatch):
-    short = replace(pipeline.Exam().icfil, recovery_steps=3)
-    monkeypatch.setattr(pipeline, "Exam", lambda **fields: _EXAM(**fields, icfil=short))
+    short = replace(exams.Exam().icfil, recovery_steps=3)
+    monkeypatch.setattr(exams, "Exam", lambda **fields: _EXAM(**fields, icfil=short))
     words = options("purer", "--pool", glyph_pool(tmp_path / "pool"), "--dataset", "glyphs", "--arch", "conv4_16")
     words += ["--output_dir", str(tmp_path / "run"), "--icfil_episodes", "2"]
     rows = run(PURER, *parse(PURER, RunConfig, words), argv=["test"])
@@ -109,13 +111,13 @@ def test_the_exam_is_reported_with_and_without_icfil(tmp_path, monkeypatch):
     assert all(row.episodes == 3 for row in rows if row not in pair)
     assert (tmp_path / "run" / "pictures" / "results.png").is_file()
     # Once more from the stored model: one command gives both rows.
-    exam = pipeline.Exam(ways=3, shots=[1], episodes=2, head="icfil")
+    exam = exams.Exam(ways=3, shots=[1], episodes=2, head="icfil")
     meta = MetaModel.from_pretrained(tmp_path / "run")
-    again = pipeline.evaluate_meta_model(meta, "glyphs", exam, tmp_path / "run" / "evaluations")
+    again = exams.evaluate_meta_model(meta, "glyphs", exam, tmp_path / "run" / "evaluations")
     assert [(row.head, row.mean) for row in again] == [(row.head, row.mean) for row in pair]
 
 
-_EXAM = pipeline.Exam
+_EXAM = exams.Exam
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -123,9 +125,9 @@ def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
     """Members of two sizes and architectures from two folders; an exam on each of two data sets."""
     glyph_pool(tmp_path / "small", 1)
     make_mixed_pool(tmp_path)
-    load = pipeline.load_dataset
+    load = exams.load_dataset
     monkeypatch.setattr(
-        pipeline,
+        exams,
         "load_dataset",
         lambda name, split, **sizes: replace(load("glyphs", split, **sizes), name=name),
     )
