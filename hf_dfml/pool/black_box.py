@@ -17,16 +17,17 @@ image is not sent, nor counted, a second time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, get_args, overload
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_dfml.pool.answers import AnswerCache
-from hf_dfml.pool.entry import PoolEntry, entry_at
+from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.members import Classes, Members
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.text import counted
 
@@ -108,7 +109,7 @@ class QueryCount:
         self.members = Counter({name: max(state.get(name, 0), self.members[name]) for name in {*state, *self.members}})
 
 
-class BlackBox:
+class BlackBox(Classes):
     """A member of a black-box pool: what `Teacher` is, with nothing but the answers.
 
     Images lose their graph on the way in; there are no parameters, statistics or features.
@@ -131,17 +132,6 @@ class BlackBox:
     ) -> None:
         self.entry, self.device = entry, torch.device(device)
         self._ask, self._output, self._count, self._cache = ask, output, count, cache
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes in the order of the answers."""
-        return self.entry.class_names
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes."""
-        assert self.entry.num_classes is not None
-        return self.entry.num_classes
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -175,7 +165,7 @@ class BlackBox:
         raise AttributeError(f"{self.entry.id} is a black box: nothing but its answers crosses, it has no '{name}'.")
 
 
-class BlackBoxPool(Sequence[PoolEntry]):
+class BlackBoxPool(Members):
     """A pool whose members answer and show nothing else. Made by `ModelPool.as_black_box` or `open_remote`.
 
     Pools made from this one (slices, `to`) share its count and budget.
@@ -194,7 +184,7 @@ class BlackBoxPool(Sequence[PoolEntry]):
 
     def __init__(
         self,
-        entries: Sequence[PoolEntry],
+        entries: Iterable[PoolEntry],
         ask: Ask,
         output: Output,
         queries: QueryCount,
@@ -205,22 +195,10 @@ class BlackBoxPool(Sequence[PoolEntry]):
     ) -> None:
         if output not in get_args(Output):
             raise ValueError(f"output='{output}': a black box tells one of {', '.join(get_args(Output))}.")
-        self._entries = tuple(public(entry) for entry in entries)
+        super().__init__(map(public, entries), device)
         self._ask, self.output, self.queries = ask, output, queries  # type: ignore[assignment]
         self.resolution = max(resolution, LABEL_RESOLUTION) if output == "label" else resolution
-        self.cache, self.device = cache, torch.device(device)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @overload
-    def __getitem__(self, index: int) -> PoolEntry: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> BlackBoxPool: ...
-
-    def __getitem__(self, index: int | slice) -> PoolEntry | BlackBoxPool:
-        return self._like(self._entries[index]) if isinstance(index, slice) else self._entries[index]
+        self.cache = cache
 
     def __repr__(self) -> str:
         members = counted(len(self), "member")
@@ -233,23 +211,10 @@ class BlackBoxPool(Sequence[PoolEntry]):
             KeyError: if the pool has no member of that id.
             IndexError: if it has none of that index.
         """
-        if isinstance(member, int):
-            entry = entry_at(self, member)
-        else:
-            id = member if isinstance(member, str) else member.id
-            found = [entry for entry in self._entries if entry.id == id]
-            if not found:
-                raise KeyError(f"The pool has no member '{id}' among its {len(self)}.")
-            entry = found[0]
+        entry = self._entry(member.id if isinstance(member, PoolEntry) else member)
         return BlackBox(entry, self._ask, self.output, self.queries, self.device, self.cache)
 
-    def to(self, device: torch.device | str) -> BlackBoxPool:
-        """The same pool with its answers put on `device`."""
-        pool = self._like(self._entries)
-        pool.device = torch.device(device)
-        return pool
-
-    def _like(self, entries: Sequence[PoolEntry]) -> BlackBoxPool:
+    def _like(self, entries: Iterable[PoolEntry]) -> BlackBoxPool:
         shared: dict[str, Any] = {"resolution": self.resolution, "cache": self.cache, "device": self.device}
         return BlackBoxPool(entries, self._ask, self.output, self.queries, **shared)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from hf_dfml.utils.text import counted
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -93,14 +90,3 @@ class PoolEntry:
         Names tie the classes of different members together, so a class without a name is nobody else's class.
         """
         return self.label_names or tuple(f"{self.id}#{k}" for k in range(self.num_classes or 0))
-
-
-def entry_at(pool: Sequence[PoolEntry], index: int) -> PoolEntry:
-    """The member at a position of a pool.
-
-    Raises:
-        IndexError: if the pool is shorter.
-    """
-    if not -len(pool) <= index < len(pool):
-        raise IndexError(f"The pool has no member {index}: it has {counted(len(pool), 'member')}, counted from 0.")
-    return pool[index]

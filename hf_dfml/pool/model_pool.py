@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from torch import Tensor
 from hf_dfml.pool import hub, sources
 from hf_dfml.pool.black_box import BlackBoxPool, Output, QueryCount, told
 from hf_dfml.pool.cache import TeacherCache
-from hf_dfml.pool.entry import MemberError, PoolEntry, entry_at
+from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.loading import load_teacher
 from hf_dfml.pool.lock import write_lock
+from hf_dfml.pool.members import Members
 from hf_dfml.pool.prefetch import WORKERS, Prefetcher
 from hf_dfml.pool.storage import Storage
 from hf_dfml.pool.teacher import Teacher
@@ -29,7 +30,7 @@ GB = 1 << 30
 CACHE_BYTES = 2 * GB
 
 
-class ModelPool(Sequence[PoolEntry]):
+class ModelPool(Members):
     """An immutable sequence of pool entries that loads a member's weights when asked to.
 
     Pools made from this one (`filter`, `sample`, `split`, slices) share its cache of loaded teachers, its disk budget
@@ -60,13 +61,11 @@ class ModelPool(Sequence[PoolEntry]):
         storage: Storage | None = None,
         prefetcher: Prefetcher | None = None,
     ) -> None:
-        self._entries = tuple(entries)
-        self._index = {entry.id: index for index, entry in enumerate(self._entries)}
-        if len(self._index) < len(self._entries):
+        super().__init__(entries, device)
+        if len(self._ids) < len(self._entries):
             ids = [entry.id for entry in self._entries]
             double = next(id for id in ids if ids.count(id) > 1)
             raise ValueError(f"The pool has two members called '{double}': ids must be distinct, rename one of them.")
-        self.device = torch.device(device)
         self.cache = cache or TeacherCache(cache_bytes)
         self.storage = storage or Storage()
         self.prefetcher = prefetcher or Prefetcher(self.storage.fetch)
@@ -132,21 +131,6 @@ class ModelPool(Sequence[PoolEntry]):
         parts = [spec] if isinstance(spec, str | Path) else spec
         names = [name.strip() for part in parts for name in str(part).split(",") if name.strip()]
         return cls(sources.list_any(names), cache_bytes=cache_bytes)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    @overload
-    def __getitem__(self, index: int) -> PoolEntry: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> ModelPool: ...
-
-    def __getitem__(self, index: int | slice) -> PoolEntry | ModelPool:
-        return self._like(self._entries[index]) if isinstance(index, slice) else self._entries[index]
-
-    def __iter__(self) -> Iterator[PoolEntry]:
-        return iter(self._entries)
 
     def __add__(self, other: ModelPool) -> ModelPool:
         """Both pools; a member that is in both is there once.
@@ -269,12 +253,6 @@ class ModelPool(Sequence[PoolEntry]):
         first = round(fraction * len(self))
         return self._pick(sorted(order[:first])), self._pick(sorted(order[first:]))
 
-    def to(self, device: torch.device | str) -> ModelPool:
-        """The same pool with its teachers on `device`."""
-        pool = self._like(self._entries)
-        pool.device = torch.device(device)
-        return pool
-
     def with_limits(
         self,
         *,
@@ -388,13 +366,7 @@ class ModelPool(Sequence[PoolEntry]):
             return load_teacher(fetched).to(self.device)
 
     def _find(self, member: int | str | PoolEntry) -> PoolEntry:
-        if isinstance(member, PoolEntry):
-            return member
-        if isinstance(member, int):
-            return entry_at(self, member)
-        if member not in self._index:
-            raise KeyError(f"The pool has no member '{member}' among its {len(self)}.")
-        return self._entries[self._index[member]]
+        return member if isinstance(member, PoolEntry) else self._entry(member)
 
     def _pick(self, indices: Iterable[int]) -> ModelPool:
         return self._like(self._entries[index] for index in indices)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from hf_dfml.pool import transformers_members
 from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.members import Classes
 from hf_dfml.utils.images import resize
 
 
-class Teacher(nn.Module):
+class Teacher(Classes, nn.Module):
     """A frozen member in eval mode that resizes and normalises images as it was trained with.
 
     Gradients flow to the images, never to the weights. `train()` changes nothing, so that batch norm always uses the
@@ -36,17 +37,6 @@ class Teacher(nn.Module):
         self.register_buffer("std", torch.tensor(entry.std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes in the order of the logits; see `PoolEntry.class_names`."""
-        return self.entry.class_names
-
-    @property
-    def num_classes(self) -> int:
-        """The number of logits."""
-        assert self.entry.num_classes is not None
-        return self.entry.num_classes
 
     @property
     def device(self) -> torch.device:
