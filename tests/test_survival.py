@@ -12,37 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hf_dfml.methods import tgr
-from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.pool import ModelPool
-from hf_dfml.trainer import Trainer, TrainerConfig
 from hf_dfml.utils import checkpoint
 from hf_dfml.utils.checkpoint import load_tree
 from tests.hub_server import Answer
-from tests.methods.pools import make_model
+from tests.methods.tiny_tgr import TINY, trainer_of
 from tests.pool.members import files_of, write_pool
 from tests.processes.launch import ROOT, process_of_rank, start
 
-TINY = {
-    "recovery": "pixels",
-    "recovery_steps": 2,
-    "recovery_lr": 0.1,
-    "images_per_class": 4,
-    "probe": "average",
-    "embedding_batches": 1,
-    "num_groups": 2,
-    "teachers_per_step": 2,
-    "replay_queries": 2,
-    "replay_batch": 2,
-    "replay_patience": 1,
-    "inner_steps": 1,
-    "steps": 5,
-}
 LONGER = {**TINY, "steps": 16, "recovery_steps": 5, "replay_batch": 4}
 
 
@@ -50,17 +32,6 @@ LONGER = {**TINY, "steps": 16, "recovery_steps": 5, "replay_batch": 4}
 def members(tmp_path_factory):
     """A folder of four members."""
     return write_pool(tmp_path_factory.mktemp("survival") / "pool", 4)
-
-
-def trainer_of(pool, folder, resume="latest", max_minutes=0.0, **changes):
-    config = TrainerConfig(
-        output_dir=str(folder),
-        checkpoint_every=1,
-        resume_from_checkpoint=resume,
-        max_minutes=max_minutes,
-        log_with="none",
-    )
-    return Trainer(TGR(TGRConfig(**{**TINY, **changes}), make_model(9)), pool, config, Accelerator(cpu=True))
 
 
 def same(one, other) -> bool:

@@ -1,18 +1,15 @@
 """TGR end to end on tiny pools, and the trainer's promises: exact resume, graceful stop, clear refusals."""
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
@@ -20,54 +17,25 @@ from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
 from hf_dfml.run_config import RunConfig
-from hf_dfml.trainer import Trainer, TrainerConfig
+from hf_dfml.trainer import TrainerConfig
 from hf_dfml.utils.checkpoint import load_tree
-
-ROOT = Path(__file__).parents[2]
-TINY = {
-    "recovery": "pixels",
-    "recovery_steps": 2,
-    "recovery_lr": 0.1,
-    "images_per_class": 4,
-    "probe": "average",
-    "embedding_batches": 1,
-    "num_groups": 2,
-    "teachers_per_step": 2,
-    "replay_queries": 2,
-    "replay_batch": 2,
-    "replay_patience": 1,
-    "inner_steps": 2,
-    "steps": 4,
-}
+from tests.methods.tiny_tgr import TINY, trainer_of
+from tests.pool.members import write_member
+from tests.processes.launch import ROOT
 
 
 @pytest.fixture
-def pool_folder(tmp_path):
-    """Four random conv4 networks of three classes each, whose names overlap."""
+def pool(tmp_path):
+    """Four members of three classes each, whose names overlap."""
     for member in range(4):
-        folder = tmp_path / "pool" / f"member-{member}"
-        folder.mkdir(parents=True)
-        network = create_network(
-            "conv4", num_classes=3, image_size=16, generator=torch.Generator().manual_seed(member)
-        )
-        save_file(network.state_dict(), folder / "model.safetensors")
-        settings = {"input_size": [3, 16, 16], "fixed_input_size": True, "mean": [0.5] * 3, "std": [0.25] * 3}
         names = [f"class-{(member + k) % 5}" for k in range(3)]
-        config = {"architecture": "conv4", "num_classes": 3, "pretrained_cfg": settings, "label_names": names}
-        (folder / "config.json").write_text(json.dumps(config))
-    return tmp_path / "pool"
+        write_member(tmp_path / "pool" / f"m-{member}", seed=member, label_names=names)
+    return ModelPool.from_dir(tmp_path / "pool")
 
 
-def trainer_of(pool_folder, folder, resume=None, **changes):
-    network = create_network("conv4", num_classes=3, image_size=16, generator=torch.Generator().manual_seed(9))
-    config = TrainerConfig(output_dir=str(folder), checkpoint_every=1, resume_from_checkpoint=resume, log_with="none")
-    method = TGR(TGRConfig(**{**TINY, **changes}), network)
-    return Trainer(method, ModelPool.from_dir(pool_folder), config, Accelerator(cpu=True))
-
-
-def test_every_recovered_task_is_in_the_bank_after_a_step(pool_folder):
+def test_every_recovered_task_is_in_the_bank_after_a_step(pool, tmp_path):
     """FREE's released code keeps the last one only."""
-    trainer = trainer_of(pool_folder, pool_folder.parent / "run", grouping="none", teachers_per_step=3)
+    trainer = trainer_of(pool, tmp_path / "run", grouping="none", teachers_per_step=3)
     method, context = trainer.method, Context(torch.Generator().manual_seed(0))
     method.setup(trainer.pool, context)
     method.step(context)
@@ -80,11 +48,11 @@ def test_every_recovered_task_is_in_the_bank_after_a_step(pool_folder):
             assert {tuple(image.flatten().tolist()) for image in ours} <= stored
 
 
-def test_an_interrupted_run_ends_in_the_same_weights(pool_folder, tmp_path):
-    whole = trainer_of(pool_folder, tmp_path / "whole")
+def test_an_interrupted_run_ends_in_the_same_weights(pool, tmp_path):
+    whole = trainer_of(pool, tmp_path / "whole")
     expected = whole.fit()
 
-    first = trainer_of(pool_folder, tmp_path / "parts")
+    first = trainer_of(pool, tmp_path / "parts")
     plain_step = first.method.step
 
     def step_then_stop(context):
@@ -96,16 +64,17 @@ def test_an_interrupted_run_ends_in_the_same_weights(pool_folder, tmp_path):
     first.method.step = step_then_stop
     stopped = first.fit()
     assert not stopped.finished and stopped.progress.step == 2
-    resumed = trainer_of(pool_folder, tmp_path / "parts", resume="latest").fit()
+    resumed = trainer_of(pool, tmp_path / "parts").fit()
     assert resumed.finished
     for name, value in expected.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert [row["loss"] for row in resumed.progress.history] == [row["loss"] for row in expected.progress.history]
 
 
-def test_kill_nine_and_resume_gives_the_same_file(pool_folder, tmp_path):
+def test_kill_nine_and_resume_gives_the_same_file(pool, tmp_path):
     def command(folder, *more):
-        options = {**TINY, "steps": 6, "pool": pool_folder, "output_dir": folder, "checkpoint_every": 1, "ways": 3}
+        options = {**TINY, "steps": 6, "pool": tmp_path / "pool", "output_dir": folder}
+        options |= {"checkpoint_every": 1, "ways": 3}
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         return [sys.executable, str(ROOT / "recipes" / "tgr.py"), *words, "--log_with", "none", *more]
 
@@ -125,25 +94,25 @@ def test_kill_nine_and_resume_gives_the_same_file(pool_folder, tmp_path):
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
-def test_a_folder_with_a_run_is_not_overwritten(pool_folder, tmp_path):
-    trainer_of(pool_folder, tmp_path / "run", steps=1).fit()
+def test_a_folder_with_a_run_is_not_overwritten(pool, tmp_path):
+    trainer_of(pool, tmp_path / "run", steps=1).fit()
     with pytest.raises(FileExistsError, match="already holds a run .up to step-000001.*--resume_from"):
-        trainer_of(pool_folder, tmp_path / "run", steps=1).fit()
+        trainer_of(pool, tmp_path / "run", resume=None, steps=1).fit()
 
 
-def test_a_run_is_not_resumed_with_other_hyper_parameters(pool_folder, tmp_path):
-    trainer_of(pool_folder, tmp_path / "run", steps=1).fit()
+def test_a_run_is_not_resumed_with_other_hyper_parameters(pool, tmp_path):
+    trainer_of(pool, tmp_path / "run", steps=1).fit()
     with pytest.raises(ValueError, match="other values of igr_strength, shift"):
-        trainer_of(pool_folder, tmp_path / "run", resume="latest", steps=2, shift=1, igr_strength=0.5).fit()
+        trainer_of(pool, tmp_path / "run", steps=2, shift=1, igr_strength=0.5).fit()
 
 
-def test_old_checkpoints_go_and_the_setup_is_cleared(pool_folder, tmp_path):
-    trainer_of(pool_folder, tmp_path / "run").fit()
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
+def test_old_checkpoints_go_and_the_setup_is_cleared(pool, tmp_path):
+    trainer_of(pool, tmp_path / "run").fit()
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-000004", "step-000005"]
     assert not (tmp_path / "run" / "setup").exists()
 
 
-def test_an_interrupted_setup_recovers_no_member_twice(pool_folder, tmp_path, monkeypatch):
+def test_an_interrupted_setup_recovers_no_member_twice(pool, tmp_path, monkeypatch):
     from hf_dfml.methods import tgr
 
     recovered = []
@@ -157,21 +126,21 @@ def test_an_interrupted_setup_recovers_no_member_twice(pool_folder, tmp_path, mo
     recover = tgr.recover
     monkeypatch.setattr(tgr, "recover", counted)
     with pytest.raises(KeyboardInterrupt):
-        trainer_of(pool_folder, tmp_path / "run", steps=0).fit()
-    trainer_of(pool_folder, tmp_path / "run", steps=0).fit()
-    assert recovered == ["member-0", "member-1", "member-2", "member-2", "member-3"]
+        trainer_of(pool, tmp_path / "run", steps=0).fit()
+    trainer_of(pool, tmp_path / "run", steps=0).fit()
+    assert recovered == ["m-0", "m-1", "m-2", "m-2", "m-3"]
 
 
-def test_a_loss_that_is_not_a_number_names_the_last_checkpoint(pool_folder, tmp_path, capsys):
-    trainer = trainer_of(pool_folder, tmp_path / "run", outer_lr=1e30)
+def test_a_loss_that_is_not_a_number_names_the_last_checkpoint(pool, tmp_path, capsys):
+    trainer = trainer_of(pool, tmp_path / "run", outer_lr=1e30)
     with pytest.raises(FloatingPointError, match=r"Step \d: The meta-gradient is not finite"):
         trainer.fit()
     assert re.search(r"broke off after step \d. The last checkpoint is .*step-00000\d: go on", capsys.readouterr().err)
 
 
-def test_the_best_snapshot_on_validation_is_chosen_not_the_last(pool_folder, tmp_path):
-    trainer = trainer_of(pool_folder, tmp_path / "run")
-    scores = iter([10.0, 30.0, 20.0, 5.0])
+def test_the_best_snapshot_on_validation_is_chosen_not_the_last(pool, tmp_path):
+    trainer = trainer_of(pool, tmp_path / "run")
+    scores = iter([10.0, 30.0, 20.0, 5.0, 15.0])
     seen = []
 
     def validate(model):
@@ -183,13 +152,13 @@ def test_the_best_snapshot_on_validation_is_chosen_not_the_last(pool_folder, tmp
     outcome = trainer.fit()
     assert outcome.progress.best_step == 2
     assert all(torch.equal(value, seen[1][name]) for name, value in outcome.model.state_dict().items())
-    stored = load_tree(tmp_path / "run" / "checkpoints" / "step-000004")
+    stored = load_tree(tmp_path / "run" / "checkpoints" / "step-000005")
     assert torch.equal(stored["best"]["fc.weight"], seen[1]["fc.weight"])
 
 
-def test_without_a_data_set_there_is_a_model_and_the_card_says_so(pool_folder, tmp_path):
+def test_without_a_data_set_there_is_a_model_and_the_card_says_so(pool, tmp_path):
     config = RunConfig(
-        pool=str(pool_folder), output_dir=str(tmp_path / "run"), ways=3, log_with="none", checkpoint_every=2
+        pool=str(tmp_path / "pool"), output_dir=str(tmp_path / "run"), ways=3, log_with="none", checkpoint_every=2
     )
     assert run(TGR, TGRConfig(**TINY), config, argv=["test"]) == []
     card = (tmp_path / "run" / "README.md").read_text()
@@ -201,9 +170,9 @@ def test_without_a_data_set_there_is_a_model_and_the_card_says_so(pool_folder, t
     assert set(classifier.predict(torch.rand(3, 3, 20, 20))) <= {"a", "b"}
 
 
-def test_heterogeneous_numbers_of_classes_are_restricted(pool_folder):
-    trainer = trainer_of(pool_folder, pool_folder.parent / "run", grouping="none", replay_shots=1)
-    trainer.method.model = create_network("conv4", num_classes=2, image_size=16)
+def test_heterogeneous_numbers_of_classes_are_restricted(pool, tmp_path):
+    trainer = trainer_of(pool, tmp_path / "run", grouping="none", replay_shots=1)
+    trainer.method.model = create_network("conv4_16", num_classes=2, image_size=16)
     trainer.method.optimizer = torch.optim.Adam(trainer.method.model.parameters(), 1e-3)
     context = Context(torch.Generator().manual_seed(0))
     trainer.method.setup(trainer.pool, context)
