@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,9 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
     suits = suited(method)
     validate = validation(config, suits, processes) if config.dataset else None
-    if members and accelerator.is_main_process:
-        # Now, so that a run that is interrupted can go on with the same members.
-        members.lock(config.output_dir)
-    outcome = Trainer(method, pool, config, accelerator, validate).fit()
+    # With the first checkpoint, so that a run that is interrupted can go on with the same members.
+    lock = partial(members.lock, config.output_dir) if members else None
+    outcome = Trainer(method, pool, config, accelerator, validate, lock).fit()
     adapt, results = Adaptation(), []
     if outcome.finished and config.dataset:
         adapt = best_head(outcome.model, config, processes)

@@ -97,6 +97,7 @@ class Trainer:
         config: folder, intervals, limits.
         accelerator: device, precision and trackers.
         validate: scores a snapshot; None keeps the last snapshot.
+        begin: called once, by the main process, before the run's first file, when nothing refuses it any more.
 
     Raises:
         ValueError: if the pool is one of black boxes and the method needs weights.
@@ -109,16 +110,12 @@ class Trainer:
         config: TrainerConfig,
         accelerator: Accelerator,
         validate: Validation | None = None,
+        begin: Callable[[], Any] | None = None,
     ) -> None:
         if isinstance(pool, BlackBoxPool):
             refuse_black_boxes(method)
-        self.method, self.pool, self.config, self.accelerator, self.validate = (
-            method,
-            pool,
-            config,
-            accelerator,
-            validate,
-        )
+        self.method, self.pool, self.config = method, pool, config
+        self.accelerator, self.validate = accelerator, validate
         self.folder = Path(config.output_dir)
         self.progress = Progress()
         self.processes = Processes(accelerator)
@@ -132,7 +129,9 @@ class Trainer:
             interrupted=self._interrupted,
             # Without a cache of converted weights, which would outlive an optimiser's steps.
             autocast=partial(accelerator.autocast, AutocastKwargs(cache_enabled=False)),
+            begin=self._begin,
         )
+        self._to_begin = begin if accelerator.is_main_process else None
         self._best: dict[str, torch.Tensor] | None = None
         self._began, self._before = time.monotonic(), 0.0  # Before: the seconds of a run that is resumed.
         self._signal: str | None = None  # The one that this process has received.
@@ -210,7 +209,13 @@ class Trainer:
         self.processes.once(partial(self._write, folder))
         return folder
 
+    def _begin(self) -> None:
+        if self._to_begin:
+            self._to_begin()
+            self._to_begin = None
+
     def _write(self, folder: Path) -> None:
+        self._begin()
         save_tree(
             folder,
             {

@@ -17,7 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hf_dfml.methods import tgr
+from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
+from hf_dfml.methods.tgr import TGR, TGRConfig
+from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
+from hf_dfml.run_config import RunConfig
 from hf_dfml.utils import checkpoint
 from hf_dfml.utils.checkpoint import load_tree
 from tests.hub_server import Answer
@@ -153,6 +157,32 @@ def test_parts_of_a_setup_are_of_no_use_to_other_options(members, tmp_path, monk
     trainer_of(pool, tmp_path, tv_weight=0.5, steps=0).fit()
     assert recovered == ["m-0", "m-1", "m-2", "m-0", "m-1", "m-2", "m-3"]
     assert not (tmp_path / "setup").exists()
+
+
+def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
+    """Another pool and other options for a folder that holds a run, or the beginning of one."""
+
+    def of(folder, method, hyper, resume="latest"):
+        told = {"pool": str(pool), "ways": 3, "arch": "conv4_16", "resume_from_checkpoint": resume, "log_with": "none"}
+        return run(method, hyper, RunConfig(output_dir=str(folder), checkpoint_every=1, **told), argv=["test"])
+
+    def files(folder):
+        return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+
+    pool = members
+    of(tmp_path / "run", TGR, TGRConfig(**TINY), resume=None)
+    begun = tmp_path / "begun"
+    ModelPool.from_dir(members).lock(begun)  # What is left of one that was killed in its setup.
+    before = files(tmp_path)
+    assert (tmp_path / "run" / "pool.lock.json").is_file()
+    pool = write_pool(tmp_path.with_name(f"{tmp_path.name}-other"), 3)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        of(tmp_path / "run", TGR, TGRConfig(**TINY), resume=None)
+    with pytest.raises(ValueError, match="other values of shift"):
+        of(tmp_path / "run", TGR, TGRConfig(**{**TINY, "shift": 1}))
+    with pytest.raises(ValueError, match="make no batch"):
+        of(begun, PoolDistillation, PoolDistillationConfig(num_images=4))
+    assert files(tmp_path) == before
 
 
 def words(members, folder, options, *more):

@@ -40,6 +40,7 @@ class Context:
         processes: among which a method divides its work.
         interrupted: whether the run should stop, in which all processes agree; asked between two parts of a setup.
         autocast: the precision of recovery and replay.
+        begin: called before a file is written; until then a run may be refused, and leaves its folder as it was.
     """
 
     generator: torch.Generator
@@ -51,6 +52,7 @@ class Context:
     processes: Processes = ALONE
     interrupted: Callable[[], bool] = lambda: False
     autocast: Callable[[], AbstractContextManager] = nullcontext
+    begin: Callable[[], None] = lambda: None
 
     def memo(self, name: str, compute: Callable[[], Tree]) -> Tree:
         """`compute()`, or what it gave before the run was interrupted. It must not draw from `generator`."""
@@ -59,6 +61,7 @@ class Context:
         folder = self.scratch / name
         if not self.processes.once(folder.exists):
             tree = compute()
+            self.begin()
             self.processes.once(lambda: save_tree(folder, tree))
         # Read back even when just computed, so that a resumed run sees the very same values.
         return load_tree(folder, self.device)
