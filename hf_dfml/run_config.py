@@ -26,7 +26,7 @@ class RunConfig(TrainerConfig):
         default=0.0,
         metadata={
             "help": "Disk for the weights of a Hub pool in the local cache: those used longest ago make room; 0: no "
-            "limit."
+            "limit. A run of several processes cannot keep one, and is refused."
         },
     )
     num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
