@@ -4,8 +4,8 @@
     python benchmarks/pool_curves.py --config $CONFIG --pool pools/cifar-fs --output_dir runs/curves
 
 One student for each of `--members` (the first so many; 0: all) and, with all members, for each of `--budgets` (steps
-of recovery). Schedule, seed and exam are the same for all; the last snapshot sits the exam, nothing is chosen. `members`
-rows are the features of the same members side by side, which the student imitates: the ceiling. The other options of
+of recovery). Schedule, seed and exam are the same for all; the last snapshot sits the exam, nothing is chosen. The
+`members` rows are the features of the same members side by side, which the student imitates: the ceiling. The other options of
 recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for another,
 and a student that was interrupted goes on with the same command; delete its folder to repeat it.
 
