@@ -5,9 +5,9 @@
 
 One student for each of `--members` (the first so many; 0: all) and, with all members, for each of `--budgets` (steps
 of recovery). Schedule, seed and exam are the same for all; the last snapshot sits the exam, nothing is chosen. The
-`members` rows are the features of the same members side by side, which the student imitates: the ceiling. The other options of
-recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for another,
-and a student that was interrupted goes on with the same command; delete its folder to repeat it.
+`members` rows are the features of the same members side by side, which the student imitates: the ceiling. The other
+options of recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for
+another, and a student that was interrupted goes on with the same command; delete its folder to repeat it.
 
 Written into --output_dir: `results.json`, `pool_curves.json` and `pool_curves.png`. The last line is a JSON object;
 `ratio` is the student's accuracy with all members over that of their features, at the largest number of shots.

@@ -63,15 +63,15 @@ class PoolDistillationConfig(TargetConfig, MixingConfig, RecoveryConfig):
     recovery_steps: int = field(default=120, metadata={"help": "Adam steps for one task."})
     recovery_lr: float = field(default=0.1, metadata={"help": "Rate of Adam in the recovery."})
     images_per_class: int = field(default=10, metadata={"help": "Images of a class in one recovery."})
-    recoveries: int = field(default=1, metadata={"help": "Recoveries from each member."})
+    recoveries: int = field(default=2, metadata={"help": "Recoveries from each member."})
     tv_weight: float = field(default=0.1, metadata={"help": "Weight of the total variation."})
     shift: int = field(default=2, metadata={"help": "Pixels of random shift in the recovery."})
     equalise: float = field(
         default=0.1,
         metadata={"help": "a: principal directions are scaled by their variance to the power -a/2; 0: as found."},
     )
-    steps: int = field(default=30, metadata={"help": "Passes over the training set."})
-    batch_size: int = field(default=200, metadata={"help": "Images of a batch; an incomplete one is left out."})
+    steps: int = field(default=40, metadata={"help": "Passes over the training set."})
+    batch_size: int = field(default=100, metadata={"help": "Images of a batch; an incomplete one is left out."})
     lr: float = field(default=3e-3, metadata={"help": "Highest rate of the student's Adam (one cycle over the run)."})
     start: Literal["member", "random"] = field(
         default="member",

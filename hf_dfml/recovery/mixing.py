@@ -17,7 +17,7 @@ IMAGES_AT_ONCE = 1000
 class MixingConfig:
     """How recovered images become a training set."""
 
-    num_images: int = field(default=16000, metadata={"help": "Images of the training set."})
+    num_images: int = field(default=32000, metadata={"help": "Images of the training set."})
     mix_alpha: float = field(
         default=1.0,
         metadata={"help": "Mixing coefficients are of Beta(alpha, alpha): 1 is uniform, 0 mixes nothing."},
