@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.data import FewShotDataset, load_dataset
-from hf_dfml.evaluation.exam import Exam, draw_episodes, episode_accuracies
+from hf_dfml.evaluation.exam import episode_accuracies
+from hf_dfml.evaluation.protocol import Exam, draw_episodes
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import BatchNorm, create_network
 from hf_dfml.utils.provenance import describe_machine

@@ -1,7 +1,9 @@
 """The exam: meta-testing protocol, heads, yardsticks, intervals and tables."""
 
-from hf_dfml.evaluation.exam import Exam, evaluate, evaluate_features
+from hf_dfml.evaluation.exam import evaluate
+from hf_dfml.evaluation.frozen_features import evaluate_features
 from hf_dfml.evaluation.heads import Adaptation, Adapter
+from hf_dfml.evaluation.protocol import Exam
 from hf_dfml.evaluation.published import published
 from hf_dfml.evaluation.results import (
     RESULTS_NAME,

@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation.exam import Exam, evaluate, evaluate_features
+from hf_dfml.evaluation.exam import evaluate
+from hf_dfml.evaluation.frozen_features import evaluate_features
 from hf_dfml.evaluation.heads import Head
+from hf_dfml.evaluation.protocol import Exam
 from hf_dfml.evaluation.results import Result
 from hf_dfml.learning.fusion import average_state
 from hf_dfml.pool.entry import PoolEntry

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation import Exam, evaluate, evaluate_features
-from hf_dfml.evaluation.exam import draw_episodes
+from hf_dfml.evaluation.protocol import draw_episodes
 from hf_dfml.utils.images import resize, to_uint8, to_unit
 
 EXAM = Exam(ways=3, shots=[1, 2], queries=4, episodes=12)

@@ -28,6 +28,7 @@ CONFIG = ROOT / "recipes" / "configs" / "pool-distillation-cifar-fs-cpu.yaml"
 TINY = {
     "recovery_steps": 2,
     "images_per_class": 4,
+    "recoveries": 1,
     "num_images": 48,
     "landmarks": 32,
     "target_dim": 16,

@@ -13,7 +13,7 @@ from tests.recipes.test_inversion_recipes import glyph_pool
 
 ROOT = Path(__file__).parents[2]
 TINY = """--dataset glyphs --ways 3 --shots 1 2 --episodes 4 --arch conv4_16 --steps 2 --recovery_steps 2
---images_per_class 3 --num_images 32 --landmarks 16 --target_dim 8 --batch_size 16 --checkpoint_every 1
+--images_per_class 3 --recoveries 1 --num_images 32 --landmarks 16 --target_dim 8 --batch_size 16 --checkpoint_every 1
 --members 1 0 --budgets 1"""
 
 

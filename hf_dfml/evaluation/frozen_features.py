@@ -1,0 +1,151 @@
+"""The exam of frozen features: each image is seen once, by one extractor after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.evaluation.heads import ON_FEATURES, class_means, logistic_regression, mirrored
+from hf_dfml.evaluation.protocol import Exam, draw_episodes, episode_labels, images_of_rows, result_row, watched
+from hf_dfml.evaluation.results import Result
+from hf_dfml.utils.processes import ALONE, Processes
+
+FeatureExtractor = Callable[[Tensor], Tensor]
+"""Images `(B, 3, H, W)` in [0, 1] -> features `(B, D)`, the same for an image whatever the rest of the batch is."""
+
+PIXELS_AT_ONCE = 128 * 32 * 32
+"""Pixels (of one channel) in a forward pass that computes features; with four times as many a CPU takes 1.5 times."""
+
+
+def evaluate_features(
+    extract: FeatureExtractor | Iterable[FeatureExtractor],
+    dataset: FewShotDataset,
+    exam: Exam,
+    *,
+    method: str,
+    num_extractors: int | None = None,
+    device: torch.device | str = "cpu",
+    command: str | None = None,
+    progress: bool = True,
+    processes: Processes = ALONE,
+) -> list[Result]:
+    """Let frozen features sit the exam; each image of the split is seen once and indexed by the episodes.
+
+    Several extractors are put side by side, each L2-normalised. But for the `linear` head they are streamed: inner
+    products add up over the parts of a concatenated feature, so that one extractor at a time is in memory, whatever
+    the size of the pool. `linear` keeps all features, in half precision.
+
+    Args:
+        extract: one extractor or several, which may be loaded as they are asked for.
+        dataset: classes of the exam.
+        exam: the protocol; `head` is `prototype`, `mirrored` or `linear`. Rows say `bn` is `running`, as features must
+            not depend on the batch.
+        method: how the table calls them.
+        num_extractors: how many, for the progress bar, where `extract` has no length.
+        device: where.
+        command: what a user types to get the rows again; this process's command by default.
+        progress: whether to show a bar.
+        processes: among which the images of the split are divided; the rows are the same on all.
+
+    Returns:
+        One row a number of shots.
+
+    Raises:
+        ValueError: if the exam's head is another, or the data set has too few classes or images.
+    """
+    if exam.head not in ON_FEATURES:
+        raise ValueError(
+            f"Frozen features cannot be fine-tuned: ask for an exam with one of {', '.join(ON_FEATURES)}."
+        )
+    started = time.monotonic()
+    device = torch.device(device)
+    extractors: Iterable[FeatureExtractor] = [extract] if callable(extract) else extract
+    drawn = {shots: draw_episodes(dataset, exam, shots) for shots in exam.shots}
+    needed = torch.unique(torch.cat([rows.flatten() for pair in drawn.values() for rows in pair]))
+    position = torch.full((len(dataset),), -1).index_put_((needed,), torch.arange(len(needed)))
+    places = {shots: tuple(position[rows].to(device) for rows in pair) for shots, pair in drawn.items()}
+    examiner = _Linear(exam, places) if exam.head == "linear" else _Prototypes(exam, places)
+    total = len(extractors) if isinstance(extractors, list | tuple) else num_extractors
+    for extractor in watched(extractors, method, total, "extractor", progress and total != 1):
+        seen = mirrored(extractor) if exam.head == "mirrored" else extractor
+        examiner.add(_all_features(seen, dataset, needed, device, processes))
+    accuracies = {shots: examiner.accuracies(shots).cpu() for shots in exam.shots}
+    seconds = (time.monotonic() - started) / len(exam.shots)
+    return [
+        result_row(dataset, exam, shots, method, accuracies[shots], seconds, command, bn="running")
+        for shots in exam.shots
+    ]
+
+
+class _Prototypes:
+    """Nearest class mean by cosine on features that arrive in parts."""
+
+    def __init__(self, exam: Exam, places: dict[int, tuple[Tensor, ...]]) -> None:
+        self.exam, self.places = exam, places
+        self.products: dict[int, Tensor] = {}
+        self.lengths: dict[int, Tensor] = {}
+
+    def add(self, features: Tensor) -> None:
+        for shots, (support_rows, query_rows) in self.places.items():
+            labels, _ = episode_labels(self.exam, shots, features.device)
+            products, lengths = [], []
+            # A few megabytes of gathered features at a time.
+            for support, query in zip(support_rows.split(50), query_rows.split(50), strict=True):
+                means = class_means(features[support], labels, self.exam.ways)
+                products.append(features[query] @ means.mT)
+                lengths.append(means.square().sum(-1))
+            self.products[shots] = self.products.get(shots, 0) + torch.cat(products)
+            self.lengths[shots] = self.lengths.get(shots, 0) + torch.cat(lengths)
+
+    def accuracies(self, shots: int) -> Tensor:
+        # All features are of one length, so that the query's does not matter to the order of the cosines.
+        cosines = self.products[shots] / self.lengths[shots].clamp_min(1e-12).sqrt()[:, None]
+        _, labels = episode_labels(self.exam, shots, cosines.device)
+        return (cosines.argmax(-1) == labels).float().mean(-1)
+
+
+class _Linear:
+    """Logistic regression on features that arrive in parts."""
+
+    def __init__(self, exam: Exam, places: dict[int, tuple[Tensor, ...]]) -> None:
+        self.exam, self.places = exam, places
+        self.parts: list[Tensor] = []
+
+    def add(self, features: Tensor) -> None:
+        self.parts.append(features.half())
+
+    def accuracies(self, shots: int) -> Tensor:
+        # Of length 1 altogether, like the features of a single extractor.
+        features = torch.cat(self.parts, dim=1) / len(self.parts) ** 0.5
+        support_labels, query_labels = episode_labels(self.exam, shots, features.device)
+        accuracies = []
+        for support, query in zip(*self.places[shots], strict=True):
+            weight, bias = logistic_regression(features[support].float(), support_labels)
+            logits = F.linear(features[query].float(), weight, bias)
+            accuracies.append((logits.argmax(-1) == query_labels).float().mean())
+        return torch.stack(accuracies)
+
+
+def _all_features(
+    extract: FeatureExtractor, dataset: FewShotDataset, rows: Tensor, device: torch.device, processes: Processes
+) -> Tensor:
+    """L2-normalised features `(len(rows), D)`."""
+    height, width = dataset.images.shape[-2:]
+    batch = max(1, PIXELS_AT_ONCE // (height * width))
+
+    def features_of(part: Tensor) -> Tensor:
+        images = _channels_last(images_of_rows(dataset, part, (height, width), device))
+        return F.normalize(extract(images).float(), dim=-1)
+
+    with torch.no_grad():
+        return torch.cat(processes.map(features_of, rows.split(batch)))
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """The same images, laid out as a CPU's convolution and pooling want them (about twice as fast on conv4)."""
+    return images.contiguous(memory_format=torch.channels_last) if images.device.type == "cpu" else images

@@ -1,0 +1,113 @@
+"""The protocol of an exam: its settings, its episodes, and the rows of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hf_dfml.data.episodes import EpisodeSampler
+from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.evaluation.heads import HEADS, Adaptation, Head
+from hf_dfml.evaluation.icfil import ICFILConfig
+from hf_dfml.evaluation.results import Result, mean_and_interval
+from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.utils.images import resize, to_unit
+from hf_dfml.utils.progress import progress as progress_bar
+from hf_dfml.utils.provenance import this_command
+from hf_dfml.utils.seeding import fork
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The meta-testing protocol; the defaults are the papers' but for the batch norm (theirs is transductive)."""
+
+    ways: int = field(default=5, metadata={"help": "Classes of an episode."})
+    shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support images a class."})
+    queries: int = field(default=15, metadata={"help": "Query images a class."})
+    episodes: int = field(default=600, metadata={"help": "Number of episodes."})
+    bn: BatchNorm = field(
+        default="support",
+        metadata={"help": "Statistics that normalise the queries: of the support set, stored, or of all queries."},
+    )
+    head: Head = field(default="finetune", metadata={"help": f"One of {', '.join(HEADS)}."})
+    inner_steps: int = field(
+        default=10, metadata={"help": "SGD steps of `finetune` (and before `icfil`) on the support set."}
+    )
+    inner_lr: float = field(default=0.01, metadata={"help": "Learning rate of these steps."})
+    seed: int = field(default=0, metadata={"help": "Seed of the episodes: with the same seed all sit the same exam."})
+    split: str = field(
+        default="test", metadata={"help": "Classes to load: validation to choose, test once at the end."}
+    )
+    icfil: ICFILConfig = field(default_factory=ICFILConfig, metadata={"help": "What `icfil` does."})
+
+    def __post_init__(self) -> None:
+        if self.episodes < 2:
+            raise ValueError(f"An exam of {self.episodes} episodes has no interval: expected at least 2.")
+        if self.queries < 1 or not self.shots:
+            raise ValueError(f"An exam needs queries and shots, found {self.queries} queries and shots {self.shots}.")
+        # The other fields are checked where they are used; these here so that a typo costs no training run.
+        _ = self.adaptation
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """How a network is adapted to a support set in this exam."""
+        return Adaptation(self.bn, self.head, self.inner_steps, self.inner_lr)
+
+
+def draw_episodes(dataset: FewShotDataset, exam: Exam, shots: int) -> tuple[Tensor, Tensor]:
+    """Rows of `dataset.images`, support `(E, N*K)` and query `(E, N*Q)`: the same for every contestant of an exam."""
+    sampler = EpisodeSampler(dataset, exam.ways, shots, exam.queries)
+    return sampler.sample_indices(exam.episodes, fork(exam.seed, "exam", dataset.split, exam.ways, shots))
+
+
+def episode_labels(exam: Exam, shots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Labels of an episode's support `(N*K,)` and queries `(N*Q,)`, both ordered by class."""
+    ways = torch.arange(exam.ways, device=device)
+    return ways.repeat_interleave(shots), ways.repeat_interleave(exam.queries)
+
+
+def images_of_rows(dataset: FewShotDataset, rows: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
+    """Images `(*rows.shape, 3, H, W)` in [0, 1], of the network's input size."""
+    images = to_unit(dataset.images[rows.flatten().to(dataset.images.device)].to(device))
+    return resize(images, size).unflatten(0, rows.shape)
+
+
+def result_row(
+    dataset: FewShotDataset,
+    exam: Exam,
+    shots: int,
+    method: str,
+    accuracies: Tensor,
+    seconds: float,
+    command: str | None,
+    bn: BatchNorm | None = None,
+) -> Result:
+    """The row of one contestant and number of shots; accuracies `(E,)` in [0, 1]."""
+    mean, interval = mean_and_interval(100 * accuracies)
+    return Result(
+        method=method,
+        dataset=dataset.name,
+        ways=exam.ways,
+        shots=shots,
+        bn=bn or exam.bn,
+        head=exam.head,
+        episodes=exam.episodes,
+        metric="accuracy",
+        mean=round(mean, 4),
+        ci95=round(interval, 4),
+        seed=exam.seed,
+        split=dataset.split,
+        seconds=round(seconds, 2),
+        command=command or this_command(),
+    )
+
+
+def watched(items: Iterable[Item], description: str, total: int | None, unit: str, shown: bool) -> Iterable[Item]:
+    """The items, with a bar if it is to be shown."""
+    return progress_bar(items, description=description, total=total, unit=unit) if shown else items
