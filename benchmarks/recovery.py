@@ -3,11 +3,11 @@
     python benchmarks/recovery.py                                    # a small pool of glyphs, minutes
     python benchmarks/recovery.py --pool pools/cifar-fs --dataset cifar-fs --recoveries generator-64 pixels@0.1
 
-All ways recover the same number of images from the same members, in the same number of steps but for FREE's, side by
-side in one run, under the same objective (no boundary term, as there is no meta-model here; pixels need a total
-variation and another rate). `generator-64` is the default of `RecoveryConfig`, `generator-16@0.005` its option
-`generator_width=16` with a rate of 0.005, `pixels@0.1` its `recovery="pixels"`; `free-5` adapts a meta-generator of
---generator_width. For each:
+All ways recover the same number of images from the same members, in the same number of steps but for FREE's and where
+the name says another (`pixels@0.1x240n40`: 240 steps, 40 images a class), side by side in one run, under the same
+objective (no boundary term, as there is no meta-model here; pixels need a total variation and another rate).
+`generator-64` is the default of `RecoveryConfig`, `generator-16@0.005` its option `generator_width=16` with a rate of
+0.005, `pixels@0.1` its `recovery="pixels"`; `free-5` adapts a meta-generator of --generator_width. For each:
 - the time of a task (with one CPU thread that of this process, so that other work on the machine does not count);
   FREE's includes the meta-generator's own step, its warm-up is paid once and named separately;
 - one pass, forward and backward, through its generator, and the share of the convolution peak that it reaches;
@@ -22,6 +22,7 @@ The last line is a JSON object; `ratio` is how many times faster the second of -
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -62,6 +63,9 @@ from hf_dfml.utils.seeding import fork
 
 HELD_OUT = 0.2
 
+NAME = r"(?:(generator|free)-(\d+)|pixels)(?:@([\d.]+))?(?:x(\d+))?(?:n(\d+))?"
+"""Of a recovery: kind (or pixels), its number, rate, steps, images a class."""
+
 
 @dataclass(frozen=True)
 class Settings(MetaGeneratorConfig):
@@ -85,7 +89,10 @@ class Settings(MetaGeneratorConfig):
             "free-5",
             "free-2",
         ],
-        metadata={"help": "`generator-WIDTH`, `pixels` or `free-STEPS`, perhaps @RATE; the first is the baseline."},
+        metadata={
+            "help": "`generator-WIDTH`, `pixels` or `free-STEPS`, perhaps @RATE, xSTEPS and nIMAGES (a class), in "
+            "this order; the first is the baseline."
+        },
     )
     pixels_tv: float = field(default=0.1, metadata={"help": "Weight of the total variation for pixels."})
     student_steps: int = field(default=100, metadata={"help": "Adam steps by which a student is distilled."})
@@ -109,18 +116,25 @@ class Way:
 
 
 def way_of(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
-    """A recovery by its name: a kind, perhaps a number, perhaps a rate."""
-    what, _, rate = name.partition("@")
-    kind, _, number = what.partition("-")
+    """A recovery by its name: a kind and perhaps a number, a rate, steps, images a class."""
+    found = re.fullmatch(NAME, name)
+    if not found:
+        raise SystemExit(
+            f"--recoveries {name}: expected generator-WIDTH, pixels or free-STEPS, perhaps @RATE, xSTEPS and nIMAGES."
+        )
+    kind, number, rate, steps, images = found.groups()
     if rate:
         settings = replace(settings, recovery_lr=float(rate), adaptation_lr=float(rate))
+    settings = replace(
+        settings,
+        recovery_steps=int(steps or settings.recovery_steps),
+        images_per_class=int(images or settings.images_per_class),
+    )
     if kind == "free":
         return meta_generator_way(name, replace(settings, adaptation_steps=int(number)), pool, size)
     if kind == "generator":
         return scratch_way(name, replace(settings, generator_width=int(number)), size)
-    if kind == "pixels":
-        return scratch_way(name, replace(settings, recovery="pixels", tv_weight=settings.pixels_tv), size)
-    raise SystemExit(f"--recoveries {name}: expected generator-WIDTH, pixels or free-STEPS, perhaps @RATE.")
+    return scratch_way(name, replace(settings, recovery="pixels", tv_weight=settings.pixels_tv), size)
 
 
 def meta_generator_way(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hf_dfml.networks.functional import variance_and_mean
 from hf_dfml.pool.black_box import BlackBox
@@ -42,6 +43,7 @@ class _Moments(torch.autograd.Function):
         return variance.flatten(), mean.flatten()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """The derivative of the mean is 1/n, that of the variance 2 (x - mean) / n."""
         x, mean = ctx.saved_tensors

@@ -73,7 +73,7 @@ def test_the_recipe_and_the_command_line_know_the_method():
     assert "run(FREE, *parse(FREE, RunConfig" in (ROOT / "recipes" / "free.py").read_text()
 
 
-RECOVERIES = ["generator-8", "generator-4@0.005", "pixels@0.1", "free-2"]
+RECOVERIES = ["generator-8", "generator-4@0.005", "pixels@0.1x2n3", "free-2"]
 
 
 def test_the_benchmark_ends_with_one_line_of_json(script, tmp_path, capsys):
@@ -92,7 +92,7 @@ def test_the_benchmark_ends_with_one_line_of_json(script, tmp_path, capsys):
         assert result["benchmark"] == "recovery" and result["unit"] == "seconds a task"
         assert result["ratio"] == pytest.approx(result["baseline"] / result["ours"], rel=0.02)
         assert list(result["ratios"]) == RECOVERIES and set(result["passes"]) == {"teacher", *RECOVERIES} - {
-            "pixels@0.1"
+            "pixels@0.1x2n3"
         }
         assert result["ratio"] == result["ratios"]["generator-4@0.005"]
         assert list(result["student_accuracy"]) == names and (result["teacher_accuracy"] is None) is not bool(names)
