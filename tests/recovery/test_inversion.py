@@ -127,3 +127,13 @@ def test_a_recovery_is_repeated_by_its_generator_and_fits_any_size(teacher):
     config = RecoveryConfig(recovery="pixels", recovery_steps=2, recovery_lr=0.1, images_per_class=2)
     first, second = (recover(teacher, config, 20, torch.Generator().manual_seed(4)) for _ in range(2))
     assert first.images.shape[-1] == 20 and torch.equal(first.images, second.images)
+
+
+def test_the_distance_has_no_second_derivative_and_says_so():
+    network = nn.Sequential(nn.BatchNorm2d(3))
+    images = torch.rand(4, 3, 5, 5, requires_grad=True)
+    with watch_batch_norm(network) as distance:
+        network(images)
+    (gradient,) = torch.autograd.grad(distance.total(images), images, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
