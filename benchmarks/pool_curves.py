@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config = replace(config, recovery_cache=config.recovery_cache or str(folder / "recovered"))
     pool = open_pool(config)
     print(f"{len(pool)} members, {method.steps} passes; {describe_machine(pool.device)}.", flush=True)
-    counts = sorted({min(count, len(pool)) or len(pool) for count in points.members})
+    counts = sorted({min(count or len(pool), len(pool)) for count in points.members})
     budgets = sorted({*points.budgets, method.recovery_steps})
     exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running")
     size = max(entry.input_size[-1] for entry in pool.resolve() if entry.input_size)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if not (folder / point.name / "results.json").is_file():
             print(f"{point.name}:", flush=True)
             write_results(folder / point.name, student(point, pool, method, config, dataset, exam))
-    return summary(folder, counts, budgets, method.recovery_steps)
+    return summary(folder, wanted, method.recovery_steps)
 
 
 def ceiling(pool: ModelPool, dataset: FewShotDataset, exam: Exam) -> list[Result]:
@@ -131,11 +131,17 @@ def student(
     ]
 
 
-def summary(folder: Path, counts: Sequence[int], budgets: Sequence[int], steps: int) -> dict[str, Any]:
+def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]:
     """Table, figure and files; prints the last line."""
-    ours = {count: read_results(folder / Point(count, steps).name) for count in counts}
-    theirs = {count: read_results(folder / f"{count}-members") for count in counts}
-    cheaper = {budget: read_results(folder / Point(counts[-1], budget).name) for budget in budgets}
+    most_members = max(point.members for point in points)
+    rows_of = {point: read_results(folder / point.name) for point in points}
+    ours = {point.members: rows for point, rows in rows_of.items() if point.budget == steps}
+    theirs = {count: read_results(folder / f"{count}-members") for count in ours}
+    cheaper = {
+        point.budget: rows
+        for point, rows in sorted(rows_of.items(), key=lambda item: item[0].budget)
+        if point.members == most_members
+    }
     everything = list(dict.fromkeys(row for part in (theirs, ours, cheaper) for rows in part.values() for row in rows))
     print_table(everything)
     write_results(folder, everything)
@@ -151,7 +157,7 @@ def summary(folder: Path, counts: Sequence[int], budgets: Sequence[int], steps: 
         ylabel="accuracy (%)",
     )
     most = max(row.shots for row in everything)
-    student_mean, members_mean = _mean(ours[counts[-1]], most), _mean(theirs[counts[-1]], most)
+    student_mean, members_mean = (_mean(part[max(part)], most) for part in (ours, theirs))
     verdict = {
         "benchmark": "pool_curves",
         "ratio": round(student_mean / members_mean, 3),
