@@ -36,7 +36,8 @@ class Batcher:
         self._waiting: deque[tuple[Hashable, Tensor, Future[Tensor]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        threading.Thread(target=self._work, name="hf_dfml-batches", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="hf_dfml-batches", daemon=True)
+        self._thread.start()
 
     def __call__(self, member: Hashable, images: Tensor) -> Tensor:
         """The answers `(B, C)` to images of one size `(B, 3, h, w)`.
@@ -53,10 +54,11 @@ class Batcher:
         return future.result()
 
     def close(self) -> None:
-        """End the thread, after what waits was answered."""
+        """Answer what waits and end the thread: a process that ends under it, within PyTorch, would be aborted."""
         with self._changed:
             self._closed = True
             self._changed.notify()
+        self._thread.join()
 
     def _work(self) -> None:
         while (jobs := self._take()) is not None:

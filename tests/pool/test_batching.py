@@ -104,3 +104,26 @@ def test_a_server_asked_by_many_makes_fewer_passes_than_requests(members, monkey
     with torch.no_grad():
         expected = ModelPool.from_dir(members).load(0)((images * 255).round() / 255).softmax(1)
     torch.testing.assert_close(answers, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_closing_waits_for_the_pass_that_runs():
+    entered, finish, done = threading.Event(), threading.Event(), []
+
+    def forward(_, images):
+        entered.set()
+        finish.wait(30)
+        done.append(len(images))
+        return images.flatten(1)
+
+    batcher = Batcher(forward)
+    asking = threading.Thread(target=lambda: batcher("a", torch.zeros(2, 3, 1, 1)))
+    asking.start()
+    assert entered.wait(30)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive() and not done
+    finish.set()
+    closing.join(30)
+    asking.join(30)
+    assert not closing.is_alive() and done == [2]
