@@ -21,7 +21,7 @@ SCRIPTS = {
     "replay": "",
     "recovery": "--members 2 --recovery_steps 40 --warmup 10",
     "pool_scale": "--members 200",
-    "scaling": "--repeats 2",
+    "scaling": "--repeats 2 --recovery_steps 16",
 }
 HEAD = """# Benchmarks
 

@@ -111,7 +111,9 @@ def write_section(output_dir: str, name: str, title: str, *paragraphs: str) -> N
     if output_dir:
         target = Path(output_dir) / f"{name}.md"
         wrapped = (text if text.startswith("|") else fill(text, 119, break_on_hyphens=False) for text in paragraphs)
-        command = f"```bash\n{this_command()}\n```"
+        # As it is typed in a clone, whatever folder the sections are collected in.
+        typed = this_command().replace(f"{name}.py", f"benchmarks/{name}.py", 1).partition(" --output_dir")[0]
+        command = f"```bash\n{typed}\n```"
         atomic_write(target, "\n\n".join([f"## {title}", *wrapped, command]) + "\n")
         print(f"Wrote {target}.", flush=True)
 
