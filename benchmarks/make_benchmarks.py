@@ -25,7 +25,7 @@ SCRIPTS = {
 }
 HEAD = """# Benchmarks
 
-Written by `make benchmark`; not edited by hand. Each section is the work of one script, which compares both sides in
+Written by `make benchmark`. Each section is the work of one script, which compares both sides in
 turns within one run; where one thread does everything, seconds are the CPU's, so that other work on the machine counts
 for little.
 """
