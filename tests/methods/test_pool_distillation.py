@@ -13,6 +13,7 @@ from hf_dfml import MetaModel, exams
 from hf_dfml.arguments import parse
 from hf_dfml.cli import METHODS
 from hf_dfml.data import dataset_info
+from hf_dfml.learning.distillation import neighbour_loss
 from hf_dfml.methods import pool_distillation
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
 from hf_dfml.networks import create_network
@@ -104,6 +105,25 @@ def test_the_loss_is_zero_for_a_student_that_reproduces_the_targets():
         assert method.losses(images, F.normalize(features) @ rotation.T).abs().max() < 1e-6
         other = torch.randn(12, 16, generator=torch.Generator().manual_seed(1))
         assert (method.losses(images, F.normalize(other)) > 0.05).all()
+
+
+def test_neighbours_are_those_of_targets_that_are_equalised_further():
+    method = make_method(target_dim=16, equalise=0.1, neighbour_equalise=0.5)
+    generator = torch.Generator().manual_seed(2)
+    images, found = torch.rand(12, 3, 16, 16, generator=generator), torch.randn(12, 16, generator=generator)
+    method.spread = torch.logspace(0, -3, 16)
+    targets = F.normalize(found * method.spread**-0.05)
+    config = method.config
+    with torch.no_grad():
+        wanted = neighbour_loss(
+            features_of(method.model, images),
+            found * method.spread**-0.25,
+            config.neighbour_temperature,
+            config.neighbour_target_temperature,
+        )
+        torch.testing.assert_close(method.losses(images, targets)[2], wanted)
+        method.spread = torch.ones(16)
+        assert (method.losses(images, targets)[2] - wanted).abs() > 0.01
 
 
 def test_both_losses_fall_to_a_part_of_what_they_are_in_the_first_pass(tmp_path):

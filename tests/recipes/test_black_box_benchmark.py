@@ -1,8 +1,6 @@
 """benchmarks/black_box.py on tiny members: all rows, one exam, queries as foreseen, interruptions."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,12 +21,8 @@ EPISODE = 2 * 9 * (2 * (3 + 1) + 1)
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark_black_box", ROOT / "benchmarks" / "black_box.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+def benchmark(script):
+    return script("black_box")
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """benchmarks/pool_curves.py on tiny members: every point once, one exam, interruptions."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,8 @@ TINY = """--dataset glyphs --ways 3 --shots 1 2 --episodes 4 --arch conv4_16 --s
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    spec = importlib.util.spec_from_file_location("benchmark_pool_curves", ROOT / "benchmarks" / "pool_curves.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up by name
-    spec.loader.exec_module(module)
-    return module
+def benchmark(script):
+    return script("pool_curves")
 
 
 def test_every_point_is_recovered_and_measured_once(benchmark, tmp_path, monkeypatch):
