@@ -20,7 +20,7 @@ def work():
 for _ in range(3):
     work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(100):
     work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -35,4 +35,6 @@ def test_memory_that_was_freed_is_not_asked_for_again():
         command = [sys.executable, "-c", PAGE_FAULTS, way]
         run = subprocess.run(command, capture_output=True, text=True, check=True, env=gives_back)
         faults[way] = int(run.stdout)
-    assert faults["keep"] < 50 < 150 < faults["leave"]
+    # The heap may grow once more (a tensor here is 1,024 pages, 2 where pages are huge).
+    assert faults["leave"] > 500
+    assert faults["leave"] > 5 * faults["keep"]
