@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from textwrap import fill
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 SCRIPTS = {
@@ -64,13 +66,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS), help="Scripts to run.")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "benchmarks", help="Folder of sections.")
     options = parser.parse_args()
-    busy = os.getloadavg()[0]
+    busy = psutil.cpu_percent(interval=5) / 100 * (os.cpu_count() or 1)
     minutes = {name: run(name, options.output_dir.resolve()) for name in options.only}
     told = ", ".join(f"{name} {spent:.1f}" for name, spent in minutes.items())
     shared = ": times on the clock are those of a shared machine." if busy > 0.3 else "."
     note = (
-        f"Minutes of the last run: {told}; {sum(minutes.values()):.1f} in all. Before it {busy:.1f} processes were "
-        f"busy on {os.cpu_count()} cores{shared}"
+        f"Minutes of the last run: {told}; {sum(minutes.values()):.1f} in all. Just before it other work kept "
+        f"{busy:.1f} of {os.cpu_count()} cores busy{shared}"
     )
     PAGE.write_text(page(options.output_dir, note), encoding="utf-8")
     print(f"Wrote {PAGE}.")

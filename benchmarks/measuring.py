@@ -112,7 +112,8 @@ def write_section(output_dir: str, name: str, title: str, *paragraphs: str) -> N
         target = Path(output_dir) / f"{name}.md"
         wrapped = (text if text.startswith("|") else fill(text, 119, break_on_hyphens=False) for text in paragraphs)
         # As it is typed in a clone, whatever folder the sections are collected in.
-        typed = this_command().replace(f"{name}.py", f"benchmarks/{name}.py", 1).partition(" --output_dir")[0]
+        _, _, options = this_command().partition(f"{name}.py")
+        typed = f"python benchmarks/{name}.py{options.partition(' --output_dir')[0]}"
         command = f"```bash\n{typed}\n```"
         atomic_write(target, "\n\n".join([f"## {title}", *wrapped, command]) + "\n")
         print(f"Wrote {target}.", flush=True)
