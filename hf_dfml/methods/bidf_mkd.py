@@ -16,8 +16,7 @@ Of a pool of black boxes (`ModelPool.as_black_box`, a served pool) gradients are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +35,8 @@ from hf_dfml.methods.inversion import (
 )
 from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.recovery.gradient_source import (
-    ESTIMATORS,
-    Estimator,
-    GradientSource,
-    ZeroOrderGradient,
-    autograd_gradient,
-)
-from hf_dfml.recovery.inversion import recover
+from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
+from hf_dfml.recovery.inversion import QueriedRecoveryConfig, recover
 from hf_dfml.recovery.objective import FurtherTerm, boundary_terms
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
@@ -51,7 +44,7 @@ from hf_dfml.utils.seeding import spawn
 
 
 @dataclass(frozen=True)
-class BiDfMKDConfig(InversionConfig):
+class BiDfMKDConfig(QueriedRecoveryConfig, InversionConfig):
     """Hyper-parameters of BiDf-MKD; the defaults are the released scripts' (SYSTEMS 4 and 8)."""
 
     steps: int = field(default=60_000, metadata={"help": "Outer steps."})
@@ -70,39 +63,6 @@ class BiDfMKDConfig(InversionConfig):
     replay_max_batches: int = field(
         default=0, metadata={"help": "Most outer steps from one API episode to the next; 0 for no limit."}
     )
-    gradient: Literal["autograd", "zero_order"] = field(
-        default="autograd",
-        metadata={"help": "Back-propagate through teachers, or estimate by queries alone (always so of black boxes)."},
-    )
-    zero_order_directions: int = field(default=100, metadata={"help": "q: random directions of an estimate."})
-    zero_order_mu: float = field(
-        default=0.00125,
-        metadata={"help": "Length of its differences, in pixels of [0, 1]; longer by itself for PNG and bare labels."},
-    )
-    zero_order_estimator: Estimator = field(
-        default="sphere",
-        metadata={
-            "help": "Estimate: `sphere` as in the paper, `central` differences, `orthogonal` directions, "
-            "`low_frequency` ones, or with a `memory` of the last step (needs --shift 0 --flip false)."
-        },
-    )
-    zero_order_at_once: int = field(default=20, metadata={"help": "Directions whose images are queried together."})
-
-    def __post_init__(self) -> None:
-        if self.gradient == "zero_order" and (self.bn_weight or self.tv_weight or self.l2_weight):
-            raise ValueError(
-                "A zero-order gradient (black boxes have no other) is estimated image by image: set bn_weight, "
-                "tv_weight and l2_weight, which are terms of the whole batch, to 0; found "
-                f"{self.bn_weight}, {self.tv_weight} and {self.l2_weight}."
-            )
-
-    def for_black_boxes(self) -> BiDfMKDConfig:
-        """The same with estimated gradients.
-
-        Raises:
-            ValueError: if the objective has terms that cannot be estimated image by image.
-        """
-        return replace(self, gradient="zero_order")
 
 
 class BiDfMKD(InversionMethod):
@@ -125,7 +85,7 @@ class BiDfMKD(InversionMethod):
         self.name = _name(config)
         self.num_steps = config.steps
         self.switch = PlateauSwitch(config.replay_patience, longest=config.replay_max_batches)
-        self.source = source or _source(config)
+        self.source = source or config.source()
 
     def setup(self, pool: ModelPool | BlackBoxPool, context: Context) -> None:
         """Nothing is looked at beforehand.
@@ -186,7 +146,7 @@ class BiDfMKD(InversionMethod):
             return
         config = self.config.for_black_boxes()
         if self.source is autograd_gradient:
-            self.source, self.name = _source(config), _name(config)
+            self.source, self.name = config.source(), _name(config)
         if isinstance(self.source, ZeroOrderGradient):
             self.source.resolution = max(self.source.resolution, pool.resolution)
 
@@ -260,17 +220,6 @@ def boundary_held(
         return term
 
     return around
-
-
-def _source(config: BiDfMKDConfig) -> GradientSource:
-    if config.gradient == "autograd":
-        return autograd_gradient
-    return ZeroOrderGradient(
-        config.zero_order_directions,
-        config.zero_order_mu,
-        config.zero_order_at_once,
-        **ESTIMATORS[config.zero_order_estimator],
-    )
 
 
 def _name(config: BiDfMKDConfig) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +14,19 @@ from hf_dfml.networks.generator import Generator
 from hf_dfml.pool.black_box import BlackBox
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip, random_roll
-from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
+from hf_dfml.recovery.gradient_source import (
+    ESTIMATORS,
+    Estimator,
+    GradientSource,
+    ZeroOrderGradient,
+    autograd_gradient,
+)
 from hf_dfml.recovery.objective import FurtherTerm, InversionWeights, inversion_losses
 from hf_dfml.recovery.pixels import Pixels
 from hf_dfml.recovery.task import Task
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,56 @@ class RecoveryConfig:
     def weights(self) -> InversionWeights:
         """The weights of the inversion objective."""
         return InversionWeights(self.ce_weight, self.bn_weight, self.tv_weight, self.l2_weight)
+
+
+@dataclass(frozen=True)
+class QueriedRecoveryConfig(RecoveryConfig):
+    """A recovery whose gradients may be estimated from a teacher's answers, as they must be of black boxes."""
+
+    gradient: Literal["autograd", "zero_order"] = field(
+        default="autograd",
+        metadata={"help": "Back-propagate through teachers, or estimate by queries alone (always so of black boxes)."},
+    )
+    zero_order_directions: int = field(default=100, metadata={"help": "q: random directions of an estimate."})
+    zero_order_mu: float = field(
+        default=0.00125,
+        metadata={"help": "Length of its differences, in pixels of [0, 1]; longer by itself for PNG and bare labels."},
+    )
+    zero_order_estimator: Estimator = field(
+        default="sphere",
+        metadata={
+            "help": "Estimate: `sphere` as in the paper, `central` differences, `orthogonal` directions, "
+            "`low_frequency` ones, or with a `memory` of the last step (needs --shift 0 --flip false)."
+        },
+    )
+    zero_order_at_once: int = field(default=20, metadata={"help": "Directions whose images are queried together."})
+
+    def __post_init__(self) -> None:
+        if self.gradient == "zero_order" and (self.bn_weight or self.tv_weight or self.l2_weight):
+            raise ValueError(
+                "A zero-order gradient (black boxes have no other) is estimated image by image: set bn_weight, "
+                "tv_weight and l2_weight, which are terms of the whole batch, to 0; found "
+                f"{self.bn_weight}, {self.tv_weight} and {self.l2_weight}."
+            )
+
+    def for_black_boxes(self) -> Self:
+        """The same with estimated gradients.
+
+        Raises:
+            ValueError: if the objective has terms that cannot be estimated image by image.
+        """
+        return replace(self, gradient="zero_order")
+
+    def source(self) -> GradientSource:
+        """Where gradients with respect to images come from."""
+        if self.gradient == "autograd":
+            return autograd_gradient
+        return ZeroOrderGradient(
+            self.zero_order_directions,
+            self.zero_order_mu,
+            self.zero_order_at_once,
+            **ESTIMATORS[self.zero_order_estimator],
+        )
 
 
 def recover(
