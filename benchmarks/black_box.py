@@ -43,10 +43,11 @@ from hf_dfml.pipeline import RunConfig, meta_network, open_pool
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.remote import open_service
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
-from hf_dfml.trainer import Trainer, deterministic
+from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.provenance import describe_machine, this_command
+from hf_dfml.utils.seeding import deterministic
 
 TITLES = {
     "white": "white box",

@@ -31,10 +31,11 @@ from hf_dfml.evaluation import Exam, Result, evaluate, evaluate_features, print_
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.pipeline import RunConfig, meta_network, open_pool
 from hf_dfml.pool import ModelPool
-from hf_dfml.trainer import Trainer, deterministic
+from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.seeding import deterministic
 
 HEADS = ("prototype", "mirrored")
 

@@ -26,11 +26,11 @@ from hf_dfml.networks import create_network
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.endpoints import is_remote, open_remote
 from hf_dfml.run_config import RunConfig
-from hf_dfml.trainer import Outcome, Trainer, deterministic
+from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.processes import Processes
 from hf_dfml.utils.provenance import describe_machine
-from hf_dfml.utils.seeding import fork
+from hf_dfml.utils.seeding import deterministic, fork
 
 
 def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence[str] | None = None) -> list[Result]:

@@ -126,6 +126,7 @@ class Trainer:
             scratch=self.folder / "setup" / self._setup_name(),
             cache=Path(config.recovery_cache) if config.recovery_cache else None,
             processes=self.processes,
+            queries=pool.queries if isinstance(pool, BlackBoxPool) else None,
             interrupted=self._interrupted,
             # Without a cache of converted weights, which would outlive an optimiser's steps.
             autocast=partial(accelerator.autocast, AutocastKwargs(cache_enabled=False)),
@@ -162,6 +163,8 @@ class Trainer:
                     self._run()
                 except SetupInterruptedError:
                     pass
+                except (QueryBudgetError, ServiceError) as error:
+                    self._stop_asking(error)
         state, total = self.progress, self.method.num_steps
         if self._stop:
             where = f"after step {state.step} of {total}" if self._newest() else "during the setup"
@@ -177,14 +180,7 @@ class Trainer:
         with progress(description=self.method.name, total=total, initial=state.step, unit="step") as bar:
             while state.step < total and not self._stop:
                 self.context.step = state.step
-                try:
-                    metrics = self._step()
-                except (QueryBudgetError, ServiceError) as error:
-                    self._stop = str(error).rstrip(".")
-                    if isinstance(error, QueryBudgetError):
-                        self._remedy = f"a larger --max_queries (or end here, with --steps {state.step})"
-                    self.save_checkpoint()
-                    break
+                metrics = self._step()
                 state.step += 1
                 state.seconds = self._seconds()
                 last = state.step == total
@@ -198,6 +194,16 @@ class Trainer:
                 )
                 if last or self._interrupted() or state.step % self.config.checkpoint_every == 0:
                     self.save_checkpoint()
+
+    def _stop_asking(self, error: QueryBudgetError | ServiceError) -> None:
+        """Black boxes answer no more, in the setup or in a step that has left no trace."""
+        begun = self._newest() is not None
+        self._stop = str(error).rstrip(".")
+        if isinstance(error, QueryBudgetError):
+            end = f" (or end here, with --steps {self.progress.step})" if begun else ""
+            self._remedy = f"a larger --max_queries{end}"
+        if begun:
+            self.save_checkpoint()
 
     def save_checkpoint(self) -> Path:
         """Write the whole state of the run; the folder appears complete or not at all.
@@ -330,8 +336,9 @@ class Trainer:
 
     def _setup_name(self) -> str:
         """Of the folder of the setup's finished parts, which are of no use under other options."""
-        told = json.dumps([self._options(), self.config.seed, [entry.id for entry in self.pool]])
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        told = [self._options(), self.config.seed, [entry.id for entry in self.pool]]
+        told += [self.pool.output] if isinstance(self.pool, BlackBoxPool) else []
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"
@@ -385,14 +392,3 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def deterministic(seed: int) -> None:
-    """Fix the global seed and ask for deterministic kernels where others exist; for a recipe's entry point only.
-
-    On a CPU nothing that a step uses depends on the order of threads, and PyTorch's switch would make the second
-    derivative of max pooling hundreds of times slower.
-    """
-    torch.manual_seed(seed)
-    if torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)

@@ -121,8 +121,16 @@ def representation(member: Teacher | Probabilities, images: Tensor) -> Tensor:
     return F.normalize(logarithms - logarithms.mean(-1, keepdim=True), dim=-1)
 
 
+def representations(member: Teacher | Probabilities, images: Tensor, processes: Processes = ALONE) -> Tensor:
+    """`representation` of all images `(N, 3, H, W)` uint8, a batch at a time: `(N, D)`."""
+    height, width = member.entry.input_size[1:] if isinstance(member, Teacher) else images.shape[-2:]  # type: ignore[index]
+    batch = max(1, PIXELS_AT_ONCE // (height * width))
+    with torch.no_grad():
+        return torch.cat(processes.map(lambda part: representation(member, to_unit(part)), images.split(batch)))
+
+
 def joint_products(
-    members: Iterable[tuple[int, Teacher | Probabilities]],
+    members: Iterable[tuple[int, Teacher | Probabilities | Tensor]],
     images: Tensor,
     config: TargetConfig,
     seed: int,
@@ -133,7 +141,8 @@ def joint_products(
     In memory are the sums, and one member with its features of all images (`4 N D_m` bytes).
 
     Args:
-        members: index in the pool and member; they may be loaded as they are asked for.
+        members: index in the pool and member, or what `representations` gave of it; they may be loaded as they are
+            asked for.
         images: `(N, 3, H, W)` uint8.
         config: the projection.
         seed: of the random projections; each member's depends on its index alone.
@@ -145,7 +154,10 @@ def joint_products(
     check = torch.zeros(checked, checked, device=images.device)
     count = 0
     for index, member in members:
-        features = _all_representations(member, images, processes)
+        if isinstance(member, Tensor):
+            features = member.to(images.device, torch.float32)
+        else:
+            features = representations(member, images, processes)
         if config.projection == "pca":
             basis = features[:landmarks].T
         else:
@@ -198,13 +210,6 @@ def _principal_components(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     values, vectors = values[-dim:].flip(0), vectors[:, -dim:].flip(1)
     scale = torch.where(values > SMALLEST * values[0], values.rsqrt(), 0.0)
     return kernel @ (vectors * scale).float(), values.clamp_min(SMALLEST * values[0]).float()
-
-
-def _all_representations(member: Teacher | Probabilities, images: Tensor, processes: Processes) -> Tensor:
-    height, width = member.entry.input_size[1:] if isinstance(member, Teacher) else images.shape[-2:]  # type: ignore[index]
-    batch = max(1, PIXELS_AT_ONCE // (height * width))
-    with torch.no_grad():
-        return torch.cat(processes.map(lambda part: representation(member, to_unit(part)), images.split(batch)))
 
 
 def _agreement(targets: Tensor, products: JointProducts) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from hf_dfml.pool.black_box import BlackBoxPool
+from hf_dfml.pool.black_box import BlackBoxPool, QueryCount
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.prefetch import WORKERS
 from hf_dfml.utils.checkpoint import Tree, load_tree, save_tree
@@ -38,6 +38,7 @@ class Context:
         scratch: folder for pieces of long setups, so that an interrupted setup goes on where it was; None keeps none.
         cache: folder of pieces that other runs can use as well; None keeps none.
         processes: among which a method divides its work.
+        queries: what black boxes were asked; the kept parts of a setup remember how far it was at their end.
         interrupted: whether the run should stop, in which all processes agree; asked between two parts of a setup.
         autocast: the precision of recovery and replay.
         begin: called before a file is written; until then a run may be refused, and leaves its folder as it was.
@@ -50,6 +51,7 @@ class Context:
     scratch: Path | None = None
     cache: Path | None = None
     processes: Processes = ALONE
+    queries: QueryCount | None = None
     interrupted: Callable[[], bool] = lambda: False
     autocast: Callable[[], AbstractContextManager] = nullcontext
     begin: Callable[[], None] = lambda: None
@@ -62,9 +64,13 @@ class Context:
         if not self.processes.once(folder.exists):
             tree = compute()
             self.begin()
-            self.processes.once(lambda: save_tree(folder, tree))
+            asked = self.queries.state_dict() if self.queries else {}
+            self.processes.once(lambda: save_tree(folder, {"part": tree, "queries": asked}))
         # Read back even when just computed, so that a resumed run sees the very same values.
-        return load_tree(folder, self.device)
+        kept = load_tree(folder, self.device)
+        if self.queries:
+            self.queries.load_state_dict(kept["queries"])
+        return kept["part"]
 
     def cached(self, what: Mapping[str, Any], compute: Callable[[], Tree]) -> Tree:
         """`compute()`, or what it gave to another run with this `cache` and the same `what` (JSON)."""
@@ -75,17 +81,20 @@ class Context:
             save_tree(folder, compute())
         return load_tree(folder, self.device)
 
-    def map_members(self, name: str, compute: Callable[[int], Tree], pool: ModelPool, description: str) -> list[Tree]:
+    def map_members(
+        self, name: str, compute: Callable[[int], Tree], pool: ModelPool | BlackBoxPool, description: str
+    ) -> list[Tree]:
         """`compute(index)` of each member of the pool, divided among the processes and each kept as by `memo`.
 
         Raises:
             SetupInterruptedError: if the run is to stop before the last of them.
         """
         indices, together = range(len(pool)), self.processes.count
+        prefetch = pool.prefetch if isinstance(pool, ModelPool) else lambda _: None  # There is nothing to fetch.
         alone = replace(self, processes=ALONE)
 
         def of_member(index: int) -> Tree:
-            pool.prefetch(indices[index + together :: together][:WORKERS])
+            prefetch(indices[index + together :: together][:WORKERS])
             return alone.memo(f"{name}-{index:04d}", partial(compute, index))
 
         results: list[Tree] = []
@@ -127,8 +136,8 @@ class Method(Protocol):
     A class may also name, as `exam_head` and `exam_bn`, the head and the batch norm that suit its meta-model: those of
     its validation and of the first rows of its exam. Without them they are the papers' `finetune`, and `support`. One
     that learns from answers alone says `black_boxes = True`; no other is given a `BlackBoxPool`. It raises
-    `QueryBudgetError` (or passes on a `ServiceError`) from a step that it leaves no trace of, so that the run can go
-    on with a larger budget.
+    `QueryBudgetError` (or passes on a `ServiceError`) from its setup, or from a step that it leaves no trace of, so
+    that the run can go on with a larger budget.
     """
 
     name: str
@@ -172,5 +181,5 @@ def refuse_black_boxes(method: Any) -> None:
         name = method.__name__ if isinstance(method, type) else method.name
         raise ValueError(
             f"{name} needs the weights of its teachers, and a black-box pool gives answers only: use BiDf-MKD "
-            "(recipes/bidf_mkd.py), or give the members themselves."
+            "(recipes/bidf_mkd.py) or pool distillation, or give the members themselves."
         )

@@ -8,15 +8,15 @@ ICLR 2021, arXiv 2101.04731.
 1. See it through the eyes of all members side by side, and keep this joint representation in a few hundred dimensions.
 2. Each step: one pass over the training set in which the student's features, through a linear map, point to the
    targets, are as similar to each other as the targets are, and have the same neighbours.
+
+Steps 0 and 1 are in `methods/pool_view.py`. A pool of black boxes is seen through its probabilities.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,52 +24,22 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.learning.distillation import cosine_distance, neighbour_loss, similarity_loss
-from hf_dfml.learning.joint_features import (
-    JointProducts,
-    Probabilities,
-    TargetConfig,
-    add_products,
-    equalised,
-    joint_products,
-    joint_targets,
-)
+from hf_dfml.learning.joint_features import equalised
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods.base import Context
+from hf_dfml.methods.pool_view import SHOWN, PoolViewConfig, view_of
 from hf_dfml.networks.functional import normalise
-from hf_dfml.pool.digests import weights_digest
+from hf_dfml.pool.black_box import BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.pool.teacher import Teacher
-from hf_dfml.recovery.inversion import RecoveryConfig, recover
-from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
 from hf_dfml.utils.checkpoint import Tree
-from hf_dfml.utils.images import to_uint8, to_unit
-from hf_dfml.utils.progress import progress
+from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.seeding import fork
-
-MEMBERS_AT_ONCE = 100
-"""Members whose part in the targets is computed between two savings of an interrupted setup."""
-
-SHOWN = 10
-"""Rows and columns of the pictures."""
 
 
 @dataclass(frozen=True)
-class PoolDistillationConfig(TargetConfig, MixingConfig, RecoveryConfig):
+class PoolDistillationConfig(PoolViewConfig):
     """Hyper-parameters of pool distillation; the defaults fit a pool of 32-pixel networks and a CPU."""
 
-    recovery: Literal["generator", "pixels"] = field(
-        default="pixels", metadata={"help": "What is optimised: a generator and its inputs, or the pixels."}
-    )
-    recovery_steps: int = field(default=120, metadata={"help": "Adam steps for one task."})
-    recovery_lr: float = field(default=0.1, metadata={"help": "Rate of Adam in the recovery."})
-    images_per_class: int = field(default=10, metadata={"help": "Images of a class in one recovery."})
-    recoveries: int = field(default=2, metadata={"help": "Recoveries from each member."})
-    tv_weight: float = field(default=0.1, metadata={"help": "Weight of the total variation."})
-    shift: int = field(default=2, metadata={"help": "Pixels of random shift in the recovery."})
-    equalise: float = field(
-        default=0.1,
-        metadata={"help": "a: principal directions are scaled by their variance to the power -a/2; 0: as found."},
-    )
     steps: int = field(default=40, metadata={"help": "Passes over the training set."})
     batch_size: int = field(default=100, metadata={"help": "Images of a batch; an incomplete one is left out."})
     lr: float = field(default=3e-3, metadata={"help": "Highest rate of the student's Adam (one cycle over the run)."})
@@ -104,6 +74,7 @@ class PoolDistillation:
 
     name = "Pool distillation"
     data_free = True
+    black_boxes = True
     Config = PoolDistillationConfig
     # Trained as a representation under running statistics, it is used as one.
     exam_head = "prototype"
@@ -129,11 +100,13 @@ class PoolDistillation:
         self.agreement = 0.0
         self.recovered: Tree = {"images": self.images, "titles": []}
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: ModelPool | BlackBoxPool, context: Context) -> None:
         """Recover, mix, and look at the mixtures through all members (steps 0 and 1).
 
         Raises:
-            ValueError: if the training set has no complete batch, or too few images for the targets' dimensions.
+            ValueError: if the training set has no complete batch, or too few images for the targets' dimensions; or if
+                several processes would ask black boxes, whose questions only one can count.
+            QueryBudgetError: if black boxes may not be asked for the next member's part; none of it was asked.
         """
         config = self.config
         if config.num_images < config.batch_size:
@@ -142,48 +115,11 @@ class PoolDistillation:
         start = torch.empty(config.target_dim, self.width)
         nn.init.kaiming_uniform_(start, a=5**0.5, generator=fork(context.seed, "map"))
         self.objective["map"].load_state_dict({"weight": start})
-        if config.start == "member":
+        if config.start == "member" and isinstance(pool, ModelPool):
             start_from_member(self.model, pool)
-        parts = context.map_members("recovered", partial(self._recover, pool, context), pool, "Recovering images")
-        members = torch.cat([torch.full((len(part["images"]),), index) for index, part in enumerate(parts)])
-        self.recovered = _first_of(parts, pool)
-        recovered = torch.cat([part["images"] for part in parts])
-        self.images = mix_recovered(recovered, members, config, fork(context.seed, "mixing"), flip=config.flip)
-        starts = range(0, len(pool), MEMBERS_AT_ONCE)
-        blocks = [
-            context.memo(f"targets-{first:04d}", partial(self._products, pool, first, context)) for first in starts
-        ]
-        products = add_products(JointProducts(*block) for block in blocks)
-        self.targets, self.agreement, self.spread = joint_targets(products, config)
-
-    def _recover(self, pool: ModelPool, context: Context, index: int) -> Tree:
-        generator = fork(context.seed, "recovery", index)
-        teacher = pool.load(index)
-
-        def recovered() -> Tree:
-            tasks = [recover(teacher, self.config, self.size, generator) for _ in range(self.config.recoveries)]
-            return {
-                "images": to_uint8(torch.cat([task.images for task in tasks])),
-                "labels": torch.cat([task.labels for task in tasks]),
-            }
-
-        options = {option.name: getattr(self.config, option.name) for option in fields(RecoveryConfig)}
-        with context.autocast():
-            precision = torch.is_autocast_enabled(context.device.type)
-            whole = {"recoveries": self.config.recoveries, "size": self.size, "bf16": precision}
-            origin = {"member": weights_digest(teacher.entry), "seed": context.seed, "index": index}
-            return context.cached(options | whole | origin, recovered)
-
-    def _products(self, pool: ModelPool, first: int, context: Context) -> Tree:
-        indices = range(first, min(first + MEMBERS_AT_ONCE, len(pool)))
-
-        def members() -> Iterator[tuple[int, Teacher | Probabilities]]:
-            teachers = zip(indices, pool.stream(indices), strict=True)
-            bar = progress(teachers, description="Computing the targets", total=len(indices), unit="member")
-            for index, teacher in bar:
-                yield index, teacher if self.config.target_outputs == "features" else partial(_probabilities, teacher)
-
-        return joint_products(members(), self.images, self.config, context.seed, context.processes)
+        view = view_of(pool, config, self.size, context)
+        self.images, self.recovered = view.images, view.sample
+        self.targets, self.agreement, self.spread = view.targets
 
     def step(self, context: Context) -> dict[str, float]:
         """One pass over the training set (step 2).
@@ -254,7 +190,7 @@ class PoolDistillation:
             "recovered": self.recovered,
         }
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: ModelPool | BlackBoxPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -298,17 +234,3 @@ def features_of(model: nn.Module, images: Tensor) -> Tensor:
     if pixels.device.type == "cpu":
         pixels = pixels.contiguous(memory_format=torch.channels_last)
     return model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
-
-
-def _probabilities(teacher: Teacher, images: Tensor) -> Tensor:
-    return teacher(images).softmax(-1)
-
-
-def _first_of(parts: list[Tree], pool: ModelPool) -> Tree:
-    """Images of one class of each of the first members, and its name above each."""
-    rows, titles = [], []
-    for entry, part in zip(pool, parts[:SHOWN], strict=False):
-        row = part["images"][part["labels"] == 0][:SHOWN]
-        rows.append(row)
-        titles += [f"{entry.id}: {entry.class_names[0]}"] * len(row)
-    return {"images": torch.cat(rows).cpu(), "titles": titles}

@@ -14,7 +14,7 @@ from hf_dfml.arguments import parse
 from hf_dfml.cli import METHODS
 from hf_dfml.data import dataset_info
 from hf_dfml.learning.distillation import neighbour_loss
-from hf_dfml.methods import pool_distillation
+from hf_dfml.methods import pool_distillation, pool_view
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
 from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
@@ -171,13 +171,13 @@ def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
 
 def test_images_that_another_run_has_recovered_are_not_recovered_again(tmp_path, monkeypatch):
     pool, recovered = make_pool(tmp_path, 2), []
-    plain_recover = pool_distillation.recover
+    plain_recover = pool_view.recover
 
     def counted_recover(teacher, *arguments, **options):
         recovered.append(teacher.entry.id)
         return plain_recover(teacher, *arguments, **options)
 
-    monkeypatch.setattr(pool_distillation, "recover", counted_recover)
+    monkeypatch.setattr(pool_view, "recover", counted_recover)
     context = replace(make_context(), cache=tmp_path / "cache")
     sets = {}
     for name, options in {
@@ -203,13 +203,13 @@ def test_an_interrupted_setup_goes_on_and_ends_in_the_same_targets(tmp_path, mon
     whole = trainer_of(pool, tmp_path / "whole", steps=0)
     whole.fit()
     recovered, seen = [], []
-    recover, products = pool_distillation.recover, pool_distillation.joint_products
+    recover, products = pool_view.recover, pool_view.joint_products
 
-    def counted_recover(teacher, *arguments):
+    def counted_recover(teacher, *arguments, **options):
         recovered.append(teacher.entry.id)
         if len(recovered) == 3:
             raise KeyboardInterrupt
-        return recover(teacher, *arguments)
+        return recover(teacher, *arguments, **options)
 
     def counted_products(members, *arguments):
         seen.append(len(recovered))
@@ -217,9 +217,9 @@ def test_an_interrupted_setup_goes_on_and_ends_in_the_same_targets(tmp_path, mon
             raise KeyboardInterrupt
         return products(members, *arguments)
 
-    monkeypatch.setattr(pool_distillation, "recover", counted_recover)
-    monkeypatch.setattr(pool_distillation, "joint_products", counted_products)
-    monkeypatch.setattr(pool_distillation, "MEMBERS_AT_ONCE", 2)
+    monkeypatch.setattr(pool_view, "recover", counted_recover)
+    monkeypatch.setattr(pool_view, "joint_products", counted_products)
+    monkeypatch.setattr(pool_view, "MEMBERS_AT_ONCE", 2)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             trainer_of(pool, tmp_path / "parts", steps=0).fit()
@@ -331,6 +331,6 @@ def test_targets_do_not_depend_on_how_many_members_are_saved_together(tmp_path, 
     pool = make_pool(tmp_path, 3)
     one, three = make_method(projection="random"), make_method(projection="random")
     three.setup(pool, make_context())
-    monkeypatch.setattr(pool_distillation, "MEMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(pool_view, "MEMBERS_AT_ONCE", 1)
     one.setup(pool, make_context())
     torch.testing.assert_close(one.targets, three.targets, atol=2e-3, rtol=0)

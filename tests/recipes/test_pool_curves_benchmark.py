@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_dfml.evaluation import read_results
-from hf_dfml.methods import pool_distillation
+from hf_dfml.methods import pool_view
 from tests.recipes.test_inversion_recipes import glyph_pool
 
 ROOT = Path(__file__).parents[2]
@@ -22,13 +22,13 @@ def benchmark(script):
 
 def test_every_point_is_recovered_and_measured_once(benchmark, tmp_path, monkeypatch):
     recovered = []
-    plain_recover = pool_distillation.recover
+    plain_recover = pool_view.recover
 
     def counted_recover(teacher, config, *arguments, **options):
         recovered.append((teacher.entry.id, config.recovery_steps))
         return plain_recover(teacher, config, *arguments, **options)
 
-    monkeypatch.setattr(pool_distillation, "recover", counted_recover)
+    monkeypatch.setattr(pool_view, "recover", counted_recover)
     folder = tmp_path / "run"
     words = [*TINY.split(), "--pool", str(glyph_pool(tmp_path / "pool", 3)), "--output_dir", str(folder)]
     verdict = benchmark.main(words)

@@ -1,0 +1,131 @@
+"""Pool distillation of black boxes: what is asked and counted, a budget or a service that ends in the setup."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from hf_dfml.arguments import parse
+from hf_dfml.methods import pool_view
+from hf_dfml.methods.pool_distillation import PoolDistillation
+from hf_dfml.pipeline import run
+from hf_dfml.pool import BlackBoxPool, QueryBudgetError, ServiceError
+from hf_dfml.run_config import RunConfig
+from hf_dfml.trainer import Trainer, TrainerConfig
+from tests.methods.pools import make_context, make_pool
+from tests.methods.test_pool_distillation import TINY, make_method
+from tests.pool.members import WAYS
+
+QUERIES = {"zero_order_directions": 3, "zero_order_at_once": 2}
+RECOVERY = TINY["images_per_class"] * WAYS * TINY["recovery_steps"] * (3 + 1)
+"""Images that one member is sent while its task is recovered: three directions and the centre, each step."""
+TARGETS = TINY["num_images"]
+MEMBER = RECOVERY + TARGETS
+
+
+def trainer_of(pool, folder, resume=None, **changes):
+    config = TrainerConfig(output_dir=str(folder), checkpoint_every=1, resume_from_checkpoint=resume, log_with="none")
+    return Trainer(make_method(**QUERIES, **changes), pool, config, Accelerator(cpu=True))
+
+
+def test_answers_of_black_boxes_teach_what_the_probabilities_of_white_ones_teach(tmp_path):
+    pool = make_pool(tmp_path, 2)
+    # Pixels would start from the members' own normalisation, which black boxes do not tell.
+    options = {**QUERIES, "recovery": "generator", "generator_width": 4, "latent_dim": 8, "start": "random"}
+    white, black = make_method(**options), make_method(**options)
+    white.config = white.config.for_black_boxes()
+    white.setup(pool, make_context())
+    black.setup(pool.as_black_box("logits"), make_context())
+    assert torch.equal(white.images, black.images) and len(white.images) == TARGETS
+    torch.testing.assert_close(white.targets.float(), black.targets.float(), atol=5e-3, rtol=0)
+    losses = [
+        [method.step(replace(make_context(), step=step))["loss"] for step in range(4)] for method in (white, black)
+    ]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=2e-2, atol=0)
+    assert losses[1][-1] < losses[1][0]
+
+
+@pytest.mark.parametrize("output", ["probs", "label"])
+def test_every_image_sent_is_counted(tmp_path, output):
+    pool = make_pool(tmp_path, 3).as_black_box(output)
+    make_method(**QUERIES).setup(pool, make_context())
+    assert pool.queries.members == {entry.id: MEMBER for entry in pool}
+
+
+def test_a_step_sends_nothing(tmp_path):
+    pool = make_pool(tmp_path, 2).as_black_box("probs", max_queries=2 * MEMBER)
+    method, context = make_method(**QUERIES), make_context()
+    method.setup(pool, context)
+    method.step(context)
+    assert pool.queries.total == 2 * MEMBER
+
+
+@pytest.mark.parametrize("done", [1, 2, 3, 4])
+def test_a_budget_that_ends_in_the_setup_keeps_what_was_told(tmp_path, capsys, done):
+    """`done` of the four parts (the recoveries, then the targets, of two members) can be paid."""
+    pool = make_pool(tmp_path, 2)
+    whole = trainer_of(pool.as_black_box("probs"), tmp_path / "whole")
+    assert whole.fit().finished
+    costs = [0, RECOVERY, 2 * RECOVERY, 2 * RECOVERY + TARGETS, 2 * MEMBER]
+    allowed = costs[done] - 1
+    short = trainer_of(pool.as_black_box("probs", max_queries=allowed), tmp_path / "run")
+    assert not short.fit().finished
+    assert short.pool.queries.total == costs[done - 1], "nothing is spent on a part that would be cut short"
+    out = capsys.readouterr().out
+    assert f"Stopped during the setup: the budget of {allowed} queries does not suffice" in out
+    assert "Go on with a larger --max_queries and --resume_from_checkpoint latest." in out
+    more = trainer_of(pool.as_black_box("probs", max_queries=2 * MEMBER), tmp_path / "run", resume="latest")
+    assert more.fit().finished, "what was told before is not asked, nor counted, again"
+    assert more.pool.queries.members == whole.pool.queries.members
+    for name, value in whole.method.model.state_dict().items():
+        assert torch.equal(value, more.method.model.state_dict()[name]), name
+
+
+def test_other_answers_do_not_go_on_from_the_same_parts(tmp_path):
+    pool = make_pool(tmp_path, 2)
+    short = trainer_of(pool.as_black_box("probs", max_queries=RECOVERY), tmp_path / "run")
+    assert not short.fit().finished and short.pool.queries.total == RECOVERY
+    labels = trainer_of(pool.as_black_box("label"), tmp_path / "run", resume="latest")
+    assert labels.fit().finished and labels.pool.queries.total == 2 * MEMBER
+
+
+def test_a_service_that_goes_away_leaves_the_finished_parts(tmp_path, capsys, monkeypatch):
+    pool = make_pool(tmp_path, 2)
+    plain_recover, asked = pool_view.recover, []
+
+    def failing_recover(teacher, *arguments, **options):
+        asked.append(teacher.entry.id)
+        if len(asked) == 2:
+            raise ServiceError("it went away.")
+        return plain_recover(teacher, *arguments, **options)
+
+    monkeypatch.setattr(pool_view, "recover", failing_recover)
+    assert not trainer_of(pool.as_black_box("probs"), tmp_path / "run").fit().finished
+    assert "Stopped during the setup: it went away. Go on with the same command" in capsys.readouterr().out
+    assert trainer_of(pool.as_black_box("probs"), tmp_path / "run", resume="latest").fit().finished
+    assert asked == ["m-0", "m-1", "m-1"]
+
+
+def test_one_process_asks(tmp_path):
+    context = replace(make_context(), processes=SimpleNamespace(count=2))
+    with pytest.raises(ValueError, match="2 processes would ask black boxes and each count for itself: run one"):
+        make_method(**QUERIES).setup(make_pool(tmp_path, 1).as_black_box("probs"), context)
+
+
+def test_too_small_a_budget_for_anything_says_so(tmp_path):
+    pool = make_pool(tmp_path, 1).as_black_box("probs", max_queries=RECOVERY - 1)
+    assert isinstance(pool, BlackBoxPool)
+    with pytest.raises(QueryBudgetError, match=f"the budget of {RECOVERY - 1} queries does not suffice: 0 images"):
+        make_method(**QUERIES).setup(pool, make_context())
+
+
+def test_the_recipe_takes_black_boxes(tmp_path):
+    words = f"--pool {make_pool(tmp_path, 2)[0].location.parent} --black_box topk --top_k 2 --arch conv4_16 --ways 3"
+    words += f" --log_with none --output_dir {tmp_path / 'run'} --zero_order_directions 3"
+    words += "".join(f" --{name} {value}" for name, value in TINY.items())
+    run(PoolDistillation, *parse(PoolDistillation, RunConfig, words.split()), argv=["test"])
+    config = (tmp_path / "run" / "config.json").read_text()
+    assert '"gradient": "zero_order"' in config and '"target_outputs": "probabilities"' in config
+    assert (tmp_path / "run" / "model.safetensors").is_file()
