@@ -7,9 +7,10 @@ All ways recover the same number of images from the same members, in the same nu
 the name says another (`pixels@0.1x240n40`: 240 steps, 40 images a class), side by side in one run, under the same
 objective (no boundary term, as there is no meta-model here; pixels need a total variation and another rate).
 `generator-64` is the default of `RecoveryConfig`, `generator-16@0.005` its option `generator_width=16` with a rate of
-0.005, `pixels@0.1` its `recovery="pixels"`; `free-5` adapts a meta-generator of --generator_width. For each:
+0.005, `generator-16c` that with `compile_generator`, `pixels@0.1` its `recovery="pixels"`; `free-5` adapts a
+meta-generator of --generator_width. For each:
 - the time of a task (with one CPU thread that of this process, so that other work on the machine does not count);
-  FREE's includes the meta-generator's own step, its warm-up is paid once and named separately;
+  FREE's includes the meta-generator's own step, its warm-up (and a compilation) is paid once and named separately;
 - one pass, forward and backward, through its generator, and the share of the convolution peak that it reaches;
 - what the images are good for: the accuracy, on real images that the member was not trained on, of a student distilled
   from them. It needs --dataset; without one (and with a pool of your own) it is left out.
@@ -63,8 +64,8 @@ from hf_dfml.utils.seeding import fork
 
 HELD_OUT = 0.2
 
-NAME = r"(?:(generator|free)-(\d+)|pixels)(?:@([\d.]+))?(?:x(\d+))?(?:n(\d+))?"
-"""Of a recovery: kind (or pixels), its number, rate, steps, images a class."""
+NAME = r"(?:(generator|free)-(\d+)(c)?|pixels)(?:@([\d.]+))?(?:x(\d+))?(?:n(\d+))?"
+"""Of a recovery: kind (or pixels), its number, whether compiled, rate, steps, images a class."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,15 @@ class Settings(MetaGeneratorConfig):
     recoveries: list[str] = field(
         default_factory=lambda: [
             "generator-64",
-            "generator-16@0.005",
-            "generator-8@0.005",
+            "generator-16x100n40",
+            "generator-16cx100n40",
             "pixels@0.1",
             "free-5",
             "free-2",
         ],
         metadata={
-            "help": "`generator-WIDTH`, `pixels` or `free-STEPS`, perhaps @RATE, xSTEPS and nIMAGES (a class), in "
-            "this order; the first is the baseline."
+            "help": "`generator-WIDTH`, `pixels` or `free-STEPS`, perhaps c (compiled), @RATE, xSTEPS and nIMAGES (a "
+            "class), in this order; the first is the baseline."
         },
     )
     pixels_tv: float = field(default=0.1, metadata={"help": "Weight of the total variation for pixels."})
@@ -120,21 +121,23 @@ def way_of(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
     found = re.fullmatch(NAME, name)
     if not found:
         raise SystemExit(
-            f"--recoveries {name}: expected generator-WIDTH, pixels or free-STEPS, perhaps @RATE, xSTEPS and nIMAGES."
+            f"--recoveries {name}: expected generator-WIDTH, pixels or free-STEPS, perhaps c, @RATE, xSTEPS and "
+            "nIMAGES."
         )
-    kind, number, rate, steps, images = found.groups()
+    kind, number, compiled, rate, steps, images = found.groups()
     if rate:
         settings = replace(settings, recovery_lr=float(rate), adaptation_lr=float(rate))
     settings = replace(
         settings,
         recovery_steps=int(steps or settings.recovery_steps),
         images_per_class=int(images or settings.images_per_class),
+        compile_generator=bool(compiled),
     )
     if kind == "free":
         return meta_generator_way(name, replace(settings, adaptation_steps=int(number)), pool, size)
     if kind == "generator":
-        return scratch_way(name, replace(settings, generator_width=int(number)), size)
-    return scratch_way(name, replace(settings, recovery="pixels", tv_weight=settings.pixels_tv), size)
+        return scratch_way(name, replace(settings, generator_width=int(number)), pool, size)
+    return scratch_way(name, replace(settings, recovery="pixels", tv_weight=settings.pixels_tv), pool, size)
 
 
 def meta_generator_way(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
@@ -152,10 +155,18 @@ def meta_generator_way(name: str, settings: Settings, pool: ModelPool, size: int
     return Way(name, lambda teachers: meta.recover(teachers, stream)[0], settings, seconds)
 
 
-def scratch_way(name: str, settings: Settings, size: int) -> Way:
-    """The recovery of BiDf-MKD and TGR: each task by itself."""
+def scratch_way(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
+    """The recovery of BiDf-MKD and TGR: each task by itself, after the compilation if there is one."""
     stream = fork(settings.seed, "scratch")
-    return Way(name, lambda teachers: [recover(teacher, settings, size, stream) for teacher in teachers], settings)
+    seconds = 0.0
+    if settings.compile_generator:
+        first = partial(recover, pool.load(0), replace(settings, recovery_steps=1), size, fork(settings.seed, "first"))
+        seconds = timed(pool.device, first)[1]
+
+    def run(teachers: list[Teacher]) -> list[Task]:
+        return [recover(teacher, settings, size, stream) for teacher in teachers]
+
+    return Way(name, run, settings, seconds)
 
 
 @dataclass(frozen=True)
@@ -169,7 +180,7 @@ class Pass:
         return f"{self.ms:.1f} ({100 * self.peak_share:.0f} %)"
 
 
-def pass_through(network: nn.Module, inputs: Tensor, peak: float, repeats: int = 5) -> Pass:
+def pass_through(network: nn.Module, inputs: Tensor, peak: float, *, compiled: bool = False, repeats: int = 5) -> Pass:
     """What a pass of `inputs` through `network` costs, gradients of the inputs included."""
     inputs = inputs.to(next(network.parameters()).device).requires_grad_()
 
@@ -177,6 +188,9 @@ def pass_through(network: nn.Module, inputs: Tensor, peak: float, repeats: int =
         network(inputs).sum().backward()
 
     with FlopCounterMode(display=False) as counter:
+        run()
+    if compiled:
+        network.compile()
         run()
     seconds = median(timed(inputs.device, run)[1] for _ in range(repeats))
     return Pass(1000 * seconds, counter.get_total_flops() / seconds / peak)
@@ -194,7 +208,7 @@ def costs_of_passes(ways: list[Way], teacher: Teacher, size: int) -> dict[str, P
         if way.config.recovery == "generator":
             network = Generator(way.config.latent_dim, way.config.generator_width, size).to(device)
             latent = torch.randn(count, way.config.latent_dim, generator=fork(0, "latent"))
-            costs[way.name] = pass_through(network, latent, peak)
+            costs[way.name] = pass_through(network, latent, peak, compiled=way.config.compile_generator)
     return costs
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,3 +79,17 @@ class Generator(nn.Module):
                     module.bias.zero_()
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
+
+
+def compile_generator(network: Generator) -> None:
+    """Let `network` run compiled; the names of its weights stay. All generators of a shape share what is compiled.
+
+    Raises:
+        ValueError: on a CPU without a C++ compiler.
+    """
+    compilers = (os.environ.get("CXX") or "g++", "clang++")
+    if next(network.parameters()).device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            "A generator is compiled by a C++ compiler, and none was found: install g++, or do not compile."
+        )
+    network.compile()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hf_dfml.networks.generator import Generator
+from hf_dfml.networks.generator import Generator, compile_generator
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip
 from hf_dfml.recovery.inversion import RecoveryConfig
@@ -96,6 +96,8 @@ class MetaGenerator:
     ) -> tuple[Task, tuple[Tensor, ...], Tensor]:
         """The k steps on a copy; the task, the gradient at the adapted weights and the loss there."""
         config, network = self.config, copy.deepcopy(self.network)
+        if config.compile_generator:
+            compile_generator(network)
         device = next(network.parameters()).device
         labels = torch.arange(teacher.num_classes, device=device).repeat_interleave(config.images_per_class)
         latent = torch.randn(len(labels), config.latent_dim, generator=generator).to(device).requires_grad_()

@@ -1,10 +1,15 @@
 """Recovery: what the objective measures, what it leaves alone, and that it recovers what the teacher knows."""
 
+import shutil
+from dataclasses import replace
+from functools import partialmethod
+
 import pytest
 import torch
 from torch import nn
 
 from hf_dfml.networks import create_network
+from hf_dfml.networks.generator import Generator
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
@@ -137,3 +142,28 @@ def test_the_distance_has_no_second_derivative_and_says_so():
     (gradient,) = torch.autograd.grad(distance.total(images), images, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.square().sum().backward()
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_generator_recovers_the_same_and_is_compiled_once(teacher, monkeypatch, backend):
+    monkeypatch.setattr(Generator, "compile", partialmethod(nn.Module.compile, backend=backend))
+    config = RecoveryConfig(recovery_steps=2, images_per_class=2, generator_width=4, latent_dim=8)
+
+    def task(**changes):
+        return recover(teacher, replace(config, **changes), 16, torch.Generator().manual_seed(0)).images
+
+    torch._dynamo.reset()
+    plain = task()
+    torch.testing.assert_close(task(compile_generator=True), plain, rtol=0, atol=1e-4)
+    compiled = sum(torch._dynamo.utils.counters["aot_autograd"].values())
+    assert compiled
+    task(compile_generator=True)
+    assert sum(torch._dynamo.utils.counters["aot_autograd"].values()) == compiled, "the next generator takes it over"
+
+
+def test_without_a_compiler_nothing_is_compiled(teacher, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match="none was found: install"):
+        recover(teacher, RecoveryConfig(compile_generator=True), 16, torch.Generator())
