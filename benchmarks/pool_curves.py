@@ -24,10 +24,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation import Exam, Result, evaluate, evaluate_features, print_table, read_results, write_results
+from hf_dfml.evaluation.heads import Head
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.pipeline import RunConfig, meta_network, open_pool
 from hf_dfml.pool import ModelPool
@@ -37,7 +39,7 @@ from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import deterministic
 
-HEADS = ("prototype", "mirrored")
+HEADS: tuple[Head, ...] = ("prototype", "mirrored")
 
 
 @dataclass(frozen=True)
@@ -114,22 +116,23 @@ def student(
     exam: Exam,
 ) -> list[Result]:
     """Train one student and let its last snapshot sit the exam."""
+    model = last_snapshot(pool[: point.members], replace(method, recovery_steps=point.budget), config, point.name)
+    name = f"Pool distillation, {point.members} members, {point.budget} steps"
+    return [row for head in HEADS for row in evaluate(model, dataset, replace(exam, head=head), method=name)]
+
+
+def last_snapshot(pool: ModelPool, method: PoolDistillationConfig, config: RunConfig, name: str) -> nn.Module:
+    """The student after the last pass, trained in the folder `name` of the output; an interrupted one goes on."""
     deterministic(config.seed)
-    members = pool[: point.members]
-    learner = PoolDistillation(replace(method, recovery_steps=point.budget), meta_network(members, config))
-    folder = Path(config.output_dir) / point.name
+    learner = PoolDistillation(method, meta_network(pool, config))
+    folder = Path(config.output_dir) / name
     settings = replace(config, output_dir=str(folder), resume_from_checkpoint="latest", log_with="none")
     began = time.monotonic()
-    outcome = Trainer(learner, members, settings, Accelerator(cpu=members.device.type == "cpu")).fit()
+    outcome = Trainer(learner, pool, settings, Accelerator(cpu=pool.device.type == "cpu")).fit()
     if not outcome.finished:
         raise SystemExit(f"Stopped in {folder}. The same command goes on from there.")
-    print(f"{point.name}: {(time.monotonic() - began) / 60:.1f} minutes.", flush=True)
-    name = f"Pool distillation, {point.members} members, {point.budget} steps"
-    return [
-        row
-        for head in HEADS
-        for row in evaluate(outcome.model, dataset, replace(exam, head=head), method=name)  # type: ignore[arg-type]
-    ]
+    print(f"{name}: {(time.monotonic() - began) / 60:.1f} minutes.", flush=True)
+    return outcome.model
 
 
 def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]:

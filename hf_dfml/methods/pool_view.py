@@ -147,6 +147,7 @@ def _recover(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, 
     if config.gradient == "zero_order":
         return recovered()
     options = {option.name: getattr(config, option.name) for option in fields(RecoveryConfig)}
+    del options["compile_generator"]  # It is the same but for rounding.
     with context.autocast():
         precision = torch.is_autocast_enabled(context.device.type)
         whole = {"recoveries": config.recoveries, "size": size, "bf16": precision}

@@ -1,4 +1,4 @@
-"""benchmarks/pool_curves.py on tiny members: every point once, one exam, interruptions."""
+"""benchmarks/pool_curves.py and pool_ablation.py on tiny members: every student once, one exam, interruptions."""
 
 import json
 from pathlib import Path
@@ -49,3 +49,27 @@ def test_every_point_is_recovered_and_measured_once(benchmark, tmp_path, monkeyp
     assert (folder / "pool_curves.png").is_file()
     before = len(recovered)
     assert benchmark.main(words) == verdict and len(recovered) == before
+
+
+def test_one_thing_is_changed_at_a_time_and_judged_on_validation_classes(script, tmp_path, monkeypatch):
+    benchmark, recovered = script("pool_ablation"), []
+    plain_recover = pool_view.recover
+
+    def counted_recover(teacher, config, *arguments, **options):
+        recovered.append((teacher.entry.id, config.tv_weight))
+        return plain_recover(teacher, config, *arguments, **options)
+
+    monkeypatch.setattr(pool_view, "recover", counted_recover)
+    words = TINY.partition("--members")[0].split() + ["--validation_episodes", "4"]
+    words += ["--pool", str(glyph_pool(tmp_path / "pool", 2)), "--output_dir", str(tmp_path / "run")]
+    words += ["--variants", "mix_alpha=0", "tv_weight=0,crop_padding=1"]
+    verdict = benchmark.main(words)
+    assert list(verdict["variants"]) == ["as given", "mix_alpha=0", "tv_weight=0,crop_padding=1"]
+    assert sorted(weight for _, weight in recovered) == [0, 0, 0.1, 0.1], "one recovery for both kinds of mixtures"
+    rows = {name: read_results(tmp_path / "run" / name) for name in verdict["variants"]}
+    assert {(row.split, row.episodes, row.seed) for part in rows.values() for row in part} == {("validation", 4, 1)}
+    assert [row.mean for row in rows["as given"]] != [row.mean for row in rows["tv_weight=0,crop_padding=1"]]
+    before = len(recovered)
+    assert benchmark.main(words) == verdict and len(recovered) == before
+    with pytest.raises(ValueError, match="--variants mix_alpha: expected OPTION=VALUE"):
+        benchmark.main([*words, "--variants", "mix_alpha"])
