@@ -7,6 +7,7 @@ Each `docs/results/NAME.json` is a `results.json` that a recipe, `quickstart` or
 `NAME.md` alone is about a measurement that is no exam, and has its own table and command.
 """
 
+import argparse
 from pathlib import Path
 
 from hf_dfml.evaluation import markdown_table, read_results
@@ -35,6 +36,7 @@ def section(name: str) -> str:
 
 def main() -> None:
     """Write the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     names = sorted({path.stem for suffix in ("json", "md") for path in (DOCS / "results").glob(f"*.{suffix}")})
     (DOCS / "results.md").write_text("\n".join([HEAD, *map(section, names)]))
     print(f"Wrote {DOCS / 'results.md'} from {len(names)} measurements.")

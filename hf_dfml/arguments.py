@@ -11,6 +11,25 @@ from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
+LEAST = {
+    "batch_size": 2,
+    "checkpoint_every": 1,
+    "episodes": 2,
+    "images_per_class": 1,
+    "keep_checkpoints": 1,
+    "max_queries": 0,
+    "num_images": 1,
+    "num_members": 0,
+    "recoveries": 1,
+    "recovery_steps": 1,
+    "shots": 1,
+    "steps": 0,
+    "validate_every": 1,
+    "validation_episodes": 2,
+    "ways": 2,
+}
+"""The smallest values of options that count something; rates (`lr`, `..._lr`) must be positive."""
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults behind each option, the description as it was written."""
@@ -57,7 +76,7 @@ def parse_into(
         program: what the user has typed before `argv`; the script's name by default.
 
     Raises:
-        ValueError: if the YAML file has a key that is no option.
+        ValueError: if the YAML file has a key that is no option, or a number is too small for its option.
         FileNotFoundError: if there is no such file.
     """
     from transformers import HfArgumentParser
@@ -76,7 +95,20 @@ def parse_into(
     )
     if unknown:
         parser.error(_unknown(unknown[0], classes))
+    for config in configs[: len(classes)]:
+        _check_sizes(config)
     return tuple(configs[: len(classes)])
+
+
+def _check_sizes(config: Any) -> None:
+    """Refuse numbers with which no run can be, before any work."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, list) else [value]:
+            if field.name in LEAST and number < LEAST[field.name]:
+                raise ValueError(f"--{field.name} {number}: expected at least {LEAST[field.name]}.")
+            if field.name.split("_")[-1] == "lr" and isinstance(number, float) and not number > 0:
+                raise ValueError(f"--{field.name} {number:g}: a rate is a positive number.")
 
 
 def _unknown(word: str, classes: Sequence[type]) -> str:

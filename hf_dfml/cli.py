@@ -116,13 +116,19 @@ def pool_build(
 def pool_ls(pool: PoolName) -> None:
     """List the members: id, architecture, classes, input, accuracy, revision, and why one cannot be used.
 
-    Configs are read, weights are not; `hf-dfml pool check` opens these.
+    Configs are read, weights are not; `hf-dfml pool check` opens these. Of a served pool (its URL) what it tells.
     """
     from rich.console import Console
 
     from hf_dfml.pool import ModelPool
+    from hf_dfml.pool.endpoints import is_remote, open_remote
     from hf_dfml.pool.inspection import pool_table
 
+    if is_remote(pool):
+        service = open_remote(pool)
+        Console().print(pool_table(service))
+        typer.echo(f"Black boxes: their answers are {service.output}, and nothing else is known of them.")
+        return
     Console().print(pool_table(ModelPool.open(pool)))
     typer.echo("Weights were not opened; `hf-dfml pool check` opens them.")
 
@@ -203,7 +209,7 @@ def evaluate(
     ] = None,
     head: Annotated[
         str | None,
-        typer.Option(help="Head: finetune, prototype, linear or icfil (slow); the model's own by default."),
+        typer.Option(help="Head: finetune, prototype, mirrored, linear or icfil (slow); the model's own by default."),
     ] = None,
     split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
     output_dir: Annotated[
@@ -232,7 +238,8 @@ def adapt(
     support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
     query: Annotated[Path, typer.Option(help="An image, or a folder of images, to classify.")],
     head: Annotated[
-        str | None, typer.Option(help="finetune, prototype, linear or icfil; the model's own choice by default.")
+        str | None,
+        typer.Option(help="finetune, prototype, mirrored, linear or icfil; the model's own choice by default."),
     ] = None,
 ) -> None:
     """Learn new classes from a few pictures of each and classify others."""

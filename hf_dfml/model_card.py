@@ -48,6 +48,8 @@ class Training:
         machine: see `hf_dfml.utils.provenance.describe_machine`.
         chosen: which checkpoint the weights are of ("step 120 of 200, the best of 10 on the validation classes").
         data_free: whether no real image was used (references that see data say False).
+        answers: of black boxes, what they told (`probs`, ...).
+        queries: of black boxes, how many images they were sent.
         reference: the paper of the method.
     """
 
@@ -57,6 +59,8 @@ class Training:
     machine: str | None = None
     chosen: str | None = None
     data_free: bool = True
+    answers: str | None = None
+    queries: int | None = None
     reference: str | None = None
 
 
@@ -100,9 +104,7 @@ def write_card(
         else "from pretrained classifiers",
         method=config.method or "hf_dfml",
         reference=f" ({training.reference})" if training.reference else "",
-        data_free=": no training image was used, only the weights of those classifiers"
-        if training.data_free
-        else ". **This method sees real training images**: it is a reference, not a data-free result",
+        data_free=_sources_of_knowledge(training),
         repository=repo_id or THIS_REPOSITORY,
         adapt=config.adapt,
         table=markdown_table(config.results),
@@ -118,6 +120,14 @@ def write_card(
     atomic_write(folder / CARD_NAME, re.sub(r"\n{3,}", "\n\n", str(card)))
     write_eval_results(folder, config)
     return folder / CARD_NAME
+
+
+def _sources_of_knowledge(training: Training) -> str:
+    if not training.data_free:
+        return ". **This method sees real training images**: it is a reference, not a data-free result"
+    if training.answers:
+        return f": no training image and no weights were used, only answers of those classifiers ({training.answers})"
+    return ": no training image was used, only the weights of those classifiers"
 
 
 def card_data(config: MetaConfig, *, repo_id: str | None = None, license: str | None = None) -> ModelCardData:
@@ -271,6 +281,8 @@ def _facts(config: MetaConfig, training: Training) -> dict[str, str]:
         facts["checkpoint"] = training.chosen
     if training.seconds is not None:
         facts["time"] = f"{_duration(training.seconds)} of training; the exam is not in it"
+    if training.queries is not None:
+        facts["queries"] = f"{training.queries:,} images were sent to the classifiers, which told {training.answers}"
     if training.machine:
         facts["machine"] = _cell(training.machine)
     return facts

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from hf_dfml.evaluation import Adaptation, Result, results_chart, write_results
+from hf_dfml.evaluation import Result, results_chart, write_results
 from hf_dfml.exams import best_head, final_exam, suited, validation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.base import refuse_black_boxes
@@ -29,7 +29,7 @@ from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.processes import Processes
-from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.provenance import describe_machine, this_command
 from hf_dfml.utils.seeding import deterministic, fork
 
 
@@ -45,7 +45,7 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     Returns:
         The rows of the exam; none without a data set, or where the run was stopped before its end.
     """
-    command = shlex.join(argv or ["python", *sys.argv])
+    command = shlex.join(argv) if argv else this_command()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     deterministic(config.seed)
@@ -72,7 +72,7 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     # With the first checkpoint, so that a run that is interrupted can go on with the same members.
     lock = partial(members.lock, config.output_dir) if members else None
     outcome = Trainer(method, pool, config, accelerator, validate, lock).fit()
-    adapt, results = Adaptation(), []
+    adapt, results = suits, []
     if outcome.finished and config.dataset:
         adapt = best_head(outcome.model, config, processes)
         results = final_exam(method.name, outcome.model, pool, config, (suits, adapt), command, processes)
@@ -99,9 +99,13 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
         machine=describe_machine(processes.device),
         chosen=_chosen(outcome, method.num_steps, config),
         data_free=method.data_free,
+        answers=pool.output if isinstance(pool, BlackBoxPool) else None,
+        queries=pool.queries.total if isinstance(pool, BlackBoxPool) else None,
         reference=(sys.modules[method_class.__module__].__doc__ or "").strip().split("\n\n")[1].replace("\n", " "),
     )
     _write(meta, training, method.pictures(folder / "pictures"), outcome, results, folder)
+    if isinstance(pool, BlackBoxPool):
+        accelerator.print(f"The black boxes were sent {pool.queries.total:,} images.")
     accelerator.print(f"Wrote the meta-model, its card and its pictures to {folder}.")
     if config.push_to_hub:
         accelerator.print(f"Published: {meta.push_to_hub(config.push_to_hub, private=config.private, folder=folder)}")

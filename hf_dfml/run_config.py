@@ -5,7 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hf_dfml.trainer import TrainerConfig
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Where a run lives, how often it looks up from its work, and when it stops."""
+
+    output_dir: str = field(
+        default="runs/dfml", metadata={"help": "Folder of the run: checkpoints, model, card, results."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of everything random in the run."})
+    validate_every: int = field(default=20, metadata={"help": "Steps between two looks at the validation classes."})
+    checkpoint_every: int = field(default=20, metadata={"help": "Steps between two checkpoints."})
+    keep_checkpoints: int = field(default=2, metadata={"help": "Newest checkpoints kept on disk."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "`latest`, or the folder of a checkpoint: go on exactly where it was written."}
+    )
+    max_minutes: float = field(
+        default=0.0,
+        metadata={"help": "Stop after so many minutes, setup included, ready to go on (the exam is later); 0: never."},
+    )
+    recovery_cache: str = field(
+        default="",
+        metadata={
+            "help": "Folder of recovered images for pool distillation: what another run has recovered from the same "
+            "member with the same options and seed is not recovered again."
+        },
+    )
+    log_with: str = field(
+        default="tensorboard", metadata={"help": "Tracker for Accelerate (`tensorboard`, `wandb`, ...) or `none`."}
+    )
 
 
 @dataclass(frozen=True)

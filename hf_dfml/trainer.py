@@ -22,6 +22,7 @@ from torch import nn
 from hf_dfml.methods.base import Context, Method, SetupInterruptedError, refuse_black_boxes
 from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.run_config import TrainerConfig
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
 from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.processes import Processes, ProcessLostError
@@ -30,36 +31,6 @@ from hf_dfml.utils.seeding import fork
 
 Validation = Callable[[nn.Module], dict[str, float]]
 """Scores a snapshot on the validation classes; the checkpoint with the largest mean of its values is chosen."""
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Where a run lives, how often it looks up from its work, and when it stops."""
-
-    output_dir: str = field(
-        default="runs/dfml", metadata={"help": "Folder of the run: checkpoints, model, card, results."}
-    )
-    seed: int = field(default=42, metadata={"help": "Seed of everything random in the run."})
-    validate_every: int = field(default=20, metadata={"help": "Steps between two looks at the validation classes."})
-    checkpoint_every: int = field(default=20, metadata={"help": "Steps between two checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "Newest checkpoints kept on disk."})
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "`latest`, or the folder of a checkpoint: go on exactly where it was written."}
-    )
-    max_minutes: float = field(
-        default=0.0,
-        metadata={"help": "Stop after so many minutes, setup included, ready to go on (the exam is later); 0: never."},
-    )
-    recovery_cache: str = field(
-        default="",
-        metadata={
-            "help": "Folder of recovered images for pool distillation: what another run has recovered from the same "
-            "member with the same options and seed is not recovered again."
-        },
-    )
-    log_with: str = field(
-        default="tensorboard", metadata={"help": "Tracker for Accelerate (`tensorboard`, `wandb`, ...) or `none`."}
-    )
 
 
 @dataclass
@@ -228,6 +199,7 @@ class Trainer:
                 "progress": asdict(self.progress),
                 "generator": self.context.generator.get_state(),
                 "method_config": asdict(self.method.config),
+                "origin": self._origin(),
                 "method": self.method.state_dict(),
                 "best": self._best,
                 "queries": self.pool.queries.state_dict() if isinstance(self.pool, BlackBoxPool) else None,
@@ -245,7 +217,7 @@ class Trainer:
         """Stand where the checkpoint was written.
 
         Raises:
-            ValueError: if the checkpoint was written with other hyper-parameters.
+            ValueError: if the checkpoint was written with other hyper-parameters, another seed or other members.
         """
         state = load_tree(folder)
         ours = self._options()
@@ -255,6 +227,12 @@ class Trainer:
                 f"{folder} was written with other values of {', '.join(changed)}: resume with that run's options, "
                 "or start a new one in another --output_dir."
             )
+        for what, ours in self._origin().items():
+            if state.get("origin", {}).get(what, ours) != ours:
+                raise ValueError(
+                    f"{folder} was written with other {what}: a run goes on with its own "
+                    "(--seed, --pool, --num_members), or give the new one another --output_dir."
+                )
         self.progress = Progress(**state["progress"])
         self._before = self.progress.seconds
         self.context.generator.set_state(state["generator"])
@@ -334,10 +312,15 @@ class Trainer:
         """The hyper-parameters that may not change within a run."""
         return {name: value for name, value in asdict(self.method.config).items() if name != "steps"}
 
+    def _origin(self) -> dict[str, Any]:
+        """What a run starts from, beside its options."""
+        output = self.pool.output if isinstance(self.pool, BlackBoxPool) else None
+        members = [[entry.id, entry.revision] for entry in self.pool]
+        return {"random numbers": self.config.seed, "members": members, "answers": output}
+
     def _setup_name(self) -> str:
         """Of the folder of the setup's finished parts, which are of no use under other options."""
-        told = [self._options(), self.config.seed, [entry.id for entry in self.pool]]
-        told += [self.pool.output] if isinstance(self.pool, BlackBoxPool) else []
+        told = [self._options(), self._origin()]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
     def _checkpoints(self) -> Path:
@@ -365,13 +348,14 @@ class Trainer:
             yield
         except Exception as error:
             if self.accelerator.is_main_process or isinstance(error, ProcessLostError):
-                newest = self._newest()
+                newest, scratch = self._newest(), self.context.scratch
                 kept = f"The last checkpoint is {newest}" if newest else "Finished parts of the setup are kept"
-                print(
-                    f"The run broke off {f'after step {self.progress.step}' if newest else 'in its setup'}. {kept}: "
-                    "go on with the same command and --resume_from_checkpoint latest.",
-                    file=sys.stderr,
-                )
+                if newest or (scratch and scratch.exists()):
+                    print(
+                        f"The run broke off {f'after step {self.progress.step}' if newest else 'in its setup'}. "
+                        f"{kept}: go on with the same command and --resume_from_checkpoint latest.",
+                        file=sys.stderr,
+                    )
             raise
 
     @contextmanager
@@ -382,6 +366,10 @@ class Trainer:
             if self._signal:
                 raise KeyboardInterrupt
             self._signal = signal.Signals(number).name
+            work = "step" if self._newest() else "part of the setup"
+            print(
+                f"{self._signal} was received: stopping after this {work}; once more stops at once.", file=sys.stderr
+            )
 
         try:
             previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

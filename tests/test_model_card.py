@@ -90,7 +90,7 @@ def test_body_has_table_usage_pool_and_facts(tmp_path: Path) -> None:
         "| time | 50 min of training; the exam is not in it |",
         "| machine | a machine |",
         "| checkpoint | step 20 of 40 |",
-        "`accelerate launch tgr.py --pool x --hub_token=HIDDEN`",
+        "`accelerate launch recipes/tgr.py --pool x --hub_token=HIDDEN`",
         "- `local`",
         f"/org/a/tree/{SHA}",
         "Wei et al., ICML 2024",

@@ -162,9 +162,9 @@ def test_parts_of_a_setup_are_of_no_use_to_other_options(members, tmp_path, monk
 def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
     """Another pool and other options for a folder that holds a run, or the beginning of one."""
 
-    def of(folder, method, hyper, resume="latest"):
+    def of(folder, method, hyper, resume="latest", **more):
         told = {"pool": str(pool), "ways": 3, "arch": "conv4_16", "resume_from_checkpoint": resume, "log_with": "none"}
-        return run(method, hyper, RunConfig(output_dir=str(folder), checkpoint_every=1, **told), argv=["test"])
+        return run(method, hyper, RunConfig(output_dir=str(folder), checkpoint_every=1, **told, **more), argv=["test"])
 
     def files(folder):
         return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
@@ -175,6 +175,10 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
     ModelPool.from_dir(members).lock(begun)  # What is left of one that was killed in its setup.
     before = files(tmp_path)
     assert (tmp_path / "run" / "pool.lock.json").is_file()
+    with pytest.raises(ValueError, match="written with other random numbers: a run goes on with its own"):
+        of(tmp_path / "run", TGR, TGRConfig(**TINY), seed=7)
+    with pytest.raises(ValueError, match="written with other members"):
+        of(tmp_path / "run", TGR, TGRConfig(**TINY), num_members=2)
     pool = write_pool(tmp_path.with_name(f"{tmp_path.name}-other"), 3)
     with pytest.raises(FileExistsError, match="already holds a run"):
         of(tmp_path / "run", TGR, TGRConfig(**TINY), resume=None)

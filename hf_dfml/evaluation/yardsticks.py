@@ -79,7 +79,8 @@ def yardsticks(
         results += evaluate(random_network(kind[0], exam), dataset, exam, method="Random init", **options)
         name = "Average" if len(kind) == len(pool) else f"Average, {len(kind)} of {len(pool)} members"
         results += evaluate(average_network(kind), dataset, exam, method=name, **options)
-    if best.library == "timm":
+    shown_below = exam.bn == "running" and exam.head in heads
+    if best.library == "timm" and not shown_below:
         results += evaluate(pool.load(best).network, dataset, exam, method=best_name, **options)
     if not kind or best.library != "timm":
         logger.warning("The pool's transformers members cannot be fine-tuned: some yardsticks are left out.")

@@ -81,6 +81,8 @@ class PoolDistillation:
     exam_bn = "running"
 
     def __init__(self, config: PoolDistillationConfig, model: nn.Module) -> None:
+        if config.num_images < config.batch_size:
+            raise ValueError(f"{config.num_images} images make no batch of {config.batch_size}: raise --num_images.")
         self.config, self.model = config, model
         self.num_steps = config.steps
         self.size = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
@@ -104,13 +106,11 @@ class PoolDistillation:
         """Recover, mix, and look at the mixtures through all members (steps 0 and 1).
 
         Raises:
-            ValueError: if the training set has no complete batch, or too few images for the targets' dimensions; or if
-                several processes would ask black boxes, whose questions only one can count.
+            ValueError: if there are too few images for the targets' dimensions; or if several processes would ask
+                black boxes, whose questions only one can count.
             QueryBudgetError: if black boxes may not be asked for the next member's part; none of it was asked.
         """
         config = self.config
-        if config.num_images < config.batch_size:
-            raise ValueError(f"{config.num_images} images make no batch of {config.batch_size}: raise --num_images.")
         # Drawn on the CPU, where the generator is: the same start on every device.
         start = torch.empty(config.target_dim, self.width)
         nn.init.kaiming_uniform_(start, a=5**0.5, generator=fork(context.seed, "map"))

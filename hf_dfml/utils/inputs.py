@@ -92,7 +92,10 @@ def list_images(folder: Path | str) -> list[Path]:
         raise FileNotFoundError(f"There is no folder {folder}.")
     files = _image_files(folder)
     if not files:
-        raise ValueError(f"The folder {folder} holds no image: expected files such as {', '.join(SUFFIXES[:3])}.")
+        raise ValueError(
+            f"The folder {folder} holds no image: expected files such as {', '.join(SUFFIXES[:3])} in it (its "
+            "sub-folders are not searched)."
+        )
     return files
 
 

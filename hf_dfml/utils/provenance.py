@@ -16,14 +16,16 @@ _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 _URL_QUERY = re.compile(r"(?<=\?)[^\s,?]+")
 _SECRET_OPTION = re.compile(r"--?[\w-]*(token|password|secret|api[-_]?key)[\w-]*", re.IGNORECASE)
 HIDDEN = "HIDDEN"
+PUBLIC = ("recipes", "benchmarks")
+"""Folders of this project: what lies in them is named as it is from the project's own folder."""
 
 
 def scrub_command(command: str) -> str:
-    """A command line with absolute paths cut to their last part, and tokens and passwords hidden.
+    """A command line with absolute paths cut to their last part or this project's, and tokens and passwords hidden.
 
     Examples:
-        >>> scrub_command("python /home/ada/tgr.py --pool ../pools/a --data_dir=/mnt/sets --hub_token hf_abcdefgh12")
-        'python tgr.py --pool ../pools/a --data_dir=sets --hub_token HIDDEN'
+        >>> scrub_command("python /ada/recipes/tgr.py --pool ../a --data_dir=/mnt/sets --hub_token hf_abcdefgh12")
+        'python recipes/tgr.py --pool ../a --data_dir=sets --hub_token HIDDEN'
     """
     try:
         words = shlex.split(command)
@@ -52,8 +54,13 @@ def this_command() -> str:
     if Path(program).name == "__main__.py":
         words = ["python", "-m", Path(program).parent.name]
     else:
-        words = ["python", program] if program.endswith(".py") else [Path(program).name]
+        words = [*_launcher(), program] if program.endswith(".py") else [Path(program).name]
     return scrub_command(shlex.join([*words, *arguments]))
+
+
+def _launcher() -> list[str]:
+    """What a script was started by: `accelerate launch` leaves its precision in the environment."""
+    return ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
 
 
 def describe_machine(device: torch.device | str = "cpu") -> str:
@@ -73,7 +80,9 @@ def describe_machine(device: torch.device | str = "cpu") -> str:
 def _scrub_word(word: str) -> str:
     word = _URL_SECRET.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, word))
     if word.startswith(("/", "~")):
-        return PurePosixPath(word).name or "/"
+        path = PurePosixPath(word)
+        ours = [position for position, part in enumerate(path.parts) if part in PUBLIC]
+        return "/".join(path.parts[ours[-1] :]) if ours else path.name or "/"
     if PureWindowsPath(word).drive:
         return PureWindowsPath(word).name
     return word

@@ -61,6 +61,13 @@ def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewS
     assert {row.head for row in rows.values()} == {"finetune", "prototype"}
 
 
+def test_no_row_is_shown_twice(pool: ModelPool, dataset: FewShotDataset) -> None:
+    rows = yardsticks(pool, dataset, replace(EXAM, head="prototype", bn="running"))
+    told = [(row.method, row.shots) for row in rows]
+    assert "Best member" not in {method for method, _ in told} and len(set(told)) == len(told)
+    assert "Best member + prototype" in {method for method, _ in told}
+
+
 def test_average_is_the_mean_of_every_tensor(pool: ModelPool) -> None:
     average = average_network(pool).state_dict()
     states = [pool.load(id).network.state_dict() for id in ("weak", "strong")]

@@ -139,7 +139,7 @@ def test_terms_that_answers_do_not_give_are_refused_before_any_query(tmp_path):
     assert pool.queries.total == 0
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"bidf_mkd"}))
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"bidf_mkd", "pool_distillation"}))
 def test_methods_that_look_into_teachers_refuse_black_boxes_before_any_work(name, tmp_path, monkeypatch):
     from importlib import import_module
 

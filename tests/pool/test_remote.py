@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from PIL import Image
 
 from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
+from hf_dfml.cli import main
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.methods.tgr import TGR
 from hf_dfml.pipeline import run
@@ -346,9 +348,18 @@ def test_bidf_mkd_learns_from_a_served_pool(members, tmp_path, capsys):
     with served(members, output="topk", top_k=2) as url:
         words = options(url, tmp_path / "run", "--steps", "3")
         run(BiDfMKD, *parse(BiDfMKD, RunConfig, words), argv=["test"])
+        printed = capsys.readouterr().out
+        card = (tmp_path / "run" / "README.md").read_text()
+        assert "no training image and no weights were used, only answers of those classifiers (topk)" in card
+        queries = re.search(r"([\d,]+) images were sent to the classifiers, which told topk", card)[1]
+        assert f"The black boxes were sent {queries} images." in printed and queries != "0"
+        assert "2 black boxes (topk)" in printed
+        with pytest.raises(SystemExit, match="0"):
+            main(["pool", "ls", url])
+        listed = capsys.readouterr().out
+        assert "m-0" in listed and "m-1" in listed and "Black boxes: their answers are topk" in listed
         with pytest.raises(ValueError, match="tells topk, not label: leave --black_box out"):
             run(BiDfMKD, *parse(BiDfMKD, RunConfig, [*words, "--black_box", "label"]), argv=["test"])
-    assert "2 black boxes (topk)" in capsys.readouterr().out
     assert {source.id for source in MetaModel.from_pretrained(tmp_path / "run").config.pool} == {"m-0", "m-1"}
     with pytest.raises(ValueError, match="needs the weights"):
         run(TGR, *parse(TGR, RunConfig, ["--pool", url, "--output_dir", str(tmp_path / "other")]), argv=["test"])
