@@ -9,8 +9,9 @@ of recovery). Schedule, seed and exam are the same for all; the last snapshot si
 options of recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for
 another, and a student that was interrupted goes on with the same command; delete its folder to repeat it.
 
-Written into --output_dir: `results.json`, `pool_curves.json` and `pool_curves.png`. The last line is a JSON object;
-`ratio` is the student's accuracy with all members over that of their features, at the largest number of shots.
+Written into --output_dir: `results.json`, `pool_curves.json`, `pool_curves.png` and `pool_budgets.png`. The last line
+is a JSON object; `ratio` is the student's accuracy with all members over that of their features, at the largest number
+of shots.
 """
 
 from __future__ import annotations
@@ -149,17 +150,25 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
     everything = list(dict.fromkeys(row for part in (theirs, ours, cheaper) for rows in part.values() for row in rows))
     print_table(everything)
     write_results(folder, everything)
+    ceiling_of_all = theirs[most_members]
     lines: dict[str, list[tuple[float, float]]] = {}
+    by_budget: dict[str, list[tuple[float, float]]] = {}
     for shots in sorted({row.shots for row in everything}):
         for name, part in (("members' features", theirs), ("student", ours)):
             lines[f"{name}, {shots}-shot"] = [(count, _mean(rows, shots)) for count, rows in part.items()]
-    figure = curves(
-        lines,
-        folder / "pool_curves.png",
-        title="Accuracy on the test classes (%), nearest prototype, inductive",
-        xlabel="members of the pool",
-        ylabel="accuracy (%)",
-    )
+        by_budget[f"members' features, {shots}-shot"] = [(budget, _mean(ceiling_of_all, shots)) for budget in cheaper]
+        by_budget[f"student, {shots}-shot"] = [(budget, _mean(rows, shots)) for budget, rows in cheaper.items()]
+    title = "Accuracy on the test classes (%), nearest prototype, inductive"
+    figures = [
+        curves(lines, folder / "pool_curves.png", title=title, xlabel="members of the pool", ylabel="accuracy (%)"),
+        curves(
+            by_budget,
+            folder / "pool_budgets.png",
+            title=f"{title}, {most_members} members",
+            xlabel="steps of recovery",
+            ylabel="accuracy (%)",
+        ),
+    ]
     most = max(row.shots for row in everything)
     student_mean, members_mean = (_mean(part[max(part)], most) for part in (ours, theirs))
     verdict = {
@@ -173,7 +182,7 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
         "budgets": {budget: round(_mean(rows, most), 2) for budget, rows in cheaper.items()},
     }
     atomic_write(folder / "pool_curves.json", json.dumps(verdict, indent=1) + "\n")
-    print(f"Wrote {folder / 'results.json'}, {folder / 'pool_curves.json'} and {figure}.")
+    print(f"Wrote {folder / 'results.json'}, {folder / 'pool_curves.json'}, {' and '.join(map(str, figures))}.")
     print(json.dumps(verdict))
     return verdict
 

@@ -46,7 +46,7 @@ def test_every_point_is_recovered_and_measured_once(benchmark, tmp_path, monkeyp
         "Pool distillation, 3 members, 1 steps",
     }
     assert json.loads((folder / "pool_curves.json").read_text())["ratio"] == verdict["ratio"]
-    assert (folder / "pool_curves.png").is_file()
+    assert (folder / "pool_curves.png").is_file() and (folder / "pool_budgets.png").is_file()
     before = len(recovered)
     assert benchmark.main(words) == verdict and len(recovered) == before
 
