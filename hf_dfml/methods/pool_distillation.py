@@ -9,7 +9,8 @@ ICLR 2021, arXiv 2101.04731.
 2. Each step: one pass over the training set in which the student's features, through a linear map, point to the
    targets, are as similar to each other as the targets are, and have the same neighbours.
 
-Steps 0 and 1 are in `methods/pool_view.py`. A pool of black boxes is seen through its probabilities.
+Steps 0 and 1 are in `methods/pool_view.py`. A pool of black boxes is seen through its probabilities, and nothing is
+recovered from it unless that is asked for.
 """
 
 from __future__ import annotations
@@ -203,13 +204,13 @@ class PoolDistillation:
         from hf_dfml.utils.pictures import image_grid
 
         shown, titles = self.recovered["images"], self.recovered["titles"]
-        if not len(shown):
-            return []
-        columns = len(shown) // len(set(titles))
-        return [
-            image_grid(to_unit(shown), folder / "recovered.png", columns=columns, titles=titles),
-            image_grid(to_unit(self.images[: SHOWN * SHOWN]), folder / "training_set.png", columns=SHOWN),
-        ]
+        drawn = []
+        if len(shown):
+            columns = len(shown) // len(set(titles))
+            drawn += [image_grid(to_unit(shown), folder / "recovered.png", columns=columns, titles=titles)]
+        if len(self.images):
+            drawn += [image_grid(to_unit(self.images[: SHOWN * SHOWN]), folder / "training_set.png", columns=SHOWN)]
+        return drawn
 
 
 def start_from_member(model: nn.Module, pool: ModelPool) -> None:

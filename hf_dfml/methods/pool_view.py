@@ -1,7 +1,7 @@
 """What a pool shows of itself: images recovered from all members, and the joint view of mixtures of them.
 
-Of a pool of black boxes images are recovered by gradients that are estimated from answers (as in BiDf-MKD), and the
-view is that of the probabilities.
+Of a pool of black boxes the view is that of the probabilities, of images that are drawn by chance; or of images that
+are recovered by gradients which are estimated from answers (as in BiDf-MKD).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.gradient_source import Estimator, ZeroOrderGradient
 from hf_dfml.recovery.inversion import QueriedRecoveryConfig, RecoveryConfig, recover
 from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
+from hf_dfml.recovery.procedural import procedural_images
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.progress import progress
@@ -51,6 +52,13 @@ SHOWN = 10
 class PoolViewConfig(TargetConfig, MixingConfig, QueriedRecoveryConfig):
     """How images are recovered and mixed, and how the pool looks at them; the defaults fit 32 pixels and a CPU."""
 
+    training_images: Literal["auto", "recovered", "procedural"] = field(
+        default="auto",
+        metadata={
+            "help": "Where images come from: `recovered` from the members (and mixed), or `procedural` ones, which "
+            "cost nothing; `auto` recovers from weights, and not from answers."
+        },
+    )
     recovery: Literal["generator", "pixels"] = field(
         default="pixels", metadata={"help": "What is optimised: a generator and its inputs, or the pixels."}
     )
@@ -73,7 +81,13 @@ class PoolViewConfig(TargetConfig, MixingConfig, QueriedRecoveryConfig):
     def for_black_boxes(self) -> Self:
         """The same without what answers do not give: features, statistics, terms of a whole batch."""
         return replace(
-            self, gradient="zero_order", target_outputs="probabilities", bn_weight=0.0, tv_weight=0.0, l2_weight=0.0
+            self,
+            training_images="recovered" if self.training_images == "recovered" else "procedural",
+            target_outputs="probabilities",
+            gradient="zero_order",
+            bn_weight=0.0,
+            tv_weight=0.0,
+            l2_weight=0.0,
         )
 
 
@@ -81,9 +95,9 @@ class PoolView(NamedTuple):
     """The training set of a student.
 
     Attributes:
-        images: `(N, 3, H, W)` uint8, crops and mixtures of what was recovered.
+        images: `(N, 3, H, W)` uint8, crops and mixtures of what was recovered, or procedural ones.
         targets: the joint view of them.
-        sample: recovered images `(n, 3, H, W)` uint8 of some members' first class and a title for each.
+        sample: recovered images `(n, 3, H, W)` uint8 of some members' first class and a title for each; perhaps none.
     """
 
     images: Tensor
@@ -111,11 +125,7 @@ def view_of(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, c
             raise ValueError(
                 f"{context.processes.count} processes would ask black boxes and each count for itself: run one."
             )
-    recovery = partial(_recover, pool, config, size, context)
-    parts = context.map_members("recovered", recovery, pool, "Recovering images")
-    members = torch.cat([torch.full((len(part["images"]),), index) for index, part in enumerate(parts)])
-    recovered = torch.cat([part["images"] for part in parts])
-    images = mix_recovered(recovered, members, config, fork(context.seed, "mixing"), flip=config.flip)
+    images, sample = (_drawn if config.training_images == "procedural" else _recovered)(pool, config, size, context)
     answers: list[Tree] = []
     if isinstance(pool, BlackBoxPool):
         # Member by member, as what was asked is not asked again where the budget ends in between.
@@ -125,7 +135,24 @@ def view_of(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, c
         for first in range(0, len(pool), MEMBERS_AT_ONCE)
     )
     targets = joint_targets(add_products(JointProducts(*block) for block in products), config)
-    return PoolView(images, targets, _first_of(parts, pool))
+    return PoolView(images, targets, sample)
+
+
+def _drawn(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
+    stream = fork(context.seed, "procedural")
+    kept = context.memo("procedural", lambda: {"images": procedural_images(config.num_images, size, stream)})
+    return kept["images"], {"images": kept["images"][:0], "titles": []}
+
+
+def _recovered(
+    pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context
+) -> tuple[Tensor, Tree]:
+    recovery = partial(_recover, pool, config, size, context)
+    parts = context.map_members("recovered", recovery, pool, "Recovering images")
+    members = torch.cat([torch.full((len(part["images"]),), index) for index, part in enumerate(parts)])
+    recovered = torch.cat([part["images"] for part in parts])
+    images = mix_recovered(recovered, members, config, fork(context.seed, "mixing"), flip=config.flip)
+    return images, _first_of(parts, pool)
 
 
 def _recover(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context, index: int) -> Tree:

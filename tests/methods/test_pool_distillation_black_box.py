@@ -18,7 +18,7 @@ from tests.methods.pools import make_context, make_pool
 from tests.methods.test_pool_distillation import TINY, make_method
 from tests.pool.members import WAYS
 
-QUERIES = {"zero_order_directions": 3, "zero_order_at_once": 2}
+QUERIES = {"training_images": "recovered", "zero_order_directions": 3, "zero_order_at_once": 2}
 RECOVERY = TINY["images_per_class"] * WAYS * TINY["recovery_steps"] * (3 + 1)
 """Images that one member is sent while its task is recovered: three directions and the centre, each step."""
 TARGETS = TINY["num_images"]
@@ -108,6 +108,20 @@ def test_a_service_that_goes_away_leaves_the_finished_parts(tmp_path, capsys, mo
     assert asked == ["m-0", "m-1", "m-1"]
 
 
+def test_by_default_members_are_asked_about_procedural_images_and_nothing_else(tmp_path):
+    members = make_pool(tmp_path, 2)
+    pool = members.as_black_box("probs", max_queries=2 * TARGETS)
+    method, context = make_method(), make_context()
+    method.setup(pool, context)
+    assert pool.queries.members == {entry.id: TARGETS for entry in pool}
+    assert [path.name for path in method.pictures(tmp_path / "pictures")] == ["training_set.png"]
+    white = make_method(training_images="procedural")
+    white.setup(members, make_context())
+    assert torch.equal(white.images, method.images) and not torch.equal(white.targets, method.targets)
+    losses = [method.step(replace(context, step=step))["loss"] for step in range(4)]
+    assert losses[-1] < losses[0]
+
+
 def test_one_process_asks(tmp_path):
     context = replace(make_context(), processes=SimpleNamespace(count=2))
     with pytest.raises(ValueError, match="2 processes would ask black boxes and each count for itself: run one"):
@@ -127,5 +141,7 @@ def test_the_recipe_takes_black_boxes(tmp_path):
     words += "".join(f" --{name} {value}" for name, value in TINY.items())
     run(PoolDistillation, *parse(PoolDistillation, RunConfig, words.split()), argv=["test"])
     config = (tmp_path / "run" / "config.json").read_text()
-    assert '"gradient": "zero_order"' in config and '"target_outputs": "probabilities"' in config
+    assert '"training_images": "procedural"' in config and '"target_outputs": "probabilities"' in config
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"| queries | {2 * TARGETS} images were sent to the classifiers, which told topk |" in card
     assert (tmp_path / "run" / "model.safetensors").is_file()
