@@ -14,27 +14,19 @@ at the largest number of shots over that of the recipe as it is given, nearest p
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
-from pool_curves import HEADS, last_snapshot
+from students import classes_of, last_snapshot, prepared, trial
 
 from hf_dfml.arguments import parse_into
-from hf_dfml.data import load_dataset
-from hf_dfml.evaluation import Exam, evaluate, print_table, read_results, write_results
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
-from hf_dfml.pipeline import RunConfig, open_pool
-from hf_dfml.utils.checkpoint import atomic_write
-from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.pipeline import RunConfig
 
 AS_GIVEN = "as given"
-EPISODES_SEED = 1
-"""Of the episodes; those of the recipe's own validation are of seed 0."""
 
 
 @dataclass(frozen=True)
@@ -52,51 +44,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     words = list(sys.argv[1:] if argv is None else argv)
     kinds = (PoolDistillationConfig, RunConfig, Variants)
     given, config, changes = parse_into(kinds, words, __doc__)
-    if not config.dataset:
-        raise ValueError("No data set was named: an accuracy needs --dataset.")
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
     methods = {AS_GIVEN: given} | {
         name: parse_into(kinds, words + words_of(name), __doc__)[0] for name in changes.variants
     }
-    folder = Path(config.output_dir)
-    config = replace(config, recovery_cache=config.recovery_cache or str(folder / "recovered"))
-    pool = open_pool(config)
-    print(f"{len(pool)} members, {given.steps} passes; {describe_machine(pool.device)}.", flush=True)
-    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
-    dataset = load_dataset(config.dataset, "validation", data_dir=config.data_dir, image_size=size)
-    exam = Exam(
-        ways=config.ways,
-        shots=config.shots,
-        episodes=config.validation_episodes,
-        bn="running",
-        seed=EPISODES_SEED,
-        split="validation",
-    )
-    for name, method in methods.items():
-        if not (folder / name / "results.json").is_file():
-            model = last_snapshot(pool, method, config, name)
-            rows = [row for head in HEADS for row in evaluate(model, dataset, replace(exam, head=head), method=name)]
-            write_results(folder / name, rows)
-    results = {name: read_results(folder / name) for name in methods}
-    print_table([row for rows in results.values() for row in rows])
-    means = {
-        name: {f"{row.head}, {row.shots}-shot": round(row.mean, 2) for row in rows} for name, rows in results.items()
-    }
-    key = f"prototype, {max(config.shots)}-shot"
-    best = max((name for name in means if name != AS_GIVEN), key=lambda name: means[name][key])
-    verdict = {
-        "benchmark": "pool_ablation",
-        "ratio": round(means[best][key] / means[AS_GIVEN][key], 3),
-        "baseline": means[AS_GIVEN][key],
-        "ours": means[best][key],
-        "unit": f"% of {max(config.shots)}-shot accuracy on the validation classes",
-        "best": best,
-        "variants": means,
-    }
-    atomic_write(folder / "pool_ablation.json", json.dumps(verdict, indent=1) + "\n")
-    print(json.dumps(verdict))
-    return verdict
+    config, pool = prepared(given, config)
+    students = {name: partial(last_snapshot, pool, method, config, name) for name, method in methods.items()}
+    return trial("pool_ablation", "variants", students, AS_GIVEN, classes_of("validation", pool, config), config)
 
 
 def words_of(variant: str) -> list[str]:

@@ -17,30 +17,21 @@ of shots.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from torch import nn
+from students import HEADS, classes_of, last_snapshot, prepared
 
 from hf_dfml.arguments import parse_into
-from hf_dfml.data import FewShotDataset, load_dataset
+from hf_dfml.data import FewShotDataset
 from hf_dfml.evaluation import Exam, Result, evaluate, evaluate_features, print_table, read_results, write_results
-from hf_dfml.evaluation.heads import Head
-from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
-from hf_dfml.pipeline import RunConfig, meta_network, open_pool
+from hf_dfml.methods.pool_distillation import PoolDistillationConfig
+from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import ModelPool
-from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.pictures import curves
-from hf_dfml.utils.provenance import describe_machine
-from hf_dfml.utils.seeding import deterministic
-
-HEADS: tuple[Head, ...] = ("prototype", "mirrored")
 
 
 @dataclass(frozen=True)
@@ -70,19 +61,12 @@ class Point:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     method, config, points = parse_into((PoolDistillationConfig, RunConfig, Points), argv, __doc__)
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    if not config.dataset:
-        raise ValueError("No data set was named: an accuracy needs --dataset.")
+    config, pool = prepared(method, config)
     folder = Path(config.output_dir)
-    config = replace(config, recovery_cache=config.recovery_cache or str(folder / "recovered"))
-    pool = open_pool(config)
-    print(f"{len(pool)} members, {method.steps} passes; {describe_machine(pool.device)}.", flush=True)
     counts = sorted({min(count or len(pool), len(pool)) for count in points.members})
     budgets = sorted({*points.budgets, method.recovery_steps})
     exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running")
-    size = max(entry.input_size[-1] for entry in pool.resolve() if entry.input_size)
-    dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=size)
+    dataset = classes_of("test", pool, config)
     for count in counts:
         if not (folder / f"{count}-members" / "results.json").is_file():
             write_results(folder / f"{count}-members", ceiling(pool[:count], dataset, exam))
@@ -120,20 +104,6 @@ def student(
     model = last_snapshot(pool[: point.members], replace(method, recovery_steps=point.budget), config, point.name)
     name = f"Pool distillation, {point.members} members, {point.budget} steps"
     return [row for head in HEADS for row in evaluate(model, dataset, replace(exam, head=head), method=name)]
-
-
-def last_snapshot(pool: ModelPool, method: PoolDistillationConfig, config: RunConfig, name: str) -> nn.Module:
-    """The student after the last pass, trained in the folder `name` of the output; an interrupted one goes on."""
-    deterministic(config.seed)
-    learner = PoolDistillation(method, meta_network(pool, config))
-    folder = Path(config.output_dir) / name
-    settings = replace(config, output_dir=str(folder), resume_from_checkpoint="latest", log_with="none")
-    began = time.monotonic()
-    outcome = Trainer(learner, pool, settings, Accelerator(cpu=pool.device.type == "cpu")).fit()
-    if not outcome.finished:
-        raise SystemExit(f"Stopped in {folder}. The same command goes on from there.")
-    print(f"{name}: {(time.monotonic() - began) / 60:.1f} minutes.", flush=True)
-    return outcome.model
 
 
 def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]:

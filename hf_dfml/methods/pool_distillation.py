@@ -28,7 +28,7 @@ from hf_dfml.learning.distillation import cosine_distance, neighbour_loss, simil
 from hf_dfml.learning.joint_features import equalised
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods.base import Context
-from hf_dfml.methods.pool_view import SHOWN, PoolViewConfig, view_of
+from hf_dfml.methods.pool_view import SHOWN, PoolView, PoolViewConfig, view_of
 from hf_dfml.networks.functional import normalise
 from hf_dfml.pool.black_box import BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
@@ -118,9 +118,17 @@ class PoolDistillation:
         self.objective["map"].load_state_dict({"weight": start})
         if config.start == "member" and isinstance(pool, ModelPool):
             start_from_member(self.model, pool)
-        view = view_of(pool, config, self.size, context)
+        view = self.view(pool, context)
         self.images, self.recovered = view.images, view.sample
         self.targets, self.agreement, self.spread = view.targets
+
+    def view(self, pool: ModelPool | BlackBoxPool, context: Context) -> PoolView:
+        """The training set and its targets; raises as `setup`."""
+        return view_of(pool, self.config, self.size, context)
+
+    def order(self, context: Context) -> Tensor:
+        """Rows of the training set in the order of the next pass."""
+        return torch.randperm(len(self.images), generator=context.generator)
 
     def step(self, context: Context) -> dict[str, float]:
         """One pass over the training set (step 2).
@@ -130,7 +138,7 @@ class PoolDistillation:
         """
         config = self.config
         batches = len(self.images) // config.batch_size
-        order = torch.randperm(len(self.images), generator=context.generator).to(self.images.device)
+        order = self.order(context).to(self.images.device)
         weights = torch.tensor([1.0, config.gram_weight, config.neighbour_weight], device=self.images.device)
         totals = torch.zeros(3, device=self.images.device)
         self.model.train()

@@ -126,6 +126,13 @@ def view_of(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, c
                 f"{context.processes.count} processes would ask black boxes and each count for itself: run one."
             )
     images, sample = (_drawn if config.training_images == "procedural" else _recovered)(pool, config, size, context)
+    return PoolView(images, joint_view(pool, images, config, context), sample)
+
+
+def joint_view(
+    pool: ModelPool | BlackBoxPool, images: Tensor, config: PoolViewConfig, context: Context
+) -> JointTargets:
+    """What all members make of images `(N, 3, H, W)` uint8; raises as `view_of`."""
     answers: list[Tree] = []
     if isinstance(pool, BlackBoxPool):
         # Member by member, as what was asked is not asked again where the budget ends in between.
@@ -134,8 +141,7 @@ def view_of(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, c
         context.memo(f"targets-{first:04d}", partial(_products, pool, config, images, answers, first, context))
         for first in range(0, len(pool), MEMBERS_AT_ONCE)
     )
-    targets = joint_targets(add_products(JointProducts(*block) for block in products), config)
-    return PoolView(images, targets, sample)
+    return joint_targets(add_products(JointProducts(*block) for block in products), config)
 
 
 def _drawn(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
@@ -147,7 +153,7 @@ def _drawn(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, co
 def _recovered(
     pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context
 ) -> tuple[Tensor, Tree]:
-    recovery = partial(_recover, pool, config, size, context)
+    recovery = partial(recover_member, pool, config, size, context)
     parts = context.map_members("recovered", recovery, pool, "Recovering images")
     members = torch.cat([torch.full((len(part["images"]),), index) for index, part in enumerate(parts)])
     recovered = torch.cat([part["images"] for part in parts])
@@ -155,7 +161,14 @@ def _recovered(
     return images, _first_of(parts, pool)
 
 
-def _recover(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context, index: int) -> Tree:
+def recover_member(
+    pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context, index: int
+) -> Tree:
+    """`images` `(R, 3, size, size)` uint8, recovery after recovery, and `labels` `(R,)` of a member; perhaps cached.
+
+    Raises:
+        QueryBudgetError: if a black box may not be asked all that it takes; nothing was asked.
+    """
     generator, teacher, source = fork(context.seed, "recovery", index), pool.load(index), config.source()
     if isinstance(pool, BlackBoxPool):
         assert isinstance(source, ZeroOrderGradient)

@@ -1,12 +1,14 @@
-"""benchmarks/pool_curves.py and pool_ablation.py on tiny members: every student once, one exam, interruptions."""
+"""The benchmarks of pool distillation on tiny members: every student once, one exam, interruptions."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_dfml.evaluation import read_results
 from hf_dfml.methods import pool_view
+from hf_dfml.utils.checkpoint import load_tree
 from tests.recipes.test_inversion_recipes import glyph_pool
 
 ROOT = Path(__file__).parents[2]
@@ -73,3 +75,25 @@ def test_one_thing_is_changed_at_a_time_and_judged_on_validation_classes(script,
     assert benchmark.main(words) == verdict and len(recovered) == before
     with pytest.raises(ValueError, match="--variants mix_alpha: expected OPTION=VALUE"):
         benchmark.main([*words, "--variants", "mix_alpha"])
+
+
+def test_training_sets_differ_in_what_takes_the_place_of_the_second_recovery(script, tmp_path):
+    benchmark = script("training_sets")
+    words = TINY.partition("--members")[0].split() + ["--validation_episodes", "4", "--recoveries", "2"]
+    words += ["--pool", str(glyph_pool(tmp_path / "pool", 2)), "--output_dir", str(tmp_path / "run")]
+    verdict = benchmark.main([*words, "--sets", *benchmark.SETS])
+    assert list(verdict["sets"]) == list(benchmark.SETS) and verdict["best"] not in ("second", "real")
+    checkpoints = {name: tmp_path / "run" / name / "checkpoints" for name in benchmark.SETS}
+    images = {
+        name: load_tree(max(folder.iterdir()), torch.device("cpu"))["method"]["images"]
+        for name, folder in checkpoints.items()
+    }
+    recovered = {name for name in images if name not in benchmark.ORDERED}
+    for name in recovered - {"second"}:
+        assert not images[name].equal(images["second"]), name
+    for name in benchmark.ORDERED:
+        assert images[name].equal(images["second"]), name
+    with pytest.raises(ValueError, match="--sets best: expected some of second, half"):
+        benchmark.main([*words, "--sets", "best"])
+    with pytest.raises(ValueError, match="--recoveries 1: expected 2"):
+        benchmark.main([*words, "--recoveries", "1"])

@@ -1,0 +1,131 @@
+"""What the benchmarks of pool distillation share: their options, students, and a trial on the validation classes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hf_dfml.data import FewShotDataset, load_dataset
+from hf_dfml.evaluation import Exam, evaluate, print_table, read_results, write_results
+from hf_dfml.evaluation.heads import Head
+from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
+from hf_dfml.pipeline import RunConfig, meta_network, open_pool
+from hf_dfml.pool import ModelPool
+from hf_dfml.trainer import Trainer
+from hf_dfml.utils.checkpoint import atomic_write
+from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.seeding import deterministic
+
+HEADS: tuple[Head, ...] = ("prototype", "mirrored")
+EPISODES_SEED = 1
+"""Of the episodes of a trial; those of the recipe's own validation are of seed 0."""
+
+Maker = Callable[[PoolDistillationConfig, nn.Module], PoolDistillation]
+
+
+def prepared(method: PoolDistillationConfig, config: RunConfig) -> tuple[RunConfig, ModelPool]:
+    """The options with a cache of recovered images, and the pool that they name.
+
+    Raises:
+        ValueError: if no data set is named.
+    """
+    if not config.dataset:
+        raise ValueError("No data set was named: an accuracy needs --dataset.")
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    config = replace(config, recovery_cache=config.recovery_cache or str(Path(config.output_dir) / "recovered"))
+    pool = open_pool(config).resolve()
+    print(f"{len(pool)} members, {method.steps} passes; {describe_machine(pool.device)}.", flush=True)
+    return config, pool
+
+
+def classes_of(split: str, pool: ModelPool, config: RunConfig) -> FewShotDataset:
+    """A split of the data set, in the largest size that a member sees."""
+    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
+    return load_dataset(config.dataset, split, data_dir=config.data_dir, image_size=size)
+
+
+def last_snapshot(
+    pool: ModelPool,
+    method: PoolDistillationConfig,
+    config: RunConfig,
+    name: str,
+    make: Maker = PoolDistillation,
+) -> nn.Module:
+    """The student after the last pass, trained in the folder `name` of the output; an interrupted one goes on."""
+    deterministic(config.seed)
+    learner = make(method, meta_network(pool, config))
+    folder = Path(config.output_dir) / name
+    settings = replace(config, output_dir=str(folder), resume_from_checkpoint="latest", log_with="none")
+    began = time.monotonic()
+    outcome = Trainer(learner, pool, settings, Accelerator(cpu=pool.device.type == "cpu")).fit()
+    if not outcome.finished:
+        raise SystemExit(f"Stopped in {folder}. The same command goes on from there.")
+    print(f"{name}: {(time.monotonic() - began) / 60:.1f} minutes.", flush=True)
+    return outcome.model
+
+
+def trial(
+    benchmark: str,
+    kind: str,
+    students: Mapping[str, Callable[[], nn.Module]],
+    given: str,
+    dataset: FewShotDataset,
+    config: RunConfig,
+    beside: str = "",
+) -> dict[str, Any]:
+    """Judge students on the validation classes, print them, and write and give the object of the last line.
+
+    Args:
+        benchmark: its name, and that of its file.
+        kind: what the students differ in, in the plural.
+        students: by their names and folders; one that has sat the exam is not made again.
+        given: the one that the others are compared with.
+        dataset: the validation classes.
+        config: of the exam.
+        beside: one that is shown and never the best.
+    """
+    folder = Path(config.output_dir)
+    exam = partial(
+        Exam,
+        ways=config.ways,
+        shots=config.shots,
+        episodes=config.validation_episodes,
+        bn="running",
+        seed=EPISODES_SEED,
+        split="validation",
+    )
+    for name, student in students.items():
+        if not (folder / name / "results.json").is_file():
+            model = student()
+            rows = [row for head in HEADS for row in evaluate(model, dataset, exam(head=head), method=name)]
+            write_results(folder / name, rows)
+    results = {name: read_results(folder / name) for name in students}
+    print_table([row for rows in results.values() for row in rows])
+    means = {
+        name: {f"{row.head}, {row.shots}-shot": round(row.mean, 2) for row in rows} for name, rows in results.items()
+    }
+    key = f"prototype, {max(config.shots)}-shot"
+    others = (name for name in means if name not in (given, beside))
+    best = max(others, key=lambda name: means[name][key], default=given)
+    verdict = {
+        "benchmark": benchmark,
+        "ratio": round(means[best][key] / means[given][key], 3),
+        "baseline": means[given][key],
+        "ours": means[best][key],
+        "unit": f"% of {max(config.shots)}-shot accuracy on the validation classes",
+        "best": best,
+        kind: means,
+    }
+    atomic_write(folder / f"{benchmark}.json", json.dumps(verdict, indent=1) + "\n")
+    print(json.dumps(verdict))
+    return verdict
