@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
+
+from hf_dfml.networks.timm_network import TimmNetwork, default_settings
 
 
 class ConvBlock(nn.Module):
@@ -35,7 +36,7 @@ def biases_before_batch_norm(model: nn.Module) -> set[str]:
     return {f"{name}.conv.bias" for name, module in model.named_modules() if isinstance(module, ConvBlock)}
 
 
-class Conv4(nn.Module):
+class Conv4(TimmNetwork):
     """Four blocks and a linear classifier, with timm's API.
 
     On a CPU, network and images in `torch.channels_last` train 1.8 times as fast.
@@ -65,8 +66,7 @@ class Conv4(nn.Module):
         self.blocks = nn.Sequential(ConvBlock(in_chans, width), *(ConvBlock(width, width) for _ in range(3)))
         self.global_pool = nn.AdaptiveMaxPool2d(1) if global_pool else nn.Identity()
         self.num_features = self.head_hidden_size = width if global_pool else width * (height // 16) * (breadth // 16)
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / (9 * module.out_channels)))
@@ -74,40 +74,6 @@ class Conv4(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """`(B, 3, H, W)` -> maps `(B, width, H // 16, W // 16)`."""
         return self.blocks(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps -> logits, or the flat features `(B, num_features)`."""
-        x = torch.flatten(self.global_pool(x), 1)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images `(B, 3, H, W)` -> logits `(B, num_classes)`."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a fresh last layer of `num_classes` outputs."""
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-
-def default_settings(classifier: str, first_conv: str) -> dict[str, Any]:
-    """The `pretrained_cfg` (timm) of our networks: 32-pixel RGB, no weights to download."""
-    return {
-        "url": "",
-        "num_classes": 5,
-        "input_size": (3, 32, 32),
-        "fixed_input_size": True,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "first_conv": first_conv,
-        "classifier": classifier,
-    }
 
 
 def _conv4(variant: str, pretrained: bool, pretrained_cfg: Any = None, **kwargs: Any) -> Conv4:

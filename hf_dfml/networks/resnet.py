@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
-from hf_dfml.networks.conv4 import default_settings
+from hf_dfml.networks.timm_network import TimmNetwork, default_settings
 
 
 class BasicBlock(nn.Module):
@@ -52,7 +51,7 @@ class PooledBlock(nn.Module):
         return self.pool(self.act(out + self.downsample(x)))
 
 
-class ResNet(nn.Module):
+class ResNet(TimmNetwork):
     """A stem, four stages, global average pooling, a linear classifier, with timm's API.
 
     Args:
@@ -90,8 +89,7 @@ class ResNet(nn.Module):
         self.stages = nn.Sequential(*stages)
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.num_features = self.head_hidden_size = channels
-        self.num_classes = num_classes
-        self.fc = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        self.reset_classifier(num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -100,24 +98,6 @@ class ResNet(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """`(B, 3, H, W)` -> maps of the last stage."""
         return self.stages(self.stem(x))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps -> logits, or the pooled features `(B, num_features)`."""
-        x = torch.flatten(self.global_pool(x), 1)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images `(B, 3, H, W)` -> logits `(B, num_classes)`."""
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the network a fresh last layer of `num_classes` outputs."""
-        self.num_classes = num_classes
-        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
