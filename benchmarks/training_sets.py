@@ -44,21 +44,21 @@ SETS = {
     "second": "the recipe: both recoveries",
     "half": "the first recovery alone",
     "repelled": "second: images of a class pushed apart, and away from the first, in the member's features",
-    "disagreement": "second: images whose cosines the student of `half` gets wrong, for three members",
+    "disagreement": "second: images whose cosines the student of `half` gets wrong, for two members",
     "worst": "second: twice from those half of the members whose images the student of `half` gets wrong most",
     "often": "second: each pass draws images in proportion to their loss",
-    "easy first": "second: passes grow from the third of the images with the least loss to all",
+    "curriculum": "second: passes grow from the third of the images with the least loss to all",
     "rectangles": "second: mixed by rectangles (CutMix) in place of weighted means",
     "real": "crops and mixtures of real images of the training classes",
 }
 GIVEN = "second"
-ORDERED = ("often", "easy first")
+ORDERED = ("often", "curriculum")
 """Sets whose passes depend on the student's loss."""
 REPULSION = 2.0
 """Weight of the mean cosine of images of a class."""
 DISAGREEMENT = 30.0
 """Weight of the mean squared difference of cosines."""
-COMMITTEE = 3
+COMMITTEE = 2
 """Members whose cosines the student's are held against."""
 
 

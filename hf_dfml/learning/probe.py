@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 import timm
+from huggingface_hub.utils import httpx
 
 from hf_dfml.learning.fusion import average_state
-from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.checks import one_line
+from hf_dfml.pool.entry import MemberError
 from hf_dfml.pool.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
@@ -27,7 +28,7 @@ def load_probe(name: str, pool: ModelPool) -> Teacher:
             place (the first member in a pool of several architectures), and a warning says so.
 
     Raises:
-        ValueError: if `name` is neither a member nor a model that timm knows.
+        ValueError: if `name` is neither a member nor a model that timm has weights for.
     """
     for entry in pool:
         if entry.id == name:
@@ -36,24 +37,16 @@ def load_probe(name: str, pool: ModelPool) -> Teacher:
         return _average(pool)
     if not timm.is_model(name):
         raise ValueError(f"The probe '{name}' is neither 'average', nor a member of the pool, nor a timm model.")
+    repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    if not repository:
+        raise ValueError(f"timm has no weights for the probe '{name}': name one with a tag, such as resnet34.tv_in1k.")
     try:
-        network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # timm lets through whatever the network stack raises; each means "no weights here".
-        logger.warning(
-            "No weights for the probe %s (%s); the pool itself serves as probe.", name, type(error).__name__
-        )
+        probe = ModelPool.from_hub([repository]).load(0)
+    except (MemberError, OSError, httpx.HTTPError) as error:
+        logger.warning("No weights for the probe %s (%s): the pool itself serves as probe.", name, one_line(error))
         return _average(pool)
-    settings: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    entry = PoolEntry(
-        id=name,
-        architecture=name,
-        num_classes=settings["num_classes"],
-        # Tasks are embedded at their own size; a probe trained on larger pictures accepts it.
-        input_size=pool[0].input_size,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-    )
-    return Teacher(entry, network)
+    # Tasks are embedded at their own size; a probe trained on larger pictures accepts it.
+    return Teacher(replace(probe.entry, input_size=pool[0].input_size), probe.network)
 
 
 def _average(pool: ModelPool) -> Teacher:
