@@ -4,14 +4,14 @@
     python benchmarks/training_sets.py --config $CONFIG --pool pools/cifar-fs --sets repelled disagreement
 
 A recipe with `--recoveries 2` recovers twice from each member. Every set starts from the first of the two, and says
-what is done with it, or what takes the place of the second; `SETS` lists them. Seed, number of images, schedule and
+what is done with it, or what takes the place of the second; `--help` lists them. Seed, number of images, schedule and
 exam are the same for all; the last snapshot is judged, nothing is chosen, and the test classes are not looked at. Sets
 that ask where a student is weak ask that of `half`, which is trained first. `real` are crops of real images of the
 training classes: no data-free set, but what one could hope for.
 
 Options are those of recipes/pool_distillation.py. An interrupted run goes on with the same command. Written into
 --output_dir: `training_sets.json`. The last line is that object; `ratio` is the best set's accuracy at the largest
-number of shots over that of the recipe (`second`), nearest prototype, `real` apart.
+number of shots over that of the recipe (`second`, which is always there), nearest prototype, `real` apart.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from students import classes_of, last_snapshot, prepared, trial
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur, resized_crop
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
@@ -43,12 +44,15 @@ from hf_dfml.utils.seeding import fork
 SETS = {
     "second": "the recipe: both recoveries",
     "half": "the first recovery alone",
-    "repelled": "second: images of a class pushed apart, and away from the first, in the member's features",
-    "disagreement": "second: images whose cosines the student of `half` gets wrong, for two members",
-    "worst": "second: twice from those half of the members whose images the student of `half` gets wrong most",
-    "often": "second: each pass draws images in proportion to their loss",
-    "curriculum": "second: passes grow from the third of the images with the least loss to all",
-    "rectangles": "second: mixed by rectangles (CutMix) in place of weighted means",
+    "repelled": "in place of the second, images of a class pushed apart and from the first in the member's features",
+    "disagreement": "in place of the second, images whose cosines the student of `half` gets wrong, for two members",
+    "worst": "in place of the second, two from the half of the members that the student of `half` gets most wrong",
+    "often": "both, of which each pass draws images in proportion to their loss",
+    "curriculum": "both, in passes that grow from the third of the images with the least loss to all",
+    "rectangles": "both, mixed by rectangles (CutMix) in place of weighted means",
+    "blurred": "both, seen through a Gaussian of 0.8 pixels",
+    "sharpened": "both, with what that takes away added again",
+    "enlarged": "both, and half of the mixtures' images enlarged by up to 2",
     "real": "crops and mixtures of real images of the training classes",
 }
 GIVEN = "second"
@@ -68,7 +72,7 @@ class Sets:
 
     sets: list[str] = field(
         default_factory=lambda: [name for name in SETS if name != "real"],
-        metadata={"help": f"Among {', '.join(repr(name) for name in SETS)}, which see; `second` is always there."},
+        metadata={"help": "; ".join(f"`{name}`: {text}" for name, text in SETS.items()) + "."},
     )
 
 
@@ -100,6 +104,13 @@ class Trial(PoolDistillation):
         else:
             images, members = self.recovered_set(pool, context)
         mix = _rectangles if self.kind == "rectangles" else mix_recovered
+        if self.kind in ("blurred", "sharpened"):
+            plain = to_unit(images)
+            smooth = gaussian_blur(plain, [5, 5], [0.8, 0.8])
+            images = to_uint8((smooth if self.kind == "blurred" else 2 * plain - smooth).clamp(0, 1))
+        elif self.kind == "enlarged":
+            images = torch.cat([images, _enlarged(images, fork(context.seed, "enlarged"))])
+            members = members.repeat(2)
         mixed = mix(images, members, self.config, fork(context.seed, "mixing"), flip=self.config.flip)
         return PoolView(mixed, joint_view(pool, mixed, self.config, context), {"images": images[:0], "titles": []})
 
@@ -109,7 +120,7 @@ class Trial(PoolDistillation):
         parts = context.map_members("recovered", recovery, pool, "Recovering images")
         half = [len(part["images"]) // 2 for part in parts]
         sets = [(part["images"][: half[index]], index) for index, part in enumerate(parts)]
-        if self.kind in ("second", "rectangles", *ORDERED):
+        if self.kind in ("second", "rectangles", "blurred", "sharpened", "enlarged", *ORDERED):
             sets += [(part["images"][half[index] :], index) for index, part in enumerate(parts)]
         elif self.kind in ("repelled", "disagreement"):
             again = context.map_members("again", partial(self._again, pool, context, sets), pool, "Recovering again")
@@ -205,6 +216,17 @@ def _rectangles(
         inside = (row, slice(None), slice(top, top + length), slice(left, left + length))
         mixed[inside] = others[inside]
     return mixed
+
+
+def _enlarged(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A random part of each of `(B, 3, H, W)`, from half to all of its sides, as large as the whole."""
+    side = images.shape[-1]
+    parts = []
+    for image, share in zip(images, torch.rand(len(images), generator=generator).tolist(), strict=True):
+        length = round(side * (1 + share) / 2)
+        top, left = torch.randint(0, side - length + 1, (2,), generator=generator).tolist()
+        parts.append(resized_crop(image, top, left, length, length, [side, side], antialias=True))
+    return torch.stack(parts)
 
 
 def _real(dataset: FewShotDataset, count: int, seed: int) -> Tensor:
