@@ -46,3 +46,9 @@ def test_resumed_work_without_an_iterable_counts_from_where_it_was(capsys, monke
         time.sleep(0.02)
         bar.update()
     assert capsys.readouterr().err.startswith("Run: 4 of 5 steps, 00:00")
+
+
+def test_the_end_is_not_told_twice(capsys, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 0.001)
+    long_work(3)
+    assert [line.split()[2] for line in capsys.readouterr().err.splitlines()] == ["1", "2", "3"]
