@@ -183,8 +183,8 @@ def race(
         round(rate["plain"], 3),
         round(rate["ours"], 3),
         round(rate["ours"] / rate["plain"], 2),
-        round(share * rate["plain"], 3),
-        round(share * rate["ours"], 3),
+        float(f"{share * rate['plain']:.3g}"),
+        float(f"{share * rate['ours']:.3g}"),
         round(mean["plain"], 3),
         round(mean["ours"], 3),
     )

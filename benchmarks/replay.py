@@ -161,8 +161,8 @@ def race(network: nn.Module, bank: MemoryBank, settings: Settings, loop: InnerLo
         round(rate["plain"], 3),
         round(rate["ours"], 3),
         round(rate["ours"] / rate["plain"], 2),
-        round(share * rate["plain"], 3),
-        round(share * rate["ours"], 3),
+        float(f"{share * rate['plain']:.3g}"),
+        float(f"{share * rate['ours']:.3g}"),
         difference_in_double(network, episodes[:2], loop),
     )
 
