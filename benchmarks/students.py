@@ -36,8 +36,10 @@ def prepared(method: PoolDistillationConfig, config: RunConfig) -> tuple[RunConf
     """The options with a cache of recovered images, and the pool that they name.
 
     Raises:
-        ValueError: if no data set is named.
+        ValueError: if no data set is named, or the members are to be black boxes.
     """
+    if config.black_box != "none":
+        raise ValueError(f"--black_box {config.black_box}: this benchmark looks into its members; leave it out.")
     if not config.dataset:
         raise ValueError("No data set was named: an accuracy needs --dataset.")
     if config.num_threads:

@@ -143,7 +143,8 @@ class Trial(PoolDistillation):
             losses = torch.cat([1 - F.cosine_similarity(seen, goal.float()) for seen, goal in ours]).cpu()
         count = len(losses)
         if self.kind == "often":
-            return torch.multinomial(losses, count, replacement=True, generator=context.generator)
+            # A cosine may be rounded to more than 1.
+            return torch.multinomial(losses.clamp_min(1e-6), count, replacement=True, generator=context.generator)
         share = min(1.0, (1 + 2 * context.step / max(1, self.num_steps // 2)) / 3)
         easy = losses.argsort()[: int(share * count)]
         rounds = -(-count // len(easy))
