@@ -1,6 +1,6 @@
 """BiDf-MKD from a white box and from answers alone: accuracy against the queries that were spent.
 
-    CONFIG=recipes/configs/bidf-mkd-cifar-fs-black-box-cpu.yaml
+    CONFIG=hf_dfml/presets/bidf-mkd-cifar-fs-black-box-cpu.yaml
     python benchmarks/black_box.py --config $CONFIG --pool pools/cifar-fs --output_dir runs/black-box --episodes 200
 
 The same members, seed and schedule for every row; the gradient alone comes from elsewhere:
@@ -41,7 +41,7 @@ from hf_dfml.evaluation import Exam, Result, evaluate, print_table, read_results
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
 from hf_dfml.pipeline import RunConfig, meta_network, open_pool
 from hf_dfml.pool import BlackBoxPool, ModelPool
-from hf_dfml.pool.remote import open_service
+from hf_dfml.pool.black_box.service import open_service
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
 from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import atomic_write

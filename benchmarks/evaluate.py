@@ -5,8 +5,9 @@
 
 The plain loop is what one writes first: for each episode a copy of the module, `torch.optim.SGD` on all parameters,
 images in PyTorch's usual layout, the published order convolution - batch norm - ReLU - pooling, and at the end the
-statistics of the support set in `eval` mode. The library is `hf_dfml.evaluation.exam.episode_accuracies`. Both sit the
-same episodes in turns, for each number of CPU threads; the accuracies are compared once more in double precision.
+statistics of the support set in `eval` mode. The library is `hf_dfml.evaluation.meta_testing.episode_accuracies`. Both
+get the same episodes in turns, for each number of CPU threads; the accuracies are compared once more in double
+precision.
 
 The convolution peak is the rate at which the same threads (or the accelerator) run a 3x3 convolution with 64 channels,
 channels last; the work of an episode is that of the plain loop.
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.data import FewShotDataset, load_dataset
-from hf_dfml.evaluation.exam import episode_accuracies
+from hf_dfml.evaluation.meta_testing import episode_accuracies
 from hf_dfml.evaluation.protocol import Exam, draw_episodes
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import BatchNorm, create_network

@@ -18,8 +18,8 @@ from transformers import HfArgumentParser
 
 from hf_dfml.networks.conv4 import Conv4
 from hf_dfml.pool import ModelPool
-from hf_dfml.pool.building import build_pool
-from hf_dfml.pool.member_training import PoolRecipe
+from hf_dfml.pool.building.build import build_pool
+from hf_dfml.pool.building.training import PoolRecipe
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import this_command
 

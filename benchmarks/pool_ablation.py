@@ -1,6 +1,6 @@
 """Pool distillation with one thing changed at a time, judged on the validation classes.
 
-    CONFIG=recipes/configs/pool-distillation-cifar-fs-cpu.yaml
+    CONFIG=hf_dfml/presets/pool-distillation-cifar-fs-cpu.yaml
     python benchmarks/pool_ablation.py --config $CONFIG --pool pools/cifar-fs --variants mix_alpha=0 recoveries=1
 
 The first student is that of the recipe as it is given, the others have the named options instead (several by comma).

@@ -1,6 +1,6 @@
 """Pool distillation against the number of members and the recovery budget, below the pool's own features.
 
-    CONFIG=recipes/configs/pool-distillation-cifar-fs-cpu.yaml
+    CONFIG=hf_dfml/presets/pool-distillation-cifar-fs-cpu.yaml
     python benchmarks/pool_curves.py --config $CONFIG --pool pools/cifar-fs --output_dir runs/curves
 
 One student for each of `--members` (the first so many; 0: all) and, with all members, for each of `--budgets` (steps

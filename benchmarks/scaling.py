@@ -35,7 +35,7 @@ from measuring import GLYPHS, open_pool, parse, table, wait, write_section
 
 from hf_dfml.data import load_dataset
 from hf_dfml.evaluation import Exam, evaluate
-from hf_dfml.learning.joint_features import TargetConfig, joint_products
+from hf_dfml.learning.ensemble_features import TargetConfig, joint_products
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network

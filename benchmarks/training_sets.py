@@ -1,6 +1,6 @@
 """Ways to make a training set for pool distillation, side by side on the validation classes.
 
-    CONFIG=recipes/configs/pool-distillation-cifar-fs-cpu.yaml
+    CONFIG=hf_dfml/presets/pool-distillation-cifar-fs-cpu.yaml
     python benchmarks/training_sets.py --config $CONFIG --pool pools/cifar-fs --sets repelled disagreement
 
 A recipe with `--recoveries 2` recovers twice from each member. Every set starts from the first of the two, and says
@@ -30,10 +30,10 @@ from torchvision.transforms.v2.functional import gaussian_blur, resized_crop
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
 from hf_dfml.methods.base import Context
+from hf_dfml.methods.ensemble_view import PoolView, joint_view, recover_member
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
-from hf_dfml.methods.pool_view import PoolView, joint_view, recover_member
 from hf_dfml.pipeline import RunConfig
-from hf_dfml.pool.black_box import BlackBoxPool
+from hf_dfml.pool.black_box.pool import BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.recovery.mixing import mix_recovered

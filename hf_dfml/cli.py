@@ -88,8 +88,8 @@ def pool_build(
     seed: Seed = 42,
 ) -> None:
     """Train a pool of small classifiers; an interrupted build goes on with the next unfinished member."""
-    from hf_dfml.pool.building import build_pool
-    from hf_dfml.pool.member_training import PoolRecipe
+    from hf_dfml.pool.building.build import build_pool
+    from hf_dfml.pool.building.training import PoolRecipe
 
     members = 0
     kinds = [(name.strip(), network.strip()) for name in dataset.split(",") for network in arch.split(",")]
@@ -121,7 +121,7 @@ def pool_ls(pool: PoolName) -> None:
     from rich.console import Console
 
     from hf_dfml.pool import ModelPool
-    from hf_dfml.pool.endpoints import is_remote, open_remote
+    from hf_dfml.pool.black_box.endpoints import is_remote, open_remote
     from hf_dfml.pool.inspection import pool_table
 
     if is_remote(pool):
@@ -161,7 +161,7 @@ def pool_push(
 ) -> None:
     """Publish every member of a local pool; files that are already there are not sent again."""
     from hf_dfml.pool import ModelPool
-    from hf_dfml.pool.publishing import push_pool
+    from hf_dfml.pool.building.publishing import push_pool
 
     pushed = push_pool(ModelPool.open(pool), organisation, private=private)
     typer.echo(f"{counted(len(pushed), 'member')} published under {organisation}.")
@@ -270,7 +270,7 @@ def serve(
     elsewhere with `hf-dfml train bidf-mkd --pool http://HOST:PORT`. Images come as files, so with 8 bits a channel.
     """
     from hf_dfml.pool import ModelPool
-    from hf_dfml.pool.serving import PoolServer
+    from hf_dfml.pool.black_box.server import PoolServer
 
     limits: dict = {"top_k": top_k, "token": token, "max_bytes": max_megabytes << 20}
     with PoolServer(ModelPool.open(pool), host=host, port=port, output=output, **limits) as server:  # type: ignore[arg-type]

@@ -24,12 +24,12 @@ from hf_dfml.evaluation.results import RESULTS_NAME, Result
 from hf_dfml.meta_config import MetaConfig, describe_network, from_json, sources_of
 from hf_dfml.model_card import CARD_NAME, EVAL_RESULTS_FOLDER, THIS_REPOSITORY, write_card
 from hf_dfml.networks.functional import BatchNorm
-from hf_dfml.pool import hub
-from hf_dfml.pool.checks import read_json
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
-from hf_dfml.pool.loading import build_network, load_teacher
-from hf_dfml.pool.lock import LOCK_NAME, published_lock
-from hf_dfml.pool.reading import read_entry
+from hf_dfml.pool.formats.checks import read_json
+from hf_dfml.pool.formats.loading import build_network, load_teacher
+from hf_dfml.pool.formats.reading import read_entry
+from hf_dfml.pool.sources import hub
+from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.inputs import Images, as_batch, list_class_folders, read_files
 from hf_dfml.utils.text import counted

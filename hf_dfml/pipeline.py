@@ -24,7 +24,7 @@ from hf_dfml.methods.base import refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
 from hf_dfml.pool import BlackBoxPool, ModelPool
-from hf_dfml.pool.endpoints import is_remote, open_remote
+from hf_dfml.pool.black_box.endpoints import is_remote, open_remote
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.pictures import curves

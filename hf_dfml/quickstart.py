@@ -8,8 +8,8 @@ from pathlib import Path
 from hf_dfml.evaluation import Result
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.pipeline import run
-from hf_dfml.pool.building import build_pool
-from hf_dfml.pool.member_training import PoolRecipe
+from hf_dfml.pool.building.build import build_pool
+from hf_dfml.pool.building.training import PoolRecipe
 from hf_dfml.run_config import RunConfig
 
 NUM_MEMBERS = 60

@@ -20,7 +20,7 @@ from accelerate.utils import AutocastKwargs
 from torch import nn
 
 from hf_dfml.methods.base import Context, Method, SetupInterruptedError, refuse_black_boxes
-from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError, ServiceError
+from hf_dfml.pool.black_box.pool import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.run_config import TrainerConfig
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree

@@ -1,13 +1,13 @@
 """FREE: faster and better data-free meta-learning (Wei et al., CVPR 2024) over a pool of pretrained classifiers.
 
     accelerate launch recipes/free.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/free
-    accelerate launch recipes/free.py --config recipes/configs/free-cifar-fs-paper.yaml --pool pools/cifar-fs
-    accelerate launch recipes/free.py --config recipes/configs/free-cifar-fs-cpu.yaml --pool pools/cifar-fs
+    accelerate launch recipes/free.py --config hf_dfml/presets/free-cifar-fs-paper.yaml --pool pools/cifar-fs
+    accelerate launch recipes/free.py --config hf_dfml/presets/free-cifar-fs-cpu.yaml --pool pools/cifar-fs
     accelerate launch recipes/free.py ... --adaptation_steps 2               # FREE_2
     accelerate launch recipes/free.py ... --five false --bell false          # Table 5: both, one or none of these
     accelerate launch recipes/free.py ... --resume_from_checkpoint latest    # go on after an interruption
 
-Without options the schedule is the paper's (a GPU's work); the files in recipes/configs are sized for other machines.
+Without options the schedule is the paper's (a GPU's work); the files in hf_dfml/presets are sized for other machines.
 """
 
 from hf_dfml.arguments import parse

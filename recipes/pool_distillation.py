@@ -1,7 +1,7 @@
 """Pool distillation: one network that represents images as a whole pool of pretrained classifiers does.
 
     accelerate launch recipes/pool_distillation.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/pool
-    accelerate launch recipes/pool_distillation.py --config recipes/configs/pool-distillation-cifar-fs-cpu.yaml
+    accelerate launch recipes/pool_distillation.py --config hf_dfml/presets/pool-distillation-cifar-fs-cpu.yaml
     accelerate launch recipes/pool_distillation.py --pool my-org --arch resnet12      # a better student; no exam
     accelerate launch recipes/pool_distillation.py --pool http://127.0.0.1:8000 --max_queries 5000000  # black boxes
     accelerate launch recipes/pool_distillation.py ... --resume_from_checkpoint latest

@@ -1,13 +1,13 @@
 """PURER: episode curriculum inversion and ICFIL (Hu et al., CVPR 2023) over a pool of pretrained classifiers.
 
     accelerate launch recipes/purer.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/purer
-    accelerate launch recipes/purer.py --config recipes/configs/purer-cifar-fs-paper.yaml --pool pools/cifar-fs
-    accelerate launch recipes/purer.py --config recipes/configs/purer-cifar-fs-cpu.yaml --pool pools/cifar-fs
+    accelerate launch recipes/purer.py --config hf_dfml/presets/purer-cifar-fs-paper.yaml --pool pools/cifar-fs
+    accelerate launch recipes/purer.py --config hf_dfml/presets/purer-cifar-fs-cpu.yaml --pool pools/cifar-fs
     accelerate launch recipes/purer.py ... --icfil_episodes 100                # the exam with and without ICFIL
     accelerate launch recipes/purer.py ... --resume_from_checkpoint latest     # go on after an interruption
 
 Members may differ in architecture, classes, image size and data set; --average true needs members of the meta-model's
-own kind. Without options the schedule is the paper's (a GPU's work); the files in recipes/configs are sized for other
+own kind. Without options the schedule is the paper's (a GPU's work); the files in hf_dfml/presets are sized for other
 machines.
 """
 

@@ -21,10 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.arguments import parse_into
-from hf_dfml.data.sinusoids import INPUTS, SinusoidTasks
 from hf_dfml.errors import told_in_a_sentence
 from hf_dfml.evaluation import Result, mean_and_interval, published, write_results
-from hf_dfml.evaluation.regression import (
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.baselines import OTA, BaselineConfig, OTAConfig, PoolAverage, RandomInit
+from hf_dfml.methods.dro import DRO, DROConfig
+from hf_dfml.methods.mfgp import MFGP, MFGPConfig
+from hf_dfml.methods.weight_space import run_without_trainer
+from hf_dfml.sinusoids.evaluation import (
     RegressionExam,
     Tuned,
     adapt_to_tasks,
@@ -34,12 +38,8 @@ from hf_dfml.evaluation.regression import (
     task_errors,
     tune,
 )
-from hf_dfml.methods.base import Context
-from hf_dfml.methods.baselines import OTA, BaselineConfig, OTAConfig, PoolAverage, RandomInit
-from hf_dfml.methods.dro import DRO, DROConfig
-from hf_dfml.methods.mfgp import MFGP, MFGPConfig
-from hf_dfml.methods.weight_space import run_without_trainer
-from hf_dfml.pool.sinusoids import SinusoidRecipe, StatePool, build_sinusoid_pool, new_mlp
+from hf_dfml.sinusoids.pool import SinusoidRecipe, StatePool, build_sinusoid_pool, new_mlp
+from hf_dfml.sinusoids.tasks import INPUTS, SinusoidTasks
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.provenance import this_command
 from hf_dfml.utils.seeding import fork

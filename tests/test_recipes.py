@@ -1,4 +1,4 @@
-"""Every configuration in recipes/configs is read by its recipe; the command line wins over it."""
+"""Every configuration in hf_dfml/presets is read by its recipe; the command line wins over it."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from hf_dfml.arguments import parse
 from hf_dfml.methods.tgr import TGR
 from hf_dfml.run_config import RunConfig
 
-CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
+CONFIGS = Path(__file__).parents[1] / "hf_dfml" / "presets"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("tgr-*.yaml")), ids=lambda path: path.stem)

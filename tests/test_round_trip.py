@@ -20,9 +20,9 @@ from hf_dfml.evaluation import Exam, evaluate
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.pipeline import run
 from hf_dfml.pool import model_pool
-from hf_dfml.pool.building import build_pool
-from hf_dfml.pool.member_training import PoolRecipe
-from hf_dfml.pool.publishing import push_pool
+from hf_dfml.pool.building.build import build_pool
+from hf_dfml.pool.building.publishing import push_pool
+from hf_dfml.pool.building.training import PoolRecipe
 from hf_dfml.run_config import RunConfig
 from tests.hub_faults import Faults
 from tests.hub_server import HubServer

@@ -3,7 +3,7 @@
 from hf_dfml.data.episodes import Episodes, EpisodeSampler
 from hf_dfml.data.few_shot import FewShotDataset, load_dataset
 from hf_dfml.data.registry import DATASETS, SPLITS, DatasetInfo, dataset_info
-from hf_dfml.data.sinusoids import SinusoidTasks
+from hf_dfml.sinusoids.tasks import SinusoidTasks
 
 __all__ = [
     "DATASETS",

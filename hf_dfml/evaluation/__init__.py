@@ -1,8 +1,9 @@
 """The exam: meta-testing protocol, heads, yardsticks, intervals and tables."""
 
-from hf_dfml.evaluation.exam import evaluate
+from hf_dfml.evaluation.baselines import yardsticks
 from hf_dfml.evaluation.frozen_features import evaluate_features
 from hf_dfml.evaluation.heads import Adaptation, Adapter
+from hf_dfml.evaluation.meta_testing import evaluate
 from hf_dfml.evaluation.protocol import Exam
 from hf_dfml.evaluation.published import published
 from hf_dfml.evaluation.results import (
@@ -16,7 +17,6 @@ from hf_dfml.evaluation.results import (
     results_chart,
     write_results,
 )
-from hf_dfml.evaluation.yardsticks import yardsticks
 
 __all__ = [
     "RESULTS_NAME",

@@ -9,9 +9,9 @@ import timm
 from huggingface_hub.utils import httpx
 
 from hf_dfml.learning.fusion import average_state
-from hf_dfml.pool.checks import one_line
 from hf_dfml.pool.entry import MemberError
-from hf_dfml.pool.loading import build_network
+from hf_dfml.pool.formats.checks import one_line
+from hf_dfml.pool.formats.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from hf_dfml.pool.black_box import BlackBoxPool, QueryCount
+from hf_dfml.pool.black_box.pool import BlackBoxPool, QueryCount
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.pool.prefetch import WORKERS
+from hf_dfml.pool.sources.prefetch import WORKERS
 from hf_dfml.utils.checkpoint import Tree, load_tree, save_tree
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.progress import progress

@@ -33,7 +33,7 @@ from hf_dfml.methods.inversion import (
     distillation_of,
     student_logits,
 )
-from hf_dfml.pool.black_box import BlackBoxPool, QueryBudgetError, ServiceError
+from hf_dfml.pool.black_box.pool import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
 from hf_dfml.recovery.inversion import QueriedRecoveryConfig, recover

@@ -18,7 +18,7 @@ from hf_dfml.learning.optimisation import calibrate_batch_norm
 from hf_dfml.learning.replay import ReplayConfig
 from hf_dfml.methods.base import Context
 from hf_dfml.networks.functional import functional_forward
-from hf_dfml.pool.black_box import BlackBox
+from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip

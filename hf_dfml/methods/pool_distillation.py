@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.learning.distillation import cosine_distance, neighbour_loss, similarity_loss
-from hf_dfml.learning.joint_features import equalised
+from hf_dfml.learning.ensemble_features import equalised
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods.base import Context
-from hf_dfml.methods.pool_view import SHOWN, PoolView, PoolViewConfig, view_of
+from hf_dfml.methods.ensemble_view import SHOWN, PoolView, PoolViewConfig, view_of
 from hf_dfml.networks.functional import normalise
-from hf_dfml.pool.black_box import BlackBoxPool
+from hf_dfml.pool.black_box.pool import BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hf_dfml.pool.black_box import BlackBoxPool
+from hf_dfml.pool.black_box.pool import BlackBoxPool
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.progress import progress

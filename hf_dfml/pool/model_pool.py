@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_dfml.pool import hub, sources
-from hf_dfml.pool.black_box import BlackBoxPool, Output, QueryCount, told
+from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, QueryCount, told
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
-from hf_dfml.pool.loading import load_teacher
-from hf_dfml.pool.lock import write_lock
+from hf_dfml.pool.formats.loading import load_teacher
 from hf_dfml.pool.members import Members
-from hf_dfml.pool.prefetch import WORKERS, Prefetcher
-from hf_dfml.pool.storage import Storage
+from hf_dfml.pool.sources import hub
+from hf_dfml.pool.sources import listing as sources
+from hf_dfml.pool.sources.lock import write_lock
+from hf_dfml.pool.sources.prefetch import WORKERS, Prefetcher
+from hf_dfml.pool.sources.storage import Storage
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.text import counted
@@ -212,7 +213,7 @@ class ModelPool(Members):
         return map(self.load, self.walk(indices, ahead=ahead))
 
     def lock(self, path: Path | str) -> Path:
-        """Write `pool.lock.json`, which pins every member to its files' bytes; see `hf_dfml.pool.lock`.
+        """Write `pool.lock.json`, which pins every member to its files' bytes; see `hf_dfml.pool.sources.lock`.
 
         Nothing is fetched: of a member on the Hub whose weights are not on this disk, the commit is pinned.
 
@@ -267,7 +268,7 @@ class ModelPool(Members):
                 is beyond that.
             disk_gb: of the weights of the pool's Hub members in the local cache of the Hub: those used longest ago
                 are deleted before others are downloaded, never any in use. None: no limit. See
-                `hf_dfml.pool.storage`.
+                `hf_dfml.pool.sources.storage`.
             file_gb: of the weights of one member of the Hub; larger ones are refused, by name, before they are
                 downloaded.
 

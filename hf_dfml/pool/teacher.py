@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_dfml.pool import transformers_members
 from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.formats import transformers_layout as transformers_members
 from hf_dfml.pool.members import Classes
 from hf_dfml.utils.images import resize
 

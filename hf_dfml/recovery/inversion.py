@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_dfml.networks.generator import Generator, compile_generator
-from hf_dfml.pool.black_box import BlackBox
+from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip, random_roll
 from hf_dfml.recovery.gradient_source import (

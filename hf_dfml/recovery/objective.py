@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hf_dfml.networks.functional import variance_and_mean
-from hf_dfml.pool.black_box import BlackBox
+from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from hf_dfml.learning.channels import channel_groups, permute_channels
 from hf_dfml.learning.optimal_transport import align_state, fuse_ot, transport_plan
 from hf_dfml.networks import create_network
-from hf_dfml.networks.mlp import Mlp
+from hf_dfml.sinusoids.mlp import Mlp
 
 IMAGE = (3, 32, 32)
 

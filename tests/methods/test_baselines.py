@@ -8,7 +8,7 @@ from hf_dfml.learning.fusion import average_state
 from hf_dfml.methods.baselines import OTA, BaselineConfig, BestMember, OTAConfig, PoolAverage, RandomInit
 from hf_dfml.methods.weight_space import run_without_trainer
 from hf_dfml.pool import ModelPool
-from hf_dfml.pool.sinusoids import StatePool
+from hf_dfml.sinusoids.pool import StatePool
 from tests.methods.pools import OnceOnly, make_context, make_model, make_pool
 from tests.pool.members import state_of, write_member
 

@@ -14,7 +14,8 @@ from hf_dfml.arguments import parse
 from hf_dfml.cli import METHODS
 from hf_dfml.data import dataset_info
 from hf_dfml.learning.distillation import neighbour_loss
-from hf_dfml.methods import pool_distillation, pool_view
+from hf_dfml.methods import ensemble_view as pool_view
+from hf_dfml.methods import pool_distillation
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
 from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
@@ -25,7 +26,7 @@ from tests.methods.pools import make_context, make_mixed_pool, make_pool, run_st
 from tests.pool.members import write_member
 
 ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "recipes" / "configs" / "pool-distillation-cifar-fs-cpu.yaml"
+CONFIG = ROOT / "hf_dfml" / "presets" / "pool-distillation-cifar-fs-cpu.yaml"
 TINY = {
     "recovery_steps": 2,
     "images_per_class": 4,

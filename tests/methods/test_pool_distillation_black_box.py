@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_dfml.arguments import parse
-from hf_dfml.methods import pool_view
+from hf_dfml.methods import ensemble_view as pool_view
 from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.pipeline import run
 from hf_dfml.pool import BlackBoxPool, QueryBudgetError, ServiceError

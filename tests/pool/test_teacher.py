@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from hf_dfml.pool import PoolEntry, Teacher
-from hf_dfml.pool.loading import load_teacher
-from hf_dfml.pool.reading import read_entry
+from hf_dfml.pool.formats.loading import load_teacher
+from hf_dfml.pool.formats.reading import read_entry
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_the_end_of_the_budget_is_the_end_of_a_row(benchmark, words):
 
 
 def test_the_configurations_arithmetic():
-    path = ROOT / "recipes" / "configs" / "bidf-mkd-cifar-fs-black-box-cpu.yaml"
+    path = ROOT / "hf_dfml" / "presets" / "bidf-mkd-cifar-fs-black-box-cpu.yaml"
     method, config = parse(BiDfMKD, RunConfig, ["--config", str(path), "--pool", "x"])
     assert (
         isinstance(method, BiDfMKDConfig)

@@ -17,7 +17,7 @@ from tests.pool.members import write_member
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results.md"
-CONFIGS = sorted((ROOT / "recipes" / "configs").glob("free-*.yaml"))
+CONFIGS = sorted((ROOT / "hf_dfml" / "presets").glob("free-*.yaml"))
 TINY = """--ways 3 --shots 1 --episodes 3 --validation_episodes 2 --validate_every 2 --checkpoint_every 2
 --arch conv4_16 --steps 3 --warmup 1 --teachers_per_step 2 --images_per_class 4 --latent_dim 8 --generator_width 4
 --adaptation_steps 2 --recovery_steps 2 --replay_queries 2 --replay_batch 2 --replay_max_batches 1
@@ -40,7 +40,7 @@ def test_configurations_are_read_and_say_what_was_not_measured(path):
 
 
 def test_the_papers_configuration_is_the_default():
-    paper, _ = parse(FREE, RunConfig, ["--config", str(ROOT / "recipes" / "configs" / "free-cifar-fs-paper.yaml")])
+    paper, _ = parse(FREE, RunConfig, ["--config", str(ROOT / "hf_dfml" / "presets" / "free-cifar-fs-paper.yaml")])
     assert paper == FREE.Config()
 
 
@@ -49,7 +49,7 @@ def test_the_learning_of_the_cpu_configuration_is_that_of_tgr():
     import yaml
 
     free, tgr = (
-        yaml.safe_load((ROOT / "recipes" / "configs" / f"{name}-cifar-fs-cpu.yaml").read_text())
+        yaml.safe_load((ROOT / "hf_dfml" / "presets" / f"{name}-cifar-fs-cpu.yaml").read_text())
         for name in ("free", "tgr")
     )
     names = ("second_order", "bn", "inner_lr", "outer_lr", "replay_batch")

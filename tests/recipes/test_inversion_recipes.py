@@ -29,7 +29,7 @@ METHODS = {"purer": PURER, "bidf-mkd": BiDfMKD}
 ALL = METHODS | {"free": FREE}
 WARMUP = {"free": ("--warmup", "2")}
 CONFIGS = sorted(
-    path for path in (ROOT / "recipes" / "configs").glob("*.yaml") if path.name.startswith(tuple(METHODS))
+    path for path in (ROOT / "hf_dfml" / "presets").glob("*.yaml") if path.name.startswith(tuple(METHODS))
 )
 COMMON = "--ways 3 --shots 1 --episodes 3 --validation_episodes 2 --validate_every 2 --checkpoint_every 2 --steps 3"
 COMMON += " --replay_queries 2 --replay_batch 2 --bn support --log_with none"
@@ -64,13 +64,13 @@ def test_configurations_are_read_and_say_what_was_not_measured(path):
 def test_there_is_a_configuration_for_each_setting():
     settings = ("cifar-fs", "mini-imagenet", "cub", "multi-architecture", "multi-domain")
     expected = {f"{name}-{setting}-{kind}" for name in ALL for setting in settings for kind in ("paper", "cpu")}
-    found = {path.stem for path in (ROOT / "recipes" / "configs").glob("*.yaml") if path.name.startswith(tuple(ALL))}
+    found = {path.stem for path in (ROOT / "hf_dfml" / "presets").glob("*.yaml") if path.name.startswith(tuple(ALL))}
     assert found == expected | {"bidf-mkd-cifar-fs-black-box-cpu"}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_papers_schedules_are_the_defaults(name):
-    path = ROOT / "recipes" / "configs" / f"{name}-cifar-fs-paper.yaml"
+    path = ROOT / "hf_dfml" / "presets" / f"{name}-cifar-fs-paper.yaml"
     paper, _ = parse(METHODS[name], RunConfig, ["--config", str(path)])
     default, _ = parse(METHODS[name], RunConfig, [])
     shared = {"steps", "inner_steps", "inner_lr", "outer_lr", "replay_batch", "second_order", "bn", "recovery_lr"}
@@ -161,7 +161,7 @@ def test_the_multi_architecture_run_finishes_on_a_pool_that_it_builds(name, tmp_
     pool = ModelPool.from_dir(tmp_path / "pool")
     assert {entry.architecture for entry in pool} == {"conv4", "resnet10t"}
     assert len({entry.class_names for entry in pool}) == 4, "each draws classes of its own"
-    path = ROOT / "recipes" / "configs" / f"{name}-multi-architecture-cpu.yaml"
+    path = ROOT / "hf_dfml" / "presets" / f"{name}-multi-architecture-cpu.yaml"
     words = ["--config", path, "--pool", tmp_path / "pool", "--output_dir", tmp_path / "run"]
     words += ["--steps", "12", "--validate_every", "6", "--episodes", "20", "--validation_episodes", "10"]
     words += WARMUP.get(name, ())
@@ -177,7 +177,7 @@ def test_the_multi_domain_run_finishes_on_a_pool_that_it_builds(name, tmp_path, 
     with pytest.raises(SystemExit) as stop:
         main(["pool", "build", *words])
     assert stop.value.code == 0
-    path = ROOT / "recipes" / "configs" / f"{name}-multi-domain-cpu.yaml"
+    path = ROOT / "hf_dfml" / "presets" / f"{name}-multi-domain-cpu.yaml"
     words = ["--config", path, "--pool", tmp_path / "pool", "--output_dir", tmp_path / "run", "--steps", "4"]
     words += ["--validate_every", "4", "--episodes", "10", "--validation_episodes", "5", "--shots", "1"]
     words += WARMUP.get(name, ())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_dfml.evaluation import read_results
-from hf_dfml.methods import pool_view
+from hf_dfml.methods import ensemble_view as pool_view
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig, features_of
 from hf_dfml.utils.checkpoint import load_tree
 from tests.methods.pools import make_context, make_model, make_pool

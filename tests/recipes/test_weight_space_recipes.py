@@ -106,7 +106,11 @@ def test_baselines_refuse_a_mixed_pool_before_the_exam(tmp_path):
 
 def test_the_configuration_of_dro_is_read_and_its_defaults_are_the_papers():
     module = recipe("dro")
-    method, run = parse(module.DRO, module.RunConfig, ["--config", str(RECIPES / "configs" / "dro-cifar-fs-cpu.yaml")])
+    method, run = parse(
+        module.DRO,
+        module.RunConfig,
+        ["--config", str(RECIPES.parent / "hf_dfml" / "presets" / "dro-cifar-fs-cpu.yaml")],
+    )
     assert method.epochs == 20 and run.shots == [1, 5, 10, 20]
     method, _ = parse(module.DRO, module.RunConfig, [])
     assert (method.embedding_dim, method.lr, method.inner_steps, method.gamma) == (50, 0.03, 1, 2.0)

@@ -1,0 +1,235 @@
+"""A pool as prediction-only HTTP endpoints, in the Hugging Face inference format.
+
+| request | answer |
+|---|---|
+| `GET /health` | `{"status": "ok"}` |
+| `GET /models` | `{"output", "models": [{"id", "labels", "input_size"}, ...]}` |
+| `POST /models/ID`, body an image file | `[{"label", "score"}, ...]`, the largest score first |
+| `POST /models/ID`, body `{"inputs": BASE64 image or a list of them}` | that, or a list of that |
+
+`huggingface_hub.InferenceClient().image_classification(image, model="http://host:port/models/ID")` is a client;
+`open_service` of `hf_dfml.pool.black_box.service` is another. The server chooses the kind of answer: see
+`hf_dfml.pool.black_box.pool`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import io
+import json
+import logging
+from collections.abc import Hashable, Sequence
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import torch
+from torch import Tensor
+
+from hf_dfml.pool.black_box.batching import Batcher
+from hf_dfml.pool.black_box.pool import Output, told
+from hf_dfml.pool.entry import MemberError, PoolEntry
+from hf_dfml.pool.model_pool import ModelPool
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 4096 * 4096
+"""Of one image; a small file can hold many more."""
+
+
+class PoolServer(ThreadingHTTPServer):
+    """Serves a pool until `shutdown()`; `serve_forever()` blocks.
+
+    Args:
+        pool: its members, loaded when they are asked.
+        host: address to listen on.
+        port: 0 for any free one; see `url`.
+        output: what is told of an image: `logits`, `probs`, `topk` or `label`.
+        top_k: classes that `topk` tells.
+        token: what clients must send as `Authorization: Bearer TOKEN`; None: nothing.
+        max_bytes: of one request.
+
+    Raises:
+        ConnectionError: if the port is taken or impossible, or the host is not this machine's.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        pool: ModelPool,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        output: Output = "probs",
+        top_k: int = 3,
+        token: str | None = None,
+        max_bytes: int = 32 << 20,
+    ) -> None:
+        self.pool = pool.usable()
+        self.pool.as_black_box(output, top_k=top_k)  # Refuses what a black box cannot tell.
+        self.output, self.top_k, self.token, self.max_bytes = output, top_k, token, max_bytes
+        self.batcher = Batcher(self._forward)
+        try:
+            super().__init__((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            self.batcher.close()
+            reason = error.strerror if isinstance(error, OSError) else "a port is a number from 0 to 65535"
+            raise ConnectionError(
+                f"Cannot listen on port {port} of {host}: {reason}. Choose another --port (0: any free one) or --host."
+            ) from error
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+    def models(self) -> dict[str, Any]:
+        """What `GET /models` says."""
+        return {
+            "output": self.output,
+            "models": [
+                {"id": entry.id, "labels": list(entry.class_names), "input_size": list(entry.input_size or ())}
+                for entry in self.pool
+            ],
+        }
+
+    def classify(self, entry: PoolEntry, files: Sequence[bytes], top_k: int | None = None) -> list[list[dict]]:
+        """What is told of image files, in one batch with those of other requests that wait.
+
+        Args:
+            entry: the member.
+            files: bytes of an image file each.
+            top_k: tell no more classes than that.
+
+        Raises:
+            ValueError: if one is no image that can be read.
+        """
+        from hf_dfml.utils.inputs import as_batch
+
+        assert entry.input_size is not None
+        images = as_batch([_open(file) for file in files], entry.input_size[1:])
+        answers = told(self.batcher(entry.id, images), self.output, self.top_k)
+        return [self._rows(entry, answer)[:top_k] for answer in answers]
+
+    def server_close(self) -> None:
+        """Stop listening, and end the thread of the forward passes."""
+        super().server_close()
+        self.batcher.close()
+
+    @torch.no_grad()
+    def _forward(self, id: Hashable, images: Tensor) -> Tensor:
+        return self.pool.load(str(id))(images.to(self.pool.device)).cpu()
+
+    def _rows(self, entry: PoolEntry, answer: Tensor) -> list[dict]:
+        order = answer.argsort(descending=True).tolist()
+        shown = {"topk": self.top_k, "label": 1}.get(self.output)
+        scores = answer.tolist()
+        return [{"label": entry.class_names[index], "score": scores[index]} for index in order[:shown]]
+
+
+def _open(file: bytes) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(file))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"an image of {image.width} x {image.height} pixels is too large")
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError("the body is no image file that can be read") from error
+    return image
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PoolServer
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+    # Else the body waits until the client has acknowledged the headers: 40 ms for each answer on a kept connection.
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:  # noqa: N802  (the standard library's name)
+        path = urlsplit(self.path).path
+        if path == "/health":
+            self._reply(HTTPStatus.OK, {"status": "ok"})
+        elif self._refuse_strangers():
+            return
+        elif path in ("/", "/models"):
+            self._reply(HTTPStatus.OK, self.server.models())
+        else:
+            self._fail(HTTPStatus.NOT_FOUND, f"there is nothing at {path}: expected /health or /models")
+
+    def do_POST(self) -> None:  # noqa: N802
+        if self._refuse_strangers():
+            return
+        id = unquote(urlsplit(self.path).path).removeprefix("/models/")
+        entry = next((entry for entry in self.server.pool if entry.id == id), None)
+        if entry is None:
+            return self._fail(HTTPStatus.NOT_FOUND, f"there is no model '{id}': GET /models lists them")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdigit():
+            return self._fail(HTTPStatus.LENGTH_REQUIRED, "the request says no Content-Length")
+        if int(length) > self.server.max_bytes:
+            limit = f"{self.server.max_bytes} bytes is the limit of a request"
+            return self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{limit}, this one has {length}")
+        body = self.rfile.read(int(length))
+        try:
+            files, many, top_k = _files(body, self.headers.get("Content-Type", ""))
+            answers = self.server.classify(entry, files, top_k)
+        except MemberError as error:
+            return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"the model cannot be used: {error.reason}")
+        except ValueError as error:
+            return self._fail(HTTPStatus.BAD_REQUEST, str(error))
+        self._reply(HTTPStatus.OK, answers if many else answers[0])
+
+    def _refuse_strangers(self) -> bool:
+        expected, given = self.server.token, self.headers.get("Authorization", "")
+        if expected is None or hmac.compare_digest(given.encode(), f"Bearer {expected}".encode()):
+            return False
+        self._fail(HTTPStatus.UNAUTHORIZED, "a bearer token is needed, and this is not it")
+        return True
+
+    def _fail(self, status: HTTPStatus, message: str) -> None:
+        self.close_connection = True  # What is left of the body is not read.
+        self._reply(status, {"error": message})
+
+    def _reply(self, status: HTTPStatus, content: Any) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        logger.debug(format, *args)
+
+
+def _files(body: bytes, content_type: str) -> tuple[list[bytes], bool, int | None]:
+    """The image files of a request, whether they came as a list, and the `top_k` that it asks for.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if content_type.split(";")[0].strip() != "application/json":
+        return [body], False, None
+    try:
+        content = json.loads(body)
+        inputs = content["inputs"]
+        top_k = (content.get("parameters") or {}).get("top_k")
+        many = isinstance(inputs, list)
+        files = [base64.b64decode(item, validate=True) for item in (inputs if many else [inputs])]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        raise ValueError('expected {"inputs": an image file in base64, or a list of them}') from error
+    if not files:
+        raise ValueError("the list of inputs is empty")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k={top_k!r}: expected a positive number")
+    return files, many, top_k

@@ -1,0 +1,1 @@
+"""Making a pool: training members, their cards, publishing."""

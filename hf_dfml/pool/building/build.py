@@ -1,0 +1,200 @@
+"""Building a pool: many small classifiers, each trained on a few classes drawn from one split of a data set."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_dfml.data.few_shot import FewShotDataset, load_dataset
+from hf_dfml.networks import create_network
+from hf_dfml.pool.building.member_card import member_card
+from hf_dfml.pool.building.training import PoolRecipe, train_member
+from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME
+from hf_dfml.pool.formats.reading import read_entry
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.utils.checkpoint import replace_folder
+from hf_dfml.utils.memory import keep_freed_memory
+from hf_dfml.utils.progress import progress
+from hf_dfml.utils.seeding import fork
+
+logger = logging.getLogger(__name__)
+
+
+def build_pool(
+    dataset: str | FewShotDataset,
+    *,
+    output: Path | str,
+    num_models: int = 100,
+    arch: str = "conv4",
+    ways: int = 5,
+    split: str = "train",
+    data_dir: Path | str | None = None,
+    image_size: int | None = None,
+    recipe: PoolRecipe | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> ModelPool:
+    """Train `num_models` classifiers, each of `ways` classes drawn without replacement from the split (SYSTEMS 1.2).
+
+    Every member's random numbers depend on `seed` and its index alone, and a member's folder appears when it is
+    complete. So a build that was interrupted goes on where it stopped, and its members are bit for bit those of a
+    build that was not; a larger `num_models` adds members to a pool.
+
+    Args:
+        dataset: a data set's name, or a data set whose classes are drawn from.
+        output: the pool's folder; one sub-folder a member.
+        num_models: how many members the pool has in the end.
+        arch: a timm architecture, ours included.
+        ways: classes of a member.
+        split: which classes are drawn from, where `dataset` is a name.
+        data_dir: see `hf_dfml.data.load_dataset`.
+        image_size: see `hf_dfml.data.load_dataset`.
+        recipe: how members are trained; default the published recipe of `arch`.
+        epochs: replaces the recipe's number of epochs.
+        seed: of the whole pool.
+        device: where to train.
+
+    Returns:
+        The pool of these members.
+
+    Raises:
+        ValueError: if no member is asked for, the architecture is unknown, the split has fewer than `ways` classes, a
+            class has too few images, or `output` holds a member that was built with other settings.
+    """
+    if num_models < 1:
+        raise ValueError(f"num_models={num_models}: a pool has at least one member.")
+    if isinstance(dataset, str):
+        dataset = load_dataset(dataset, split, data_dir=data_dir, image_size=image_size)
+    if not 2 <= ways <= len(dataset.class_names):
+        raise ValueError(
+            f"ways={ways}: data set '{dataset.name}' ({dataset.split}) has {len(dataset.class_names)} classes, "
+            f"expected 2 to {len(dataset.class_names)} classes a member."
+        )
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
+    recipe = recipe or PoolRecipe.published(arch)
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    output = Path(output)
+    built = 0
+    folders = [output / f"{dataset.name}-{arch}-{index:03d}" for index in range(num_models)]
+    bar = progress(folders, description=f"Building {output.name}", unit="member")
+    for index, folder in enumerate(bar):
+        settings = {"seed": seed, "index": index, "ways": ways, "image_size": dataset.image_size, **asdict(recipe)}
+        settings = json.loads(json.dumps(settings))  # As it reads back: tuples are lists in JSON.
+        if folder.is_dir():
+            _check_settings(folder, settings)
+            continue
+        accuracy = _build_member(folder, dataset, arch, recipe, settings, torch.device(device))
+        bar.set_postfix(accuracy=f"{accuracy:.3f}")
+        built += 1
+    logger.info("Built %d members, found %d, in %s.", built, num_models - built, output)
+    return ModelPool(read_entry(folder.name, folder.absolute()) for folder in folders)
+
+
+def draw_classes(dataset: FewShotDataset, ways: int, generator: torch.Generator) -> list[int]:
+    """`ways` different classes of the data set at random, as indices into its `class_names`."""
+    return torch.randperm(len(dataset.class_names), generator=generator)[:ways].tolist()
+
+
+def _build_member(
+    folder: Path,
+    dataset: FewShotDataset,
+    arch: str,
+    recipe: PoolRecipe,
+    settings: dict[str, Any],
+    device: torch.device,
+) -> float:
+    generator = fork(settings["seed"], "member", settings["index"])
+    classes = draw_classes(dataset, settings["ways"], generator)
+    names = [dataset.class_names[label] for label in classes]
+    train, held_out = _train_and_held_out(dataset, names, recipe.train_fraction, device)
+    network = create_network(arch, num_classes=len(names), image_size=dataset.image_size, generator=generator)
+    accuracy = train_member(
+        network.to(device), train, held_out, mean=dataset.mean, std=dataset.std, recipe=recipe, generator=generator
+    )
+    config = {
+        "architecture": arch,
+        "num_classes": len(names),
+        "num_features": network.num_features,
+        "label_names": names,
+        "model_args": {},
+        "pretrained_cfg": _pretrained_cfg(network, dataset),
+        "dfml": {
+            "dataset": dataset.name,
+            "split": dataset.split,
+            "classes": classes,
+            "val_accuracy": accuracy,
+            "build": settings,
+        },
+    }
+    _write_member(folder, network, config)
+    return accuracy
+
+
+def _train_and_held_out(
+    dataset: FewShotDataset, names: list[str], fraction: float, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The first `fraction` of every class's images with their labels, and the rest."""
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for name in names:
+        images = dataset.by_class(name)
+        count = round(fraction * len(images))
+        if not 0 < count < len(images):
+            raise ValueError(
+                f"Class '{name}' of data set '{dataset.name}' has {len(images)} images: too few to train on "
+                f"{fraction:.0%} of them and hold out the rest."
+            )
+        parts[0].append(images[:count])
+        parts[1].append(images[count:])
+
+    def joined(images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        counts = torch.tensor([len(part) for part in images])
+        return torch.cat(images).to(device), torch.arange(len(images)).repeat_interleave(counts).to(device)
+
+    return joined(parts[0]), joined(parts[1])
+
+
+def _pretrained_cfg(network: torch.nn.Module, dataset: FewShotDataset) -> dict[str, Any]:
+    own: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    return {
+        "input_size": [3, dataset.image_size, dataset.image_size],
+        "fixed_input_size": bool(own.get("fixed_input_size", False)),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "num_classes": network.num_classes,
+        "first_conv": own.get("first_conv"),
+        "classifier": own.get("classifier"),
+    }
+
+
+def _write_member(folder: Path, network: torch.nn.Module, config: dict[str, Any]) -> None:
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)  # Only now: a build that fails before its first member leaves nothing.
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    save_file(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+    (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    (temporary / "README.md").write_text(member_card(folder.name, config), encoding="utf-8")
+    replace_folder(temporary, folder)
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    found = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("dfml", {}).get("build", {})
+    for name, wanted in settings.items():
+        if found.get(name) != wanted:
+            raise ValueError(
+                f"{folder} was built with {name}={found.get(name)!r}, not {wanted!r}: give the settings it was built "
+                f"with, or another output folder."
+            )

@@ -1,0 +1,1 @@
+"""How a member is stored: timm's layout, transformers' layout, checks, safe loading."""

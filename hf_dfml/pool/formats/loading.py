@@ -1,0 +1,178 @@
+"""From an entry to a teacher, trusting nothing: only safetensors is opened, and only what fits the config is used.
+
+The network is first built without memory (on the meta device) and compared with the header of the weights file, so a
+config that describes a giant, or a file that describes one, is refused before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from hf_dfml.pool.entry import WEIGHTS_NAME, MemberError, PoolEntry
+from hf_dfml.pool.formats import timm_layout as timm_members
+from hf_dfml.pool.formats import transformers_layout as transformers_members
+from hf_dfml.pool.formats.checks import one_line
+from hf_dfml.pool.teacher import Teacher
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+Shapes = dict[str, tuple[int, ...]]
+
+
+def load_teacher(entry: PoolEntry) -> Teacher:
+    """Load a member whose files are in `entry.location`.
+
+    Raises:
+        MemberError: one line that names the member and says why it cannot be used.
+    """
+    if entry.problem is not None:
+        raise MemberError(entry.id, entry.problem)
+    if entry.location is None or not entry.resolved:
+        raise ValueError(f"{entry.id} is not on this disk yet: load it through its pool, which fetches it.")
+    weights = find_weights(entry.id, entry.location)
+    shapes = _read_shapes(entry.id, weights)
+    # Constructors draw initial weights; the caller's random numbers must not depend on which members were loaded.
+    with torch.random.fork_rng(devices=[]):
+        if entry.library == "transformers":
+            network = _load_transformers(entry, shapes)
+        else:
+            network = _load_timm(entry, weights, shapes)
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MemberError(entry.id, f"tensor {name} in {WEIGHTS_NAME} has values that are NaN or infinite")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise MemberError(entry.id, f"variance {name} in {WEIGHTS_NAME} is negative: every answer would be NaN")
+    return Teacher(entry, network)
+
+
+def build_network(entry: PoolEntry) -> nn.Module:
+    """The network that the entry's config describes, with random weights.
+
+    Raises:
+        MemberError: if it cannot be built.
+    """
+    return transformers_members.build(entry) if entry.library == "transformers" else timm_members.build(entry)
+
+
+def find_weights(id: str, folder: Path) -> Path:
+    """The member's safetensors file.
+
+    Raises:
+        MemberError: if there is none, in particular if the weights are a pickle.
+    """
+    path = folder / WEIGHTS_NAME
+    if path.is_file():
+        return path
+    raise MemberError(id, missing_weights(file.name for file in folder.iterdir()))
+
+
+def missing_weights(files: Iterable[str]) -> str:
+    """Why a member with these files has no usable weights."""
+    files = sorted(files)
+    if f"{WEIGHTS_NAME}.index.json" in files:
+        return f"its weights are split over several files; expected one {WEIGHTS_NAME}"
+    pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
+    if pickles:
+        return f"its weights are a pickle ({pickles[0]}), which is never opened; expected {WEIGHTS_NAME}"
+    return f"has no {WEIGHTS_NAME}"
+
+
+def _load_timm(entry: PoolEntry, weights: Path, shapes: Shapes) -> nn.Module:
+    network = _skeleton(entry)
+    like = network.state_dict()
+    _check_fit(entry.id, {name: tuple(tensor.shape) for name, tensor in like.items()}, shapes)
+    state = _read_tensors(entry.id, weights, like)
+    _assign(network, state)
+    if _has_meta_tensors(network):
+        # Some networks compute tensors that they do not store: those need a network built in earnest.
+        network = timm_members.build(entry)
+        _assign(network, state)
+    return network
+
+
+def _skeleton(entry: PoolEntry) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return timm_members.build(entry)
+    except MemberError:
+        # timm before 1.0.30 cannot build all architectures without memory. A network without arguments of its own is
+        # as large as its name says in timm, so that it may be built with memory.
+        if entry.model_args:
+            raise
+        return timm_members.build(entry)
+
+
+def _assign(network: nn.Module, state: dict[str, Tensor]) -> None:
+    network.load_state_dict(state, strict=False, assign=True)
+    for module in network.modules():
+        counter = getattr(module, "num_batches_tracked", None)
+        if isinstance(counter, Tensor) and counter.is_meta:
+            module.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long))
+
+
+def _has_meta_tensors(network: nn.Module) -> bool:
+    held = [tensor for tensor in (*network.parameters(), *network.buffers())]
+    # Tensors that a module keeps as a plain attribute, neither parameter nor buffer.
+    held += [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return any(tensor.is_meta for tensor in held)
+
+
+def _load_transformers(entry: PoolEntry, shapes: Shapes) -> nn.Module:
+    with torch.device("meta"):
+        network = transformers_members.build(entry)
+    # transformers renames old tensors while loading, so only the sizes can be compared beforehand.
+    described = sum(tensor.numel() for tensor in network.state_dict().values())
+    stored = sum(math.prod(shape) for shape in shapes.values())
+    if described > 1.1 * stored + 1000:
+        reason = f"it describes {described:,} numbers, {WEIGHTS_NAME} has {stored:,}"
+        raise MemberError(entry.id, f"tensors do not fit the config: {reason}")
+    outputs = getattr(network.config, "num_labels", None)
+    if outputs != entry.num_classes:
+        raise MemberError(entry.id, f"has {entry.num_classes} label names but {outputs} classes")
+    return transformers_members.load(entry)
+
+
+def _read_shapes(id: str, path: Path) -> Shapes:
+    """Names and shapes from the header; safetensors itself refuses a header that the file's length contradicts."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MemberError(id, f"{path.name} is damaged or cut off ({one_line(error)})") from error
+
+
+def _read_tensors(id: str, path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in the network's own precision (float32), copied out of the file's memory map."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name in wanted]  # noqa: SIM118
+            return {name: file.get_tensor(name).to(wanted[name].dtype, copy=True) for name in names}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MemberError(id, f"{path.name} cannot be read ({one_line(error)})") from error
+
+
+def _check_fit(id: str, wanted: Shapes, stored: Shapes) -> None:
+    missing = [name for name in wanted if name not in stored and not _is_counter(name)]
+    extra = [name for name in stored if name not in wanted]
+    wrong = [name for name in wanted if name in stored and stored[name] != wanted[name]]
+    if wrong:
+        name = wrong[0]
+        found = f"{name} is {list(stored[name])}, expected {list(wanted[name])}"
+    elif missing:
+        found = f"{missing[0]} is missing"
+    elif extra:
+        found = f"{extra[0]} is not part of the network"
+    else:
+        return
+    more = len(missing) + len(extra) + len(wrong) - 1
+    raise MemberError(id, f"tensors do not fit the config: {found}" + (f" (and {more} more)" if more else ""))
+
+
+def _is_counter(name: str) -> bool:
+    # Batch norm's step counter plays no part in eval mode, and some exporters leave it out.
+    return name.endswith("num_batches_tracked")

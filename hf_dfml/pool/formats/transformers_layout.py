@@ -1,0 +1,187 @@
+"""Members that are image classifiers of `transformers`, loaded from local files, never with code of their own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_dfml.pool.entry import PREPROCESSOR_NAME, MemberError, PoolEntry
+from hf_dfml.pool.formats.checks import check_input, check_labels, is_count, one_line, read_json
+
+# Keys of a config that make transformers fetch or run something beside its own model code.
+_FORBIDDEN_KEYS = {
+    "auto_map": "names Python code of its own (auto_map), which is never run",
+    "custom_pipelines": "names Python code of its own (custom_pipelines), which is never run",
+    "quantization_config": "has quantised weights, which are not supported",
+    "attn_implementation": "asks for an attention kernel, which is never fetched",
+    "_attn_implementation": "asks for an attention kernel, which is never fetched",
+    "_attn_implementation_internal": "asks for an attention kernel, which is never fetched",
+    "experts_implementation": "asks for a kernel, which is never fetched",
+    "use_timm_backbone": "is built around a second model (use_timm_backbone), which is not supported",
+    "use_pretrained_backbone": "is built around a second model (use_pretrained_backbone), which is not supported",
+    "backbone": "is built around a second model (backbone), which is not supported",
+    "backbone_config": "is built around a second model (backbone_config), which is not supported",
+}
+_DEPTH_KEYS = ("num_hidden_layers", "depths", "depth", "num_layers", "encoder_layers")
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
+_MAX_DEPTH = 1000
+
+
+def read(id: str, folder: Path, revision: str | None, config: dict[str, Any]) -> PoolEntry:
+    """The entry of a transformers member.
+
+    Raises:
+        MemberError: if the config cannot be used.
+    """
+    names = config.get("architectures")
+    architecture = names[0] if isinstance(names, list) and names else None
+    if not (isinstance(architecture, str) and re.fullmatch(r"\w{1,80}ForImageClassification", architecture)):
+        raise MemberError(id, f"architectures is {str(names)[:80]}, expected one ...ForImageClassification")
+    _check_keys(id, config)
+    if (folder / "adapter_config.json").exists():  # transformers would load the model that it names instead.
+        raise MemberError(id, "is an adapter (adapter_config.json), not a whole model")
+    labels = _labels(id, config)
+    num_classes = len(labels) if labels else config.get("num_labels", 2)
+    if not is_count(num_classes):
+        raise MemberError(id, f"num_labels is {num_classes!r}, expected a classifier with at least one class")
+    return PoolEntry(
+        id=id,
+        location=folder,
+        revision=revision,
+        library="transformers",
+        architecture=architecture,
+        num_classes=num_classes,
+        # LABEL_0, LABEL_1 are what transformers writes for classes without a name.
+        label_names=() if all(map(_PLACEHOLDER.fullmatch, labels)) else check_labels(id, labels, num_classes),
+        **_preprocessing(id, read_json(id, folder / PREPROCESSOR_NAME)),
+    )
+
+
+def build(entry: PoolEntry) -> nn.Module:
+    """The member's network, as its config describes it, with random weights.
+
+    Raises:
+        MemberError: if transformers has no such model or cannot build it.
+    """
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    try:
+        config = AutoConfig.from_pretrained(str(entry.location), local_files_only=True, trust_remote_code=False)
+        network = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
+    except Exception as error:  # A config that nobody vouches for makes a model's constructor raise anything at all.
+        raise MemberError(
+            entry.id, f"transformers cannot build '{entry.architecture}' as configured: {one_line(error)}"
+        ) from error
+    if type(network).__name__ != entry.architecture:
+        raise MemberError(
+            entry.id, f"config.json says '{entry.architecture}' but describes a {type(network).__name__}"
+        )
+    return network
+
+
+def load(entry: PoolEntry) -> nn.Module:
+    """The member's network with its weights, in float32.
+
+    Raises:
+        MemberError: if the weights do not fit the config.
+    """
+    from transformers import AutoModelForImageClassification
+
+    try:
+        network, report = AutoModelForImageClassification.from_pretrained(
+            str(entry.location),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation="eager",
+            dtype=torch.float32,
+        )
+    except Exception as error:  # As above: the files are foreign, and so is what they make transformers raise.
+        raise MemberError(entry.id, f"transformers cannot load it: {one_line(error)}") from error
+    missing = [name for name in report["missing_keys"] if not name.endswith("num_batches_tracked")]
+    for what, keys in (("is missing", missing), ("does not fit", report["mismatched_keys"])):
+        if keys:
+            raise MemberError(entry.id, f"tensors do not fit the config: {sorted(map(str, keys))[0]} {what}")
+    return network
+
+
+def classifier_layer(network: nn.Module, num_classes: int) -> nn.Module:
+    """The last layer with one output per class: what it is given are the features.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    layers = [
+        module
+        for module in network.modules()
+        if (isinstance(module, nn.Linear) and module.out_features == num_classes)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes)
+    ]
+    if not layers:
+        raise ValueError(f"{type(network).__name__} has no layer with {num_classes} outputs to take features before.")
+    return layers[-1]
+
+
+def features(network: nn.Module, num_classes: int, pixels: Tensor) -> Tensor:
+    """What the classifier layer is given, tokens averaged: `(B, 3, H, W)` normalised pixels -> `(B, D)`."""
+    seen: list[Tensor] = []
+    hook = classifier_layer(network, num_classes).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        network(pixel_values=pixels)
+    finally:
+        hook.remove()
+    given = seen[-1]
+    if given.dim() == 4:
+        return given.mean(dim=(2, 3))
+    return given.mean(dim=1) if given.dim() == 3 else given
+
+
+def _check_keys(id: str, config: dict[str, Any]) -> None:
+    for key, reason in _FORBIDDEN_KEYS.items():
+        if config.get(key):
+            raise MemberError(id, reason)
+    if str(config.get("model_type", "")).startswith("timm"):
+        raise MemberError(id, f"model_type '{config['model_type']}' wraps a timm model; expected timm's own layout")
+    for key in _DEPTH_KEYS:
+        values = config.get(key)
+        numbers = [value for value in (values if isinstance(values, list) else [values]) if isinstance(value, int)]
+        if sum(numbers) > _MAX_DEPTH:
+            raise MemberError(id, f"{key} is {values}, more than the {_MAX_DEPTH} layers allowed")
+
+
+def _labels(id: str, config: dict[str, Any]) -> list[Any]:
+    named = config.get("id2label") or {}
+    if not isinstance(named, dict):
+        raise MemberError(id, f"id2label is a {type(named).__name__}, expected an object")
+    if sorted(named) != sorted(str(index) for index in range(len(named))):
+        raise MemberError(id, f"id2label does not number its {len(named)} classes from 0 to {len(named) - 1}")
+    labels = [named[str(index)] for index in range(len(named))]
+    if not all(isinstance(label, str) for label in labels):
+        raise MemberError(id, "label names must be non-empty strings")
+    return labels
+
+
+def _preprocessing(id: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Size and normalisation in our convention: pixels in [0, 1], whatever the member rescales them to."""
+    size = settings.get("size", {})
+    if settings.get("do_center_crop") and settings.get("crop_size"):
+        size = settings["crop_size"]
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge")
+        height, width = size.get("height", edge), size.get("width", edge)
+    else:
+        height = width = size
+    mean: Any = [0.0] * 3
+    std: Any = [1.0] * 3
+    if settings.get("do_normalize", True):
+        mean, std = settings.get("image_mean"), settings.get("image_std")
+    scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
+    checked = check_input(id, [3, height, width], mean, std)
+    checked["mean"] = tuple(value / scale for value in checked["mean"])
+    checked["std"] = tuple(value / scale for value in checked["std"])
+    return checked

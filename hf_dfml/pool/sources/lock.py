@@ -1,0 +1,139 @@
+"""`pool.lock.json`: the members of a pool, in order, each pinned to the bytes of its files.
+
+{"hf_dfml_pool_lock": 1, "members": [
+  {"id": "org/name", "revision": "<commit sha>", "sha256": {"config.json": "<hex>", "model.safetensors": "<hex>"}},
+  {"id": "conv4-001", "folder": "../../pools/cifar-fs/conv4-001", "sha256": {...}}]}
+
+Wherever a pool is named, such a file can be named instead, and the pool is that of the run that wrote it. A member
+whose bytes are others is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError, PoolEntry
+from hf_dfml.pool.formats.checks import read_json
+from hf_dfml.pool.sources import hub
+from hf_dfml.pool.sources.digests import sha256_of
+from hf_dfml.utils.checkpoint import atomic_write
+
+LOCK_NAME = "pool.lock.json"
+FORMAT = 1
+_KEY = "hf_dfml_pool_lock"
+_FILES = (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def write_lock(pool: Iterable[PoolEntry], path: Path | str) -> Path:
+    """Write the lock file of a pool; nothing is fetched for it.
+
+    Of a member on the Hub whose weights were never fetched, the commit alone is known and pinned.
+
+    Args:
+        pool: the members.
+        path: the file, or the folder that it goes into as `pool.lock.json`.
+
+    Returns:
+        The file.
+    """
+    path = Path(path)
+    path = path / LOCK_NAME if path.suffix != ".json" else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members = [_row(entry, path.parent.resolve()) for entry in pool]
+    atomic_write(path, json.dumps({_KEY: FORMAT, "members": members}, indent=1) + "\n")
+    return path
+
+
+def published_lock(path: Path) -> str:
+    """A lock file's content without the folders of this machine, which are nobody else's business.
+
+    A member in a folder is still pinned by its hashes, and is looked for beside the lock file.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for row in content["members"]:
+        row.pop("folder", None)
+    return json.dumps(content, indent=1) + "\n"
+
+
+def read_lock(path: Path | str) -> list[PoolEntry]:
+    """The entries of a lock file, in its order; nothing is asked of the Hub, nothing is read of a folder.
+
+    Returns:
+        Entries with `sha256`. `location` is set for members in folders: the folder named, relative to the lock file,
+        or else one of the member's name beside the lock file. A member that the file does not describe properly, or
+        whose folder is not there, is an entry with a problem.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no lock file that this version reads.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no lock file {path}.")
+    try:
+        content = read_json(path.name, path)
+    except MemberError as error:
+        raise ValueError(f"{path} is no lock file: {error.reason}.") from error
+    if content.get(_KEY) != FORMAT or not isinstance(content.get("members"), list):
+        raise ValueError(f"{path} is no lock file of this version: expected '{_KEY}': {FORMAT} and a list 'members'.")
+    rows = content["members"]
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise ValueError(f"{path} has a member without an id: expected objects with 'id', found {str(row)[:80]}.")
+    return [_entry(row, path.parent) for row in rows]
+
+
+def _row(entry: PoolEntry, base: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": entry.id}
+    if entry.revision is not None:
+        row["revision"] = entry.revision
+    elif entry.location is not None:
+        row["folder"] = Path(os.path.relpath(entry.location.resolve(), base)).as_posix()
+    hashes = dict(entry.sha256)
+    if entry.location is not None:
+        names = _FILES if entry.library == "transformers" else (CONFIG_NAME, WEIGHTS_NAME)
+        found = {name: entry.location / name for name in names}
+        hashes = {name: sha256_of(file) for name, file in found.items() if file.is_file()} | hashes
+    return row | {"sha256": dict(sorted(hashes.items()))}
+
+
+def _entry(row: dict[str, Any], base: Path) -> PoolEntry:
+    id, revision, hashes, folder = row["id"], row.get("revision"), row.get("sha256", {}), row.get("folder")
+    entry = PoolEntry(id=hub.printable(id))
+    if not isinstance(hashes, dict) or not all(
+        name in _FILES and isinstance(value, str) and _SHA256.fullmatch(value) for name, value in hashes.items()
+    ):
+        return replace(entry, problem=f"has sha256 of {_FILES} in the lock file that are not 64 hexadecimal digits")
+    entry = replace(entry, sha256=hashes)
+    if revision is not None:
+        return _remote(entry, revision)
+    return _local(entry, folder, base)
+
+
+def _remote(entry: PoolEntry, revision: Any) -> PoolEntry:
+    try:
+        hub.check_id(entry.id)
+    except MemberError as error:
+        return replace(entry, problem=error.reason)
+    if not isinstance(revision, str) or not hub.is_sha(revision):
+        return replace(entry, problem=f"is locked to revision {str(revision)[:80]!r}: expected a commit sha")
+    return replace(entry, revision=revision)
+
+
+def _local(entry: PoolEntry, folder: Any, base: Path) -> PoolEntry:
+    candidates = [base / folder] if isinstance(folder, str) else []
+    # Not a path: an id such as '../x' would lead out of the lock file's folder.
+    if re.fullmatch(r"\w[\w.\- ]*", entry.id):
+        candidates.append(base / entry.id)
+    for candidate in candidates:
+        if candidate.is_dir():
+            return replace(entry, location=candidate.absolute())
+    where = f"{folder} or beside the lock file" if folder else "beside the lock file"
+    return replace(entry, problem=f"has no folder {where}")

@@ -1,0 +1,1 @@
+"""DRO's regression benchmark: its tasks, pool, network and evaluation."""

@@ -1,0 +1,109 @@
+"""Yardsticks: what they are made of, on a pool of two members whose better one is known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.evaluation import Exam, evaluate, evaluate_features
+from hf_dfml.evaluation import baselines as yardsticks
+from hf_dfml.evaluation.baselines import average_network, largest_kind, random_network
+from hf_dfml.networks import create_network
+from hf_dfml.pool import ModelPool
+
+EXAM = Exam(ways=3, shots=[2], queries=4, episodes=6, inner_steps=2)
+
+
+def write_member(folder: Path, seed: int, architecture: str = "conv4_16", accuracy: float | None = None) -> None:
+    network = create_network(architecture, num_classes=3, image_size=16, generator=torch.Generator().manual_seed(seed))
+    folder.mkdir(parents=True)
+    config = {
+        "architecture": architecture,
+        "num_classes": 3,
+        "model_args": {"img_size": 16},
+        "pretrained_cfg": {"input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.25] * 3},
+        "dfml": {} if accuracy is None else {"val_accuracy": accuracy},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(network.state_dict(), folder / "model.safetensors")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> ModelPool:
+    write_member(tmp_path / "pool" / "weak", 0, accuracy=0.5)
+    write_member(tmp_path / "pool" / "strong", 1, accuracy=0.9)
+    return ModelPool.from_dir(tmp_path / "pool")
+
+
+def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewShotDataset) -> None:
+    rows = {row.method: row for row in yardsticks(pool, dataset, EXAM)}
+    assert list(rows) == [
+        "Random init",
+        "Average",
+        "Best member",
+        "Best member + prototype",
+        "All 2 members + prototype",
+    ]
+    strong = pool.load("strong")
+    assert rows["Best member"].mean == evaluate(strong.network, dataset, EXAM, method="m")[0].mean
+    frozen = replace(EXAM, head="prototype", bn="running")
+    features = evaluate_features(strong.features, dataset, frozen, method="m")[0]
+    assert rows["Best member + prototype"].mean == features.mean
+    assert (features.head, features.bn) == ("prototype", "running")
+    both = evaluate_features([pool.load(id).features for id in ("weak", "strong")], dataset, frozen, method="m")[0]
+    assert rows["All 2 members + prototype"].mean == both.mean
+    assert {row.head for row in rows.values()} == {"finetune", "prototype"}
+
+
+def test_no_row_is_shown_twice(pool: ModelPool, dataset: FewShotDataset) -> None:
+    rows = yardsticks(pool, dataset, replace(EXAM, head="prototype", bn="running"))
+    told = [(row.method, row.shots) for row in rows]
+    assert "Best member" not in {method for method, _ in told} and len(set(told)) == len(told)
+    assert "Best member + prototype" in {method for method, _ in told}
+
+
+def test_average_is_the_mean_of_every_tensor(pool: ModelPool) -> None:
+    average = average_network(pool).state_dict()
+    states = [pool.load(id).network.state_dict() for id in ("weak", "strong")]
+    for name, value in average.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2)
+
+
+def test_random_network_is_the_seeds_own_and_leaves_the_global_seed(pool: ModelPool) -> None:
+    state = torch.random.get_rng_state()
+    first, again, other = (random_network(pool[0], replace(EXAM, seed=seed, ways=4)) for seed in (0, 0, 1))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert first.num_classes == 4
+    assert torch.equal(first.fc.weight, again.fc.weight)
+    assert not torch.equal(first.fc.weight, other.fc.weight)
+
+
+def test_mixed_pool_averages_its_largest_kind_and_says_so(tmp_path: Path, dataset: FewShotDataset) -> None:
+    for index, architecture in enumerate(("conv4_16", "conv4_64", "conv4_16")):
+        write_member(tmp_path / "mixed" / f"m{index}", index, architecture)
+    pool = ModelPool.from_dir(tmp_path / "mixed")
+    kind = largest_kind(pool)
+    assert kind is not None and [entry.id for entry in kind] == ["m0", "m2"]
+    names = [row.method for row in yardsticks(pool, dataset, EXAM, all_features=False)]
+    # No member stores an accuracy, so none is called the best.
+    assert names == ["Random init", "Average, 2 of 3 members", "First member", "First member + prototype"]
+
+
+def test_empty_pool_is_refused(pool: ModelPool, dataset: FewShotDataset) -> None:
+    with pytest.raises(ValueError, match="no member"):
+        yardsticks(pool[:0], dataset, EXAM)
+
+
+def test_member_networks_are_not_changed(pool: ModelPool, dataset: FewShotDataset) -> None:
+    network: nn.Module = pool.load("strong").network
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    yardsticks(pool, dataset, EXAM, all_features=False)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
