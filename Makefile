@@ -20,7 +20,7 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[test,quality]'
 	touch $(STAMP)
 
-quickstart: $(STAMP)  ## Pool, meta-learning, exam, model and card, without network or data (minutes on 2 cores).
+quickstart: $(STAMP)  ## Pool, meta-learning, evaluation, model and card, without network or data (minutes on 2 cores).
 	$(BIN)/hf-dfml quickstart
 
 test: $(STAMP)  ## The test suite (under 12 minutes on 2 cores).

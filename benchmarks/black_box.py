@@ -10,7 +10,7 @@ The same members, seed and schedule for every row; the gradient alone comes from
 - `http`: estimated from probabilities of the pool behind HTTP, in a process of its own, so from 8-bit PNG.
 
 `--steps`, `--num_members`, `--max_queries` and `--episodes` size the whole; the other options of recipes/bidf_mkd.py
-are options here too. All rows sit one exam, beside the network as it was before. A row that was interrupted goes on
+are options here too. All rows is evaluated, beside the network as it was before. A row that was interrupted goes on
 from its last checkpoint with the same command, one that is finished is not repeated: delete its folder for that.
 
 Written into --output_dir: `results.json`, `black_box.json` (queries and validation accuracies of each row) and
@@ -37,7 +37,7 @@ from torch import nn
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
-from hf_dfml.evaluation import Exam, Result, evaluate, print_table, read_results, write_results
+from hf_dfml.evaluation import EvaluationProtocol, Result, evaluate, print_table, read_results, write_results
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
 from hf_dfml.pipeline import RunConfig, meta_network, open_pool
 from hf_dfml.pool import BlackBoxPool, ModelPool
@@ -59,7 +59,7 @@ TITLES = {
 }
 BEFORE = "before"
 PROTOCOLS = (("support", "finetune"), ("support", "prototype"))
-"""Batch norm and head of the exam's rows."""
+"""Batch norm and head of the evaluation's rows."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def measure(row: str, pool: ModelPool, method: BiDfMKDConfig, config: RunConfig, folder: Path) -> None:
-    """Train one row, let it sit the exam and write both into its folder."""
+    """Train one row, evaluate it and write both into its folder."""
     started = time.monotonic()
     network = meta_network(pool, config)
     queries, points = 0, []
@@ -114,7 +114,7 @@ def measure(row: str, pool: ModelPool, method: BiDfMKDConfig, config: RunConfig,
         points = [points_of(line) for line in history if any(name.startswith("validation/") for name in line)]
     trained = time.monotonic() - started
     name = "Random init" if row == BEFORE else f"BiDf-MKD, {TITLES[row]}"
-    results = exam(network, config, f"{name} ({queries:,} queries)" if queries else name)
+    results = protocol(network, config, f"{name} ({queries:,} queries)" if queries else name)
     write_results(folder, results)
     about = {"row": row, "queries": queries, "seconds": round(trained, 1), "points": points}
     atomic_write(folder / "row.json", json.dumps(about, indent=1) + "\n")  # Last: it says that the row is finished.
@@ -189,7 +189,9 @@ def validation(config: RunConfig) -> Any:
     """Scores a snapshot on the validation classes, in percent by shots."""
     assert config.dataset
     dataset = load_dataset(config.dataset, "validation", data_dir=config.data_dir)
-    protocol = Exam(ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation")
+    protocol = EvaluationProtocol(
+        ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation"
+    )
 
     def validate(model: nn.Module) -> dict[str, float]:
         rows = evaluate(model, dataset, protocol, method="validation", progress=False)
@@ -198,12 +200,12 @@ def validation(config: RunConfig) -> Any:
     return validate
 
 
-def exam(network: nn.Module, config: RunConfig, name: str) -> list[Result]:
+def protocol(network: nn.Module, config: RunConfig, name: str) -> list[Result]:
     """The one look at the test classes."""
     assert config.dataset
     size = int(network.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
     dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=size)
-    protocol = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes)
+    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes)
     command = this_command()
     return [
         row

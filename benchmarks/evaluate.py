@@ -1,4 +1,4 @@
-"""The exam's fine-tuning against a plain loop over episodes: episodes a second, and the same accuracies.
+"""The evaluation's fine-tuning against a plain loop over episodes: episodes a second, and the same accuracies.
 
     python benchmarks/evaluate.py                                           # glyphs, a fresh conv4, one minute
     python benchmarks/evaluate.py --episodes 600 --shots 5 --model runs/tgr --dataset cifar-fs --data_dir data
@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation.meta_testing import episode_accuracies
-from hf_dfml.evaluation.protocol import Exam, draw_episodes
+from hf_dfml.evaluation.protocol import EvaluationProtocol, draw_episodes
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import BatchNorm, create_network
 from hf_dfml.utils.provenance import describe_machine
@@ -48,7 +48,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Settings:
-    """The network, its exam, and how much of it is measured."""
+    """The network, its evaluation, and how much of it is measured."""
 
     network: str = field(default="conv4", metadata={"help": "Architecture of a fresh network."})
     model: str = field(default="", metadata={"help": "A meta-model to examine instead: a folder or a Hub id."})
@@ -69,9 +69,9 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "Seed of network and episodes."})
     output_dir: str = field(default="", metadata={"help": "Where `evaluate.md` goes; nowhere by default."})
 
-    def exam(self, episodes: int, part: int = 0) -> Exam:
-        """A part of the exam, with episodes of its own."""
-        return Exam(
+    def protocol(self, episodes: int, part: int = 0) -> EvaluationProtocol:
+        """A part of the evaluation, with episodes of its own."""
+        return EvaluationProtocol(
             self.ways,
             self.shots,
             self.queries,
@@ -98,16 +98,18 @@ class Row:
     accuracy: float
 
 
-def plain_episode(network: nn.Module, support: Tensor, labels: Tensor, query: Tensor, exam: Exam) -> Tensor:
+def plain_episode(
+    network: nn.Module, support: Tensor, labels: Tensor, query: Tensor, protocol: EvaluationProtocol
+) -> Tensor:
     """Logits of the queries after fine-tuning; images on the network's own scale."""
-    model = copy.deepcopy(network).train(exam.bn != "running")
-    optimizer = torch.optim.SGD(model.parameters(), exam.inner_lr)
-    for _ in range(exam.inner_steps):
+    model = copy.deepcopy(network).train(protocol.bn != "running")
+    optimizer = torch.optim.SGD(model.parameters(), protocol.inner_lr)
+    for _ in range(protocol.inner_steps):
         optimizer.zero_grad()
         F.cross_entropy(model(support), labels).backward()
         optimizer.step()
     with torch.no_grad():
-        if exam.bn == "support":
+        if protocol.bn == "support":
             store_statistics(model, support)
             model.eval()
         return model(query)
@@ -128,19 +130,19 @@ def store_statistics(model: nn.Module, images: Tensor) -> None:
         layer.running_var *= (counts[layer] - 1) / counts[layer]  # type: ignore[operator]
 
 
-def plain_accuracies(network: nn.Module, dataset: FewShotDataset, exam: Exam, shots: int) -> Tensor:
+def plain_accuracies(network: nn.Module, dataset: FewShotDataset, protocol: EvaluationProtocol, shots: int) -> Tensor:
     """Accuracies `(E,)` of one episode after the other."""
     weights = next(network.parameters())
     settings: dict = network.pretrained_cfg  # type: ignore[assignment]
     mean, std = (torch.tensor(settings[key]).to(weights)[:, None, None] for key in ("mean", "std"))
-    ways = torch.arange(exam.ways, device=weights.device)
-    labels, truth = ways.repeat_interleave(shots), ways.repeat_interleave(exam.queries)
+    ways = torch.arange(protocol.ways, device=weights.device)
+    labels, truth = ways.repeat_interleave(shots), ways.repeat_interleave(protocol.queries)
     accuracies = []
-    for rows in zip(*draw_episodes(dataset, exam, shots), strict=True):
+    for rows in zip(*draw_episodes(dataset, protocol, shots), strict=True):
         support, query = (
             ((dataset.images[part].to(weights.device).float() / 255).to(weights) - mean) / std for part in rows
         )
-        logits = plain_episode(network, support, labels, query, exam)
+        logits = plain_episode(network, support, labels, query, protocol)
         accuracies.append((logits.argmax(1) == truth).float().mean().item())
     return torch.tensor(accuracies)
 
@@ -151,7 +153,7 @@ def work_of_an_episode(plain: nn.Module, settings: Settings, shots: int) -> floa
     images = [weights.new_zeros(settings.ways * count, *_input_size(plain)) for count in (shots, settings.queries)]
     labels = torch.arange(settings.ways, device=weights.device).repeat_interleave(shots)
     with FlopCounterMode(display=False) as counter:
-        plain_episode(plain, images[0], labels, images[1], settings.exam(2))
+        plain_episode(plain, images[0], labels, images[1], settings.protocol(2))
     return counter.get_total_flops()
 
 
@@ -161,18 +163,18 @@ def race(
     """Both ways in turns, each on the same episodes."""
     torch.set_num_threads(threads)
     device = next(network.parameters()).device
-    ways: dict[str, Callable[[Exam], Tensor]] = {
-        "plain": lambda exam: plain_accuracies(plain, dataset, exam, shots),
-        "ours": lambda exam: episode_accuracies(network, dataset, exam, shots),
+    ways: dict[str, Callable[[EvaluationProtocol], Tensor]] = {
+        "plain": lambda protocol: plain_accuracies(plain, dataset, protocol, shots),
+        "ours": lambda protocol: episode_accuracies(network, dataset, protocol, shots),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     accuracies: dict[str, list[Tensor]] = {name: [] for name in ways}
     count = max(2, settings.episodes // settings.rounds)
     for way in ways.values():
-        way(settings.exam(2))
+        way(settings.protocol(2))
     for part in range(settings.rounds):
         for name, way in ways.items():
-            found, elapsed = timed(device, lambda way=way, part=part: way(settings.exam(count, part)))  # type: ignore[misc]
+            found, elapsed = timed(device, lambda way=way, part=part: way(settings.protocol(count, part)))  # type: ignore[misc]
             seconds[name].append(elapsed / count)
             accuracies[name].append(found)
     rate = {name: 1 / median(values) for name, values in seconds.items()}
@@ -191,11 +193,13 @@ def race(
     )
 
 
-def same_in_double(network: nn.Module, plain: nn.Module, dataset: FewShotDataset, exam: Exam, shots: int) -> int:
+def same_in_double(
+    network: nn.Module, plain: nn.Module, dataset: FewShotDataset, protocol: EvaluationProtocol, shots: int
+) -> int:
     """How many episodes have the same accuracy in double precision."""
     network, plain = copy.deepcopy(network).double(), copy.deepcopy(plain).double()
-    theirs = plain_accuracies(plain, dataset, exam, shots)
-    return int((theirs == episode_accuracies(network, dataset, exam, shots).cpu()).sum())
+    theirs = plain_accuracies(plain, dataset, protocol, shots)
+    return int((theirs == episode_accuracies(network, dataset, protocol, shots).cpu()).sum())
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -218,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rows, same = [], {}
         print(HEADER)
         for shots in settings.shots:
-            exact = settings.exam(settings.exact_episodes)
+            exact = settings.protocol(settings.exact_episodes)
             same[shots] = same_in_double(network, plain, dataset, exact, shots)
             for threads in all_threads:
                 rows.append(race(network, plain, dataset, settings, shots, threads))
@@ -266,7 +270,7 @@ def report(settings: Settings, rows: list[Row], same: dict[int, int], machine: s
     write_section(
         settings.output_dir,
         "evaluate",
-        "The exam: fine-tuning on many episodes",
+        "The evaluation: fine-tuning on many episodes",
         f"{what[0].upper()}{what[1:]}, {settings.ways}-way on {settings.dataset}, {settings.queries} "
         f"queries a class, {settings.inner_steps} SGD steps, `bn={settings.bn}`, {settings.episodes} episodes a row "
         f"in {settings.rounds} turns. In pairs: the plain loop first, then hf_dfml. {machine}.",

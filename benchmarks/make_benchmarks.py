@@ -69,10 +69,10 @@ def main() -> None:
     options = parser.parse_args()
     busy = psutil.cpu_percent(interval=5) / 100 * (os.cpu_count() or 1)
     minutes = {name: run(name, options.output_dir.resolve()) for name in options.only}
-    told = ", ".join(f"{name} {spent:.1f}" for name, spent in minutes.items())
+    to_answers = ", ".join(f"{name} {spent:.1f}" for name, spent in minutes.items())
     shared = ": times on the clock are those of a shared machine." if busy > 0.3 else "."
     note = (
-        f"Minutes of the last run: {told}; {sum(minutes.values()):.1f} in all. Just before it other work kept "
+        f"Minutes of the last run: {to_answers}; {sum(minutes.values()):.1f} in all. Just before it other work kept "
         f"{busy:.1f} of {os.cpu_count()} cores busy{shared}"
     )
     PAGE.write_text(page(options.output_dir, note), encoding="utf-8")

@@ -4,7 +4,7 @@
 
 Each `docs/results/NAME.json` is a `results.json` that a recipe, `quickstart` or `hf-dfml evaluate` wrote;
 `NAME.md` beside it says on which machine it was obtained, how long it took and what there is to say about it. A
-`NAME.md` alone is about a measurement that is no exam, and has its own table and command.
+`NAME.md` alone is about a measurement that is no evaluation, and has its own table and command.
 """
 
 import argparse

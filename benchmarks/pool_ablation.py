@@ -4,9 +4,10 @@
     python benchmarks/pool_ablation.py --config $CONFIG --pool pools/cifar-fs --variants mix_alpha=0 recoveries=1
 
 The first student is that of the recipe as it is given, the others have the named options instead (several by comma).
-Seed, schedule and exam are the same for all; the last snapshot is judged, nothing is chosen, and the test classes are
-not looked at. Options are those of recipes/pool_distillation.py. What one student has recovered is not recovered again
-for another where the options of the recovery are the same; an interrupted run goes on with the same command.
+Seed, schedule and evaluation are the same for all; the last snapshot is judged, nothing is chosen, and the test
+classes are not looked at. Options are those of recipes/pool_distillation.py. What one student has recovered is not
+recovered again for another where the options of the recovery are the same; an interrupted run goes on with the same
+command.
 
 Written into --output_dir: `pool_ablation.json`. The last line is that object; `ratio` is the best variant's accuracy
 at the largest number of shots over that of the recipe as it is given, nearest prototype.

@@ -4,7 +4,7 @@
     python benchmarks/pool_curves.py --config $CONFIG --pool pools/cifar-fs --output_dir runs/curves
 
 One student for each of `--members` (the first so many; 0: all) and, with all members, for each of `--budgets` (steps
-of recovery). Schedule, seed and exam are the same for all; the last snapshot sits the exam, nothing is chosen. The
+of recovery). Schedule, seed and evaluation are the same for all; the last snapshot is judged, nothing is chosen. The
 `members` rows are the features of the same members side by side, which the student imitates: the ceiling. The other
 options of recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for
 another, and a student that was interrupted goes on with the same command; delete its folder to repeat it.
@@ -26,7 +26,15 @@ from students import HEADS, classes_of, last_snapshot, prepared
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
-from hf_dfml.evaluation import Exam, Result, evaluate, evaluate_features, print_table, read_results, write_results
+from hf_dfml.evaluation import (
+    EvaluationProtocol,
+    Result,
+    evaluate,
+    evaluate_features,
+    print_table,
+    read_results,
+    write_results,
+)
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
 from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import ModelPool
@@ -65,11 +73,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     folder = Path(config.output_dir)
     counts = sorted({min(count or len(pool), len(pool)) for count in points.members})
     budgets = sorted({*points.budgets, method.recovery_steps})
-    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running")
+    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running")
     dataset = classes_of("test", pool, config)
     for count in counts:
         if not (folder / f"{count}-members" / "results.json").is_file():
-            write_results(folder / f"{count}-members", ceiling(pool[:count], dataset, exam))
+            write_results(folder / f"{count}-members", ceiling(pool[:count], dataset, protocol))
     wanted = [
         *(Point(count, method.recovery_steps) for count in counts),
         *(Point(len(pool), budget) for budget in budgets if budget != method.recovery_steps),
@@ -77,16 +85,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for point in wanted:
         if not (folder / point.name / "results.json").is_file():
             print(f"{point.name}:", flush=True)
-            write_results(folder / point.name, student(point, pool, method, config, dataset, exam))
+            write_results(folder / point.name, student(point, pool, method, config, dataset, protocol))
     return summary(folder, wanted, method.recovery_steps)
 
 
-def ceiling(pool: ModelPool, dataset: FewShotDataset, exam: Exam) -> list[Result]:
+def ceiling(pool: ModelPool, dataset: FewShotDataset, protocol: EvaluationProtocol) -> list[Result]:
     """The features of all members side by side."""
     return evaluate_features(
         (pool.load(entry).features for entry in pool),
         dataset,
-        replace(exam, head="prototype"),
+        replace(protocol, head="prototype"),
         method=f"{len(pool)} members + prototype",
         num_extractors=len(pool),
     )
@@ -98,12 +106,12 @@ def student(
     method: PoolDistillationConfig,
     config: RunConfig,
     dataset: FewShotDataset,
-    exam: Exam,
+    protocol: EvaluationProtocol,
 ) -> list[Result]:
-    """Train one student and let its last snapshot sit the exam."""
+    """Train one student and let its last snapshot is evaluated."""
     model = last_snapshot(pool[: point.members], replace(method, recovery_steps=point.budget), config, point.name)
     name = f"Pool distillation, {point.members} members, {point.budget} steps"
-    return [row for head in HEADS for row in evaluate(model, dataset, replace(exam, head=head), method=name)]
+    return [row for head in HEADS for row in evaluate(model, dataset, replace(protocol, head=head), method=name)]
 
 
 def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]:

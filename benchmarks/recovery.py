@@ -339,8 +339,8 @@ def report(
         else f"The members themselves classify {teacher:.1f} % of the real images that the students are tested on.",
     ]
     for name, parts in shares.items():
-        told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in parts.items())
-        notes.append(f"Time of a step, {name}: {told}.")
+        to_answers = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in parts.items())
+        notes.append(f"Time of a step, {name}: {to_answers}.")
     text = " ".join(notes)
     print(table(HEADER, rows), text, sep="\n\n")
     write_section(settings.output_dir, "recovery", "Recovery of a task", about, table(HEADER, rows), text)

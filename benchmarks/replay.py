@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_dfml.data import load_dataset
 from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters
-from hf_dfml.learning.optimisation import descend
+from hf_dfml.learning.optimisation import apply_gradients
 from hf_dfml.learning.replay import EpisodeConfig, divided_meta_gradient
 from hf_dfml.networks import create_network
 from hf_dfml.networks.functional import normalise
@@ -142,7 +142,7 @@ def race(network: nn.Module, bank: MemoryBank, settings: Settings, loop: InnerLo
     stream = fork(settings.seed, "episodes")
 
     def outer_step(name: str, episodes: Episodes) -> None:
-        descend(optimizers[name], models[name], ways[name](episodes))
+        apply_gradients(optimizers[name], models[name], ways[name](episodes))
 
     for step in range(settings.steps + 1):
         count = settings.batch if step else 2  # The first one warms up.
@@ -219,8 +219,8 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     episodes = bank.sample(4, stream, ways=settings.ways, shots=settings.shots, queries=settings.queries)
     loop = settings.config.inner_loop
     shares = time_shares(device, lambda: divided_meta_gradient(network, episodes, loop, ALONE))
-    told = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
-    limit = f"Where the time of hf_dfml's MAML of second order goes: {told}."
+    to_answers = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
+    limit = f"Where the time of hf_dfml's MAML of second order goes: {to_answers}."
     print(limit)
     shown = table(HEADER, [cells(row) for row in rows])
     write_section(settings.output_dir, "replay", "Replay: the outer step", about, shown, limit)

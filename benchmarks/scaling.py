@@ -6,7 +6,7 @@
 
 Three pieces of work, each done in turns by the first process alone and by all of them together:
 - `step`: of TGR: recover a task from each of four members, distil from them, replay episodes with MAML;
-- `exam`: episodes that a network is fine-tuned for, one thread each;
+- `protocol`: episodes that a network is fine-tuned for, one thread each;
 - `targets`: the joint representation of the pool that pool distillation learns from.
 
 A ratio of times on the clock needs cores that nothing else uses. Beside it stands the ratio of CPU times, of the one
@@ -34,8 +34,8 @@ from accelerate import Accelerator
 from measuring import GLYPHS, open_pool, parse, table, wait, write_section
 
 from hf_dfml.data import load_dataset
-from hf_dfml.evaluation import Exam, evaluate
-from hf_dfml.learning.ensemble_features import TargetConfig, joint_products
+from hf_dfml.evaluation import EvaluationProtocol, evaluate
+from hf_dfml.learning.ensemble_features import TargetConfig, ensemble_products
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
@@ -58,7 +58,7 @@ class Settings:
     generator_width: int = field(default=16, metadata={"help": "Channels of the generator (64 in the paper)."})
     images_per_class: int = field(default=20, metadata={"help": "Images of a class in a recovery."})
     replay_batches: int = field(default=2, metadata={"help": "Batches of 16 episodes that are replayed in a step."})
-    episodes: int = field(default=40, metadata={"help": "Episodes of the exam (5-way 5-shot, 10 steps)."})
+    episodes: int = field(default=40, metadata={"help": "Episodes of the evaluation (5-way 5-shot, 10 steps)."})
     images: int = field(default=1000, metadata={"help": "Images that the targets are of."})
     seed: int = field(default=0, metadata={"help": "Seed of everything random."})
     output_dir: str = field(default="", metadata={"help": "Where `scaling.md` goes; nowhere by default."})
@@ -137,16 +137,16 @@ def works(settings: Settings, pool: ModelPool, processes: Processes) -> tuple[di
         contexts[together].processes = of
         methods[together].step(contexts[together])
 
-    exam = Exam(shots=[5], episodes=settings.episodes, split="validation")
+    protocol = EvaluationProtocol(shots=[5], episodes=settings.episodes, split="validation")
     dataset = load_dataset("glyphs", "validation", image_size=size)
     images = torch.randint(256, (settings.images, 3, size, size), generator=fork(0), dtype=torch.uint8)
     targets = TargetConfig(landmarks=settings.images // 4)
     return {
         "step": step,
         "exam": lambda of: evaluate(
-            network(), dataset, exam, method="scaling", chunk_size=2, progress=False, processes=of
+            network(), dataset, protocol, method="scaling", chunk_size=2, progress=False, processes=of
         ),
-        "targets": lambda of: joint_products(
+        "targets": lambda of: ensemble_products(
             enumerate(pool.stream()), images.to(pool.device), targets, settings.seed, of
         ),
     }, methods
@@ -226,9 +226,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(settings.processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", __file__, *arguments]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    told = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-    print(told, end="")
-    return json.loads(told.splitlines()[-1])
+    to_answers = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+    print(to_answers, end="")
+    return json.loads(to_answers.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hf_dfml.data import FewShotDataset, load_dataset
-from hf_dfml.evaluation import Exam, evaluate, print_table, read_results, write_results
+from hf_dfml.evaluation import EvaluationProtocol, evaluate, print_table, read_results, write_results
 from hf_dfml.evaluation.heads import Head
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.pipeline import RunConfig, meta_network, open_pool
@@ -90,15 +90,15 @@ def trial(
     Args:
         benchmark: its name, and that of its file.
         kind: what the students differ in, in the plural.
-        students: by their names and folders; one that has sat the exam is not made again.
+        students: by their names and folders; one that has was evaluated is not made again.
         given: the one that the others are compared with.
         dataset: the validation classes.
-        config: of the exam.
+        config: of the evaluation.
         beside: one that is shown and never the best.
     """
     folder = Path(config.output_dir)
-    exam = partial(
-        Exam,
+    protocol = partial(
+        EvaluationProtocol,
         ways=config.ways,
         shots=config.shots,
         episodes=config.validation_episodes,
@@ -109,7 +109,7 @@ def trial(
     for name, student in students.items():
         if not (folder / name / "results.json").is_file():
             model = student()
-            rows = [row for head in HEADS for row in evaluate(model, dataset, exam(head=head), method=name)]
+            rows = [row for head in HEADS for row in evaluate(model, dataset, protocol(head=head), method=name)]
             write_results(folder / name, rows)
     results = {name: read_results(folder / name) for name in students}
     print_table([row for rows in results.values() for row in rows])

@@ -5,9 +5,9 @@
 
 A recipe with `--recoveries 2` recovers twice from each member. Every set starts from the first of the two, and says
 what is done with it, or what takes the place of the second; `--help` lists them. Seed, number of images, schedule and
-exam are the same for all; the last snapshot is judged, nothing is chosen, and the test classes are not looked at. Sets
-that ask where a student is weak ask that of `half`, which is trained first. `real` are crops of real images of the
-training classes: no data-free set, but what one could hope for.
+evaluation are the same for all; the last snapshot is judged, nothing is chosen, and the test classes are not looked
+at. Sets that ask where a student is weak ask that of `half`, which is trained first. `real` are crops of real images
+of the training classes: no data-free set, but what one could hope for.
 
 Options are those of recipes/pool_distillation.py. An interrupted run goes on with the same command. Written into
 --output_dir: `training_sets.json`. The last line is that object; `ratio` is the best set's accuracy at the largest
@@ -30,7 +30,7 @@ from torchvision.transforms.v2.functional import gaussian_blur, resized_crop
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
 from hf_dfml.methods.base import Context
-from hf_dfml.methods.ensemble_view import PoolView, joint_view, recover_member
+from hf_dfml.methods.ensemble_view import EnsembleView, ensemble_view, recover_member
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
 from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool.black_box.pool import BlackBoxPool
@@ -96,7 +96,7 @@ class Trial(PoolDistillation):
         super().__init__(config, model)
         self.kind, self.weak, self.real = kind, weak, real
 
-    def view(self, pool: ModelPool | BlackBoxPool, context: Context) -> PoolView:
+    def view(self, pool: ModelPool | BlackBoxPool, context: Context) -> EnsembleView:
         """The set, and what the pool makes of it."""
         assert isinstance(pool, ModelPool)
         if self.real is not None:
@@ -112,7 +112,9 @@ class Trial(PoolDistillation):
             images = torch.cat([images, _enlarged(images, fork(context.seed, "enlarged"))])
             members = members.repeat(2)
         mixed = mix(images, members, self.config, fork(context.seed, "mixing"), flip=self.config.flip)
-        return PoolView(mixed, joint_view(pool, mixed, self.config, context), {"images": images[:0], "titles": []})
+        return EnsembleView(
+            mixed, ensemble_view(pool, mixed, self.config, context), {"images": images[:0], "titles": []}
+        )
 
     def recovered_set(self, pool: ModelPool, context: Context) -> tuple[Tensor, Tensor]:
         """`(R, 3, H, W)` uint8 and the member each is from, `(R,)`."""

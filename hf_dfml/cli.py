@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from hf_dfml.errors import TRACEBACK_VARIABLE, told_in_a_sentence
+from hf_dfml.errors import TRACEBACK_VARIABLE, errors_in_a_sentence
 from hf_dfml.utils.text import counted
 
 SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
@@ -62,7 +62,7 @@ def quickstart(
     ] = Path("runs/quickstart"),
     seed: Seed = 42,
 ) -> None:
-    """See it work without network or data: a small pool, meta-learning from it, the exam, a model and its card."""
+    """See it work without network or data: a small pool, meta-learning from it, evaluation, a model and its card."""
     from hf_dfml.quickstart import run_quickstart
 
     run_quickstart(output_dir, seed)
@@ -198,8 +198,8 @@ for _method in METHODS:
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a meta-model.")],
-    dataset: Annotated[str, typer.Option(help="Data set of the exam.")],
-    pool: Annotated[str | None, typer.Option(help="Pool for the yardsticks printed beside the meta-model.")] = None,
+    dataset: Annotated[str, typer.Option(help="Data set of the evaluation.")],
+    pool: Annotated[str | None, typer.Option(help="Pool for the baselines printed beside the meta-model.")] = None,
     shots: Annotated[list[int], typer.Option(help="Support images a class: --shots 1 5.")] = [1, 5],  # noqa: B006
     ways: Annotated[int, typer.Option(help="Classes of an episode.")] = 5,
     episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
@@ -214,22 +214,24 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
     output_dir: Annotated[
         Path | None,
-        typer.Option(help="Where results.json goes, beside the rows of earlier exams; a local model's by default."),
+        typer.Option(
+            help="Where results.json goes, beside the rows of earlier evaluations; a local model's by default."
+        ),
     ] = None,
     data_dir: DataDir = None,
     seed: Seed = 0,
 ) -> None:
-    """Sit the exam: mean accuracy and 95 % interval over episodes of classes that no member has seen."""
-    from hf_dfml.evaluation import Exam
-    from hf_dfml.exams import evaluate_meta_model
+    """Measure mean accuracy and 95 % interval over episodes of classes that no member has seen."""
+    from hf_dfml.evaluation import EvaluationProtocol
     from hf_dfml.meta_model import MetaModel
+    from hf_dfml.protocols import evaluate_meta_model
 
     meta = MetaModel.from_pretrained(model)
     own = meta.config.adapt
     adaptation: dict = {"bn": bn or own.bn, "head": head or own.head, "inner_steps": own.steps, "inner_lr": own.lr}
-    exam = Exam(ways=ways, shots=shots, episodes=episodes, seed=seed, split=split, **adaptation)
+    protocol = EvaluationProtocol(ways=ways, shots=shots, episodes=episodes, seed=seed, split=split, **adaptation)
     folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"
-    evaluate_meta_model(meta, dataset, exam, folder, pool=pool, data_dir=data_dir)
+    evaluate_meta_model(meta, dataset, protocol, folder, pool=pool, data_dir=data_dir)
 
 
 @app.command()
@@ -288,7 +290,7 @@ def serve(
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `hf-dfml`: errors that a user can mend are one sentence, not a traceback."""
     arguments = _spread(list(sys.argv[1:] if argv is None else argv))
-    with told_in_a_sentence("hf-dfml"):
+    with errors_in_a_sentence("hf-dfml"):
         app(arguments, prog_name="hf-dfml")
 
 

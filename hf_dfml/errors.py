@@ -15,7 +15,7 @@ TRACEBACK_VARIABLE = "HF_DFML_TRACEBACK"
 
 
 @contextmanager
-def told_in_a_sentence(program: str | None = None) -> Iterator[None]:
+def errors_in_a_sentence(program: str | None = None) -> Iterator[None]:
     """End the process with a sentence and exit code 1 where `explain` has one.
 
     Args:

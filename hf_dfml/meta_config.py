@@ -43,8 +43,8 @@ class MetaConfig:
         method_config: that system's hyper-parameters.
         pool: what it was learnt from.
         adapt: how `MetaModel.adapt` works by default.
-        dataset: data set of the exam; None where there was none.
-        results: rows of the exam, yardsticks included.
+        dataset: data set of the evaluation; None where there was none.
+        results: rows of the evaluation, baselines included.
         version: of this library.
     """
 

@@ -73,8 +73,8 @@ class MetaModel:
             method: the system that learnt it.
             method_config: that system's hyper-parameters, JSON values.
             pool: the members that it was learnt from.
-            dataset: data set of the exam.
-            results: rows of the exam.
+            dataset: data set of the evaluation.
+            results: rows of the evaluation.
             adapt: defaults of `MetaModel.adapt`.
             model_args: arguments beyond the number of outputs that the network was made with.
 
@@ -166,7 +166,7 @@ class MetaModel:
                 `icfil` (SGD and PURER's calibration, slow); the config's by default.
             bn: whose batch-norm statistics normalise the queries; the config's by default. `support`: those of the
                 support set, so that a prediction does not depend on what else is asked. `running`: the stored ones.
-                `transductive`: those of all queries of a call to `predict` together, as in the papers' exams.
+                `transductive`: those of all queries of a call to `predict` together, as in the papers' evaluations.
             steps: SGD steps of `finetune`.
             lr: their rate.
 
@@ -249,8 +249,8 @@ class MetaModel:
         hub.check_id(repo_id)
         api = hub.hub_api()
         # None leaves it to the organisation's setting.
-        address = hub.insist(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True, token=token))
-        if private and not hub.insist(lambda: api.model_info(address.repo_id, token=token)).private:
+        address = hub.retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True, token=token))
+        if private and not hub.retry(lambda: api.model_info(address.repo_id, token=token)).private:
             raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
         source = Path(folder) if folder is not None else self.folder
         with tempfile.TemporaryDirectory() as name:
@@ -260,7 +260,7 @@ class MetaModel:
             copy = MetaModel(self.network, self.config)
             copy.save_pretrained(staged)
             _name_repository(staged / CARD_NAME, str(address.repo_id))
-            hub.insist(
+            hub.retry(
                 lambda: api.upload_folder(
                     repo_id=address.repo_id,
                     folder_path=staged,

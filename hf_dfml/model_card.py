@@ -27,7 +27,7 @@ TEMPLATE = "model_card_template.md"
 CAPTIONS = {
     "dissimilarity": "How unlike each other the members of the pool are, ordered by the groups they were put into.",
     "recovered": "Images recovered from the members of the pool, one row for each class shown.",
-    "results": "Accuracy in the exam with 95 % intervals; the colours are the numbers of support images a class.",
+    "results": "Accuracy with 95 % intervals; the colours are the numbers of support images a class.",
     "teachers": "The same recovered images as some members of the pool see them (t-SNE of their features).",
     "training": "Accuracy on the validation classes in the course of training.",
     "training_set": "Some of the recovered and mixed images that the network was trained on.",
@@ -44,7 +44,7 @@ class Training:
     Attributes:
         command: the command line; machine paths and tokens in it are removed.
         seed: the run's seed.
-        seconds: wall time of its training, without the exam.
+        seconds: wall time of its training, without the evaluation.
         machine: see `hf_dfml.utils.provenance.describe_machine`.
         chosen: which checkpoint the weights are of ("step 120 of 200, the best of 10 on the validation classes").
         data_free: whether no real image was used (references that see data say False).
@@ -131,7 +131,7 @@ def _sources_of_knowledge(training: Training) -> str:
 
 
 def card_data(config: MetaConfig, *, repo_id: str | None = None, license: str | None = None) -> ModelCardData:
-    """The card's metadata, with a `model-index` of this model's own rows (not the yardsticks')."""
+    """The card's metadata, with a `model-index` of this model's own rows (not the baselines')."""
     hub_ids = [DATASETS[name].hub_id for name in (config.dataset or "").split(",") if name in DATASETS]
     own = own_results(config)
     members = [source.id for source in config.pool if source.revision and "/" in source.id]
@@ -149,7 +149,7 @@ def card_data(config: MetaConfig, *, repo_id: str | None = None, license: str | 
 
 
 def own_results(config: MetaConfig) -> list[Result]:
-    """The rows of the model itself; of a baseline that is among the yardsticks too, each row once."""
+    """The rows of the model itself; of a baseline that is among the baselines too, each row once."""
     rows: dict[tuple, Result] = {}
     for row in config.results:
         if row.method == config.method and row.metric == "accuracy":
@@ -191,14 +191,14 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
     if not own:
         found.append(
             "How well it works is not known: it was made without labelled images, so that the last checkpoint was "
-            "taken and no exam was sat."
+            "taken and no evaluation was made."
         )
     by_default = [row for row in own if (row.bn, row.head) == (config.adapt.bn, config.adapt.head)]
     for row in by_default or own:
-        found += [_comparison(row, other) for other in config.results if _is_prototype_yardstick(row, other)]
+        found += [_comparison(row, other) for other in config.results if _is_prototype_baseline(row, other)]
     for split in sorted({row.split for row in own} - {"test"}):
         found.append(
-            f"The exam was sat on {split} classes, which choices were made on too: expect less on new classes."
+            f"The evaluation was made on {split} classes, which choices were made on too: expect less on new classes."
         )
     if own:
         modes = sorted({f"bn={row.bn}, head={row.head}" for row in own})
@@ -230,8 +230,8 @@ def _comparison(row: Result, other: Result) -> str:
     )
 
 
-def _is_prototype_yardstick(row: Result, other: Result) -> bool:
-    same_exam = (row.dataset, row.split, row.ways, row.shots, row.episodes, row.seed) == (
+def _is_prototype_baseline(row: Result, other: Result) -> bool:
+    same_evaluation = (row.dataset, row.split, row.ways, row.shots, row.episodes, row.seed) == (
         other.dataset,
         other.split,
         other.ways,
@@ -239,7 +239,7 @@ def _is_prototype_yardstick(row: Result, other: Result) -> bool:
         other.episodes,
         other.seed,
     )
-    return same_exam and other.method.endswith("+ prototype") and other.method != row.method
+    return same_evaluation and other.method.endswith("+ prototype") and other.method != row.method
 
 
 def _eval_result(row: Result) -> EvalResult:
@@ -280,7 +280,7 @@ def _facts(config: MetaConfig, training: Training) -> dict[str, str]:
     if training.chosen:
         facts["checkpoint"] = training.chosen
     if training.seconds is not None:
-        facts["time"] = f"{_duration(training.seconds)} of training; the exam is not in it"
+        facts["time"] = f"{_duration(training.seconds)} of training; the evaluation is not in it"
     if training.queries is not None:
         facts["queries"] = f"{training.queries:,} images were sent to the classifiers, which told {training.answers}"
     if training.machine:

@@ -18,13 +18,13 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from hf_dfml.evaluation import Result, results_chart, write_results
-from hf_dfml.exams import best_head, final_exam, suited, validation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.base import refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.black_box.endpoints import is_remote, open_remote
+from hf_dfml.protocols import best_head, meta_test, suited, validation
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.pictures import curves
@@ -34,7 +34,7 @@ from hf_dfml.utils.seeding import deterministic, fork
 
 
 def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence[str] | None = None) -> list[Result]:
-    """Meta-learn from a pool with one method, sit the exam, write model, card, pictures and results.
+    """Meta-learn from a pool with one method, is evaluated, write model, card, pictures and results.
 
     Args:
         method_class: a class of `hf_dfml.methods`, built from its config and the meta-model's network.
@@ -43,7 +43,7 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
         argv: the command line that card and `results.json` name; this process's by default.
 
     Returns:
-        The rows of the exam; none without a data set, or where the run was stopped before its end.
+        The rows of the evaluation; none without a data set, or where the run was stopped before its end.
     """
     command = shlex.join(argv) if argv else this_command()
     if config.num_threads:
@@ -60,7 +60,7 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     if config.black_box != "none" or is_remote(config.pool):
         refuse_black_boxes(method_class)
     members = None if is_remote(config.pool) else open_pool(config).to(processes.device)
-    pool = _as_told(members, config).to(processes.device)
+    pool = _as_asked(members, config).to(processes.device)
     if isinstance(pool, BlackBoxPool):
         method_config = method_config.for_black_boxes()
     network = meta_network(pool, config).to(processes.device)
@@ -75,7 +75,7 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     adapt, results = suits, []
     if outcome.finished and config.dataset:
         adapt = best_head(outcome.model, config, processes)
-        results = final_exam(method.name, outcome.model, pool, config, (suits, adapt), command, processes)
+        results = meta_test(method.name, outcome.model, pool, config, (suits, adapt), command, processes)
     accelerator.end_training()  # From here on each process is alone.
     if not outcome.finished or not processes.is_main:
         return results
@@ -165,7 +165,7 @@ def adapt_to_folder(
         yield file, classifier.classes[best], float(probabilities[best])
 
 
-def _as_told(members: ModelPool | None, config: RunConfig) -> ModelPool | BlackBoxPool:
+def _as_asked(members: ModelPool | None, config: RunConfig) -> ModelPool | BlackBoxPool:
     """The members as they are, as black boxes if they are to be taken for such, or the service at `config.pool`."""
     budget = config.max_queries or None
     if members is None:

@@ -1,4 +1,4 @@
-"""See it work: a pool on the embedded glyphs, TGR, the exam, a model and its card; no network, no data, minutes."""
+"""See it work: a pool on the embedded glyphs, TGR, evaluation, a model and its card; no network, no data, minutes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_MEMBERS = 60
 
 
 def run_quickstart(output_dir: Path | str, seed: int = 42) -> list[Result]:
-    """Build a small pool, meta-learn from it, sit the exam, write everything below `output_dir`.
+    """Build a small pool, meta-learn from it, is evaluated, write everything below `output_dir`.
 
     Run again after an interruption: finished members are kept and training goes on from the last checkpoint.
     """
@@ -25,7 +25,7 @@ def run_quickstart(output_dir: Path | str, seed: int = 42) -> list[Result]:
     print(f"1. A pool: {NUM_MEMBERS} conv4 classifiers of 5 glyph classes each, in {folder / 'pool'}.")
     recipe = replace(PoolRecipe.fast(flip=False), epochs=6, batch_size=32)
     build_pool("glyphs", output=folder / "pool", num_models=NUM_MEMBERS, recipe=recipe, seed=seed)
-    print("2. TGR: meta-learning from these classifiers alone; then the exam on classes that none of them has seen.")
+    print("2. TGR: meta-learning from these classifiers alone; then evaluation on classes that none of them has seen.")
     results = run(TGR, quickstart_config(), quickstart_run(folder, seed), argv=["hf-dfml", "quickstart"])
     print(
         f"3. Look: {folder / 'README.md'} is the model card, {folder / 'pictures'} shows what was recovered.\n"

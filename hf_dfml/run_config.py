@@ -22,7 +22,9 @@ class TrainerConfig:
     )
     max_minutes: float = field(
         default=0.0,
-        metadata={"help": "Stop after so many minutes, setup included, ready to go on (the exam is later); 0: never."},
+        metadata={
+            "help": "Stop after so many minutes, setup included, ready to go on (the evaluation is later); 0: never."
+        },
     )
     recovery_cache: str = field(
         default="",
@@ -38,7 +40,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class RunConfig(TrainerConfig):
-    """What every recipe is told: the pool, the exam, and where the product goes."""
+    """What every recipe is told: the pool, the evaluation, and where the product goes."""
 
     pool: str = field(
         default="",
@@ -72,26 +74,26 @@ class RunConfig(TrainerConfig):
     )
     dataset: str | None = field(
         default=None,
-        metadata={
-            "help": "Data set of the exam (cifar-fs, ...), or several by comma. Without one: no validation, no exam."
-        },
+        metadata={"help": "Data set of the evaluation (cifar-fs, ...), or several by comma. Without: no evaluation."},
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of local copies of the data sets; else HF_DFML_DATA, else the Hub."}
     )
     arch: str = field(default="conv4", metadata={"help": "Network of the meta-model: conv4, conv4_64, resnet12, ..."})
     ways: int = field(default=5, metadata={"help": "Classes of an episode."})
-    shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support images a class in the exam."})
+    shots: list[int] = field(
+        default_factory=lambda: [1, 5], metadata={"help": "Support images a class in the evaluation."}
+    )
     episodes: int = field(
-        default=600, metadata={"help": "Episodes of the exam on the test classes, sat once at the end."}
+        default=600, metadata={"help": "Episodes of the evaluation on the test classes, once at the end."}
     )
     icfil_episodes: int = field(
         default=0,
-        metadata={"help": "Episodes of another exam, with and without PURER's calibration (slow); 0: not sat."},
+        metadata={"help": "Episodes of another evaluation, with and without PURER's calibration (slow); 0: none."},
     )
-    yardsticks: bool = field(
+    baselines: bool = field(
         default=True,
-        metadata={"help": "Let random initialisation, average and members sit the exam too; `false` where they have."},
+        metadata={"help": "Let random initialisation, average and members is evaluated too; `false` where they have."},
     )
     validation_episodes: int = field(
         default=100, metadata={"help": "Episodes of each look at the validation classes."}

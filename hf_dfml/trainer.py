@@ -244,8 +244,8 @@ class Trainer:
     def _resume(self) -> bool:
         """Stand at the checkpoint that was asked for; whether there is one."""
         asked = self.config.resume_from_checkpoint
-        told = self.processes.once(lambda: str(self._newest() or ""))
-        newest = Path(told) if told else None
+        to_answers = self.processes.once(lambda: str(self._newest() or ""))
+        newest = Path(to_answers) if to_answers else None
         if not asked:
             if newest:
                 raise FileExistsError(
@@ -320,8 +320,8 @@ class Trainer:
 
     def _setup_name(self) -> str:
         """Of the folder of the setup's finished parts, which are of no use under other options."""
-        told = [self._options(), self._origin()]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+        to_answers = [self._options(), self._origin()]
+        return hashlib.sha256(json.dumps(to_answers).encode()).hexdigest()[:12]
 
     def _checkpoints(self) -> Path:
         return self.folder / "checkpoints"

@@ -1,4 +1,4 @@
-"""What a pool's weights give without meta-learning, and what its data would: one table, one exam.
+"""What a pool's weights give without meta-learning, and what its data would: one table, one evaluation.
 
     python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs
     python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs --references true --reference_steps 300
@@ -23,16 +23,16 @@ import torch
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
-from hf_dfml.errors import told_in_a_sentence
+from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.evaluation import (
     RESULTS_NAME,
-    Exam,
+    EvaluationProtocol,
     Result,
+    baselines,
     evaluate,
     print_table,
     read_results,
     write_results,
-    yardsticks,
 )
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.baselines import OTA, OTAConfig
@@ -49,11 +49,13 @@ from hf_dfml.utils.seeding import fork
 
 @dataclass(frozen=True)
 class BaselinesConfig(RunConfig):
-    """The pool, the exam, and whether the references run."""
+    """The pool, the evaluation, and whether the references run."""
 
     output_dir: str = field(default="runs/baselines", metadata={"help": "Folder of results.json."})
     shots: list[int] = field(default_factory=lambda: [1, 5, 10, 20], metadata={"help": "Support images a class."})
-    bn: BatchNorm = field(default="support", metadata={"help": "Whose statistics normalise the queries in the exam."})
+    bn: BatchNorm = field(
+        default="support", metadata={"help": "Whose statistics normalise the queries in the evaluation."}
+    )
     references: bool = field(default=False, metadata={"help": "Run MAML and OML on the real training images as well."})
     reference_steps: int = field(default=2000, metadata={"help": "Outer steps of each of these two."})
 
@@ -85,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run everything; the rows of `results.json`."""
     (config,) = parse_into([BaselinesConfig], argv, __doc__)
     if config.dataset is None:
-        raise SystemExit("Baselines are there to be compared: give --dataset, the data set of the exam.")
+        raise SystemExit("Baselines are there to be compared: give --dataset, the data set of the evaluation.")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,12 +95,12 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     require_same_network(pool)
     config = replace(config, arch=pool[0].architecture)
     dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=pool[0].input_size[-1])
-    exam = Exam(ways=config.ways, shots=config.shots, episodes=config.episodes, bn=config.bn)
+    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes, bn=config.bn)
     rows = measured_before(config)
     if rows:
         print(f"Kept what {config.output_dir} has: {', '.join(dict.fromkeys(row.method for row in rows))}.")
     else:
-        rows = yardsticks(pool, dataset, exam, device=device)
+        rows = baselines(pool, dataset, protocol, device=device)
         write_results(config.output_dir, rows)
     for method_class, method_config in contestants(config, len(pool)):
         started = time.monotonic()
@@ -108,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         context = Context(generator=fork(config.seed, method.name), device=device, seed=config.seed)
         network = run_without_trainer(method, pool, context)
         print(f"{method.name}: {time.monotonic() - started:.0f} seconds of training.", flush=True)
-        rows += evaluate(network, dataset, exam, method=method.name)
+        rows += evaluate(network, dataset, protocol, method=method.name)
         write_results(config.output_dir, rows)
     print_table(rows)
     print(f"Wrote {Path(config.output_dir) / RESULTS_NAME}.")
@@ -116,5 +118,5 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    with told_in_a_sentence():
+    with errors_in_a_sentence():
         main()

@@ -16,11 +16,11 @@ such a file add --bn_weight 0 --tv_weight 0. docs/black_boxes.md compares the --
 """
 
 from hf_dfml.arguments import parse
-from hf_dfml.errors import told_in_a_sentence
+from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.pipeline import run
 from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with told_in_a_sentence():
+    with errors_in_a_sentence():
         run(BiDfMKD, *parse(BiDfMKD, RunConfig, description=__doc__))

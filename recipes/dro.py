@@ -5,15 +5,15 @@
     accelerate launch recipes/dro.py --align true --pool my-org --output_dir runs/dro     # channels matched first
 
 Two minutes on a CPU for a hundred conv4 members; a step is an epoch (with --online one arriving member). The members
-must be of one architecture and head size (`--arch` and `--ways` say which); the exam takes longer than the method.
+must be of one architecture and head size (`--arch` and `--ways` say which); evaluation takes longer than the method.
 """
 
 from hf_dfml.arguments import parse
-from hf_dfml.errors import told_in_a_sentence
+from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.methods.dro import DRO
 from hf_dfml.pipeline import run
 from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with told_in_a_sentence():
+    with errors_in_a_sentence():
         run(DRO, *parse(DRO, RunConfig, description=__doc__))

@@ -11,11 +11,11 @@ Without options the schedule is the paper's (a GPU's work); the files in hf_dfml
 """
 
 from hf_dfml.arguments import parse
-from hf_dfml.errors import told_in_a_sentence
+from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.methods.free import FREE
 from hf_dfml.pipeline import run
 from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with told_in_a_sentence():
+    with errors_in_a_sentence():
         run(FREE, *parse(FREE, RunConfig, description=__doc__))

@@ -2,7 +2,7 @@
 
     accelerate launch recipes/pool_distillation.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/pool
     accelerate launch recipes/pool_distillation.py --config hf_dfml/presets/pool-distillation-cifar-fs-cpu.yaml
-    accelerate launch recipes/pool_distillation.py --pool my-org --arch resnet12      # a better student; no exam
+    accelerate launch recipes/pool_distillation.py --pool my-org --arch resnet12      # a better student; no evaluation
     accelerate launch recipes/pool_distillation.py --pool http://127.0.0.1:8000 --max_queries 5000000  # black boxes
     accelerate launch recipes/pool_distillation.py ... --resume_from_checkpoint latest
 
@@ -10,11 +10,11 @@ The configuration wants --pool as well. Without options the schedule is the same
 """
 
 from hf_dfml.arguments import parse
-from hf_dfml.errors import told_in_a_sentence
+from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.pipeline import run
 from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with told_in_a_sentence():
+    with errors_in_a_sentence():
         run(PoolDistillation, *parse(PoolDistillation, RunConfig, description=__doc__))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.arguments import parse_into
-from hf_dfml.errors import told_in_a_sentence
+from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.evaluation import Result, mean_and_interval, published, write_results
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.baselines import OTA, BaselineConfig, OTAConfig, PoolAverage, RandomInit
@@ -29,7 +29,7 @@ from hf_dfml.methods.dro import DRO, DROConfig
 from hf_dfml.methods.mfgp import MFGP, MFGPConfig
 from hf_dfml.methods.weight_space import run_without_trainer
 from hf_dfml.sinusoids.evaluation import (
-    RegressionExam,
+    RegressionProtocol,
     Tuned,
     adapt_to_tasks,
     fitted_curves,
@@ -60,8 +60,8 @@ Errors = dict[tuple[str, int], list[Tensor]]
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig(SinusoidRecipe, RegressionExam):
-    """The pool, the exam and what is around them."""
+class BenchmarkConfig(SinusoidRecipe, RegressionProtocol):
+    """The pool, the evaluation and what is around them."""
 
     seeds: int = field(default=5, metadata={"help": "Number of pools, each with runs and test tasks of its own."})
     output_dir: str = field(default="runs/sinusoid", metadata={"help": "Folder of results.json and the picture."})
@@ -98,7 +98,7 @@ def order_notes(means: Mapping[str, Tensor]) -> list[str]:
     """Where the order of the methods is not the paper's, in words.
 
     Args:
-        means: for each method its mean error on each seed; seeds are paired, as all methods sit the same exam.
+        means: for each method its mean error on each seed; seeds are paired, as all methods get the same tasks.
     """
     notes = []
     for place, better in enumerate(PAPER_ORDER):
@@ -224,5 +224,5 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
-    with told_in_a_sentence():
+    with errors_in_a_sentence():
         main()

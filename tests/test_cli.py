@@ -107,12 +107,12 @@ def test_evaluate_prints_a_table_and_writes_results(capsys, meta_folder):
     assert [row["shots"] for row in rows] == [1, 2] and rows[0]["split"] == "validation"
 
 
-def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_exams(capsys, tmp_path):
+def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_evaluations(capsys, tmp_path):
     network = create_network("conv4", num_classes=5, image_size=32)
     adapt = Adaptation(bn="running", head="prototype")
     folder = MetaModel.of(network, method="TGR", adapt=adapt).save_pretrained(tmp_path)
 
-    def exam(*words: str) -> tuple[str, list[tuple]]:
+    def protocol(*words: str) -> tuple[str, list[tuple]]:
         usual = ["--dataset", "glyphs", "--shots", "1", "--episodes", "2", "--split", "validation"]
         code, out = run(capsys, "evaluate", str(folder), *usual, *words)
         assert code == 0
@@ -120,14 +120,14 @@ def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_exams(capsys, 
         return out, [(row["head"], row["bn"], row["seed"]) for row in rows]
 
     own, other, third = ("prototype", "running", 0), ("finetune", "support", 0), ("prototype", "running", 1)
-    assert exam()[1] == [own]
-    out, rows = exam("--head", "finetune", "--bn", "support")
+    assert protocol()[1] == [own]
+    out, rows = protocol("--head", "finetune", "--bn", "support")
     assert rows == [own, other] and "beside 1 earlier row" in out
-    assert exam("--seed", "1")[1] == [own, other, third]
-    assert exam()[1] == [other, third, own], "the same exam again takes the place of its rows"
+    assert protocol("--seed", "1")[1] == [own, other, third]
+    assert protocol()[1] == [other, third, own], "the same evaluation again takes the place of its rows"
     (folder / "evaluations" / "results.json").write_text("no list")
     code, out = run(capsys, "evaluate", str(folder), "--dataset", "glyphs")
-    assert "results.json is not readable" in str(code), "said before the exam, not after it"
+    assert "results.json is not readable" in str(code), "said before the evaluation, not after it"
 
 
 def test_adapt_labels_each_picture(capsys, meta_folder, tmp_path):

@@ -73,5 +73,5 @@ def test_commands_are_found_and_wrong_ones_seen():
 
 
 def test_every_recipe_is_told_of():
-    told = (ROOT / "README.md").read_text() + (ROOT / "docs" / "papers.md").read_text()
-    assert [path.name for path in (ROOT / "recipes").glob("*.py") if f"recipes/{path.name}" not in told] == []
+    to_answers = (ROOT / "README.md").read_text() + (ROOT / "docs" / "papers.md").read_text()
+    assert [path.name for path in (ROOT / "recipes").glob("*.py") if f"recipes/{path.name}" not in to_answers] == []

@@ -87,7 +87,7 @@ def test_body_has_table_usage_pool_and_facts(tmp_path: Path) -> None:
         "| `lr` | `0.001` |",
         "| `choice` | `a\\|b` |",
         "| seed | 42 |",
-        "| time | 50 min of training; the exam is not in it |",
+        "| time | 50 min of training; the evaluation is not in it |",
         "| machine | a machine |",
         "| checkpoint | step 20 of 40 |",
         "`accelerate launch recipes/tgr.py --pool x --hub_token=HIDDEN`",
@@ -133,14 +133,14 @@ def test_limits_say_how_it_compares_with_the_pool_alone() -> None:
     worse = replace(CONFIG, results=(OURS, replace(ALL, mean=45.0)))
     assert any("is 6.5 points below" in limit for limit in limits(worse, Training()))
     chosen = replace(CONFIG, results=(replace(OURS, split="validation"),))
-    assert any("sat on validation classes" in limit for limit in limits(chosen, Training()))
+    assert any("made on validation classes" in limit for limit in limits(chosen, Training()))
 
 
-def test_without_an_exam_the_card_says_so(tmp_path: Path) -> None:
+def test_without_an_evaluation_the_card_says_so(tmp_path: Path) -> None:
     config = replace(CONFIG, results=(), dataset=None, pool=())
     path = write_card(tmp_path, config)
     card = ModelCard.load(path)
-    assert "made without an exam" in card.text and "How well it works is not known" in card.text
+    assert "made without an evaluation" in card.text and "How well it works is not known" in card.text
     assert card.data.eval_results is None and "model-index" not in path.read_text()
     assert not (tmp_path / ".eval_results").exists()
 
@@ -150,6 +150,6 @@ def test_references_that_see_data_say_so(tmp_path: Path) -> None:
     assert "sees real training images" in text and "no training image" not in text
 
 
-def test_a_baseline_that_is_its_own_yardstick_is_listed_once(tmp_path: Path) -> None:
+def test_a_baseline_that_is_its_own_baseline_is_listed_once(tmp_path: Path) -> None:
     config = replace(CONFIG, method="Average", results=(replace(OURS, method="Average"),) * 2)
     assert len(ModelCard.load(write_card(tmp_path, config)).data.eval_results) == 1

@@ -16,7 +16,7 @@ import pytest
 
 from hf_dfml import MetaModel, ModelPool
 from hf_dfml.data import load_dataset
-from hf_dfml.evaluation import Exam, evaluate
+from hf_dfml.evaluation import EvaluationProtocol, evaluate
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.pipeline import run
 from hf_dfml.pool import model_pool
@@ -42,7 +42,7 @@ SHORT = TGRConfig(
     replay_patience=1,
     inner_steps=1,
 )
-EXAM = Exam(ways=5, shots=[1, 5], episodes=5)
+PROTOCOL = EvaluationProtocol(ways=5, shots=[1, 5], episodes=5)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def loads(monkeypatch) -> Counter[str]:
 
 def accuracy(meta: MetaModel) -> list[float]:
     dataset = load_dataset("glyphs", "validation", image_size=meta.config.input_size[-1])
-    return [row.mean for row in evaluate(meta.network, dataset, EXAM, method="TGR", progress=False)]
+    return [row.mean for row in evaluate(meta.network, dataset, PROTOCOL, method="TGR", progress=False)]
 
 
 def sent_well(hub: HubServer) -> Counter[str]:

@@ -1,10 +1,10 @@
-"""The exam: meta-testing protocol, heads, yardsticks, intervals and tables."""
+"""The evaluation: meta-testing protocol, heads, baselines, intervals and tables."""
 
-from hf_dfml.evaluation.baselines import yardsticks
+from hf_dfml.evaluation.baselines import baselines
 from hf_dfml.evaluation.frozen_features import evaluate_features
 from hf_dfml.evaluation.heads import Adaptation, Adapter
 from hf_dfml.evaluation.meta_testing import evaluate
-from hf_dfml.evaluation.protocol import Exam
+from hf_dfml.evaluation.protocol import EvaluationProtocol
 from hf_dfml.evaluation.published import published
 from hf_dfml.evaluation.results import (
     RESULTS_NAME,
@@ -22,8 +22,9 @@ __all__ = [
     "RESULTS_NAME",
     "Adaptation",
     "Adapter",
-    "Exam",
+    "EvaluationProtocol",
     "Result",
+    "baselines",
     "evaluate",
     "evaluate_features",
     "markdown_table",
@@ -34,5 +35,4 @@ __all__ = [
     "read_results",
     "results_chart",
     "write_results",
-    "yardsticks",
 ]

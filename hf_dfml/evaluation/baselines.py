@@ -16,7 +16,7 @@ from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.frozen_features import evaluate_features
 from hf_dfml.evaluation.heads import Head
 from hf_dfml.evaluation.meta_testing import evaluate
-from hf_dfml.evaluation.protocol import Exam
+from hf_dfml.evaluation.protocol import EvaluationProtocol
 from hf_dfml.evaluation.results import Result
 from hf_dfml.learning.fusion import average_state
 from hf_dfml.pool.entry import PoolEntry
@@ -28,10 +28,10 @@ from hf_dfml.utils.seeding import fork
 logger = logging.getLogger(__name__)
 
 
-def yardsticks(
+def baselines(
     pool: ModelPool,
     dataset: FewShotDataset,
-    exam: Exam,
+    protocol: EvaluationProtocol,
     *,
     all_features: bool = True,
     heads: Sequence[Head] = ("prototype",),
@@ -40,9 +40,9 @@ def yardsticks(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> list[Result]:
-    """Let the pool sit the exam without any meta-learning, on the episodes that every other contestant of it sits.
+    """Evaluate the pool without any meta-learning, on the episodes of every other row.
 
-    - `Random init`: the members' architecture with fresh weights, under the exam's head and batch norm.
+    - `Random init`: the members' architecture with fresh weights, under the evaluation's head and batch norm.
     - `Average`: the element-wise average of the members of the most common architecture, likewise.
     - `Best member`: the member with the highest stored accuracy, likewise. (`First member` where none stores one.)
     - `Best member + prototype`: the same member's features, its running statistics, nearest class mean by cosine.
@@ -53,14 +53,14 @@ def yardsticks(
 
     Args:
         pool: the teachers.
-        dataset: classes of the exam.
-        exam: the protocol.
+        dataset: classes of the evaluation.
+        protocol: the protocol.
         all_features: whether to run the last one, which passes every image of the split through every member.
         heads: how features are compared in the last two: `prototype`, `mirrored`, or both.
         device: where.
         command: what a user types to get the rows again.
         progress: whether to show bars.
-        processes: among which each exam is divided.
+        processes: among which each evaluation is divided.
 
     Returns:
         One row a contestant and number of shots.
@@ -69,23 +69,23 @@ def yardsticks(
         ValueError: if the pool is empty.
     """
     if not len(pool):
-        raise ValueError("The pool has no member, so it sets no yardstick: give one with at least one usable member.")
+        raise ValueError("The pool has no member, so it sets no baseline: give one with at least one usable member.")
     pool = pool.resolve().to(device)
     options: dict[str, Any] = {"device": device, "command": command, "progress": progress, "processes": processes}
     best, best_name = best_member(pool)
     results: list[Result] = []
     kind = largest_kind(pool)
     if kind:
-        results += evaluate(random_network(kind[0], exam), dataset, exam, method="Random init", **options)
+        results += evaluate(random_network(kind[0], protocol), dataset, protocol, method="Random init", **options)
         name = "Average" if len(kind) == len(pool) else f"Average, {len(kind)} of {len(pool)} members"
-        results += evaluate(average_network(kind), dataset, exam, method=name, **options)
-    shown_below = exam.bn == "running" and exam.head in heads
+        results += evaluate(average_network(kind), dataset, protocol, method=name, **options)
+    shown_below = protocol.bn == "running" and protocol.head in heads
     if best.library == "timm" and not shown_below:
-        results += evaluate(pool.load(best).network, dataset, exam, method=best_name, **options)
+        results += evaluate(pool.load(best).network, dataset, protocol, method=best_name, **options)
     if not kind or best.library != "timm":
-        logger.warning("The pool's transformers members cannot be fine-tuned: some yardsticks are left out.")
+        logger.warning("The pool's transformers members cannot be fine-tuned: some baselines are left out.")
     for head in heads:
-        frozen = replace(exam, head=head, bn="running")
+        frozen = replace(protocol, head=head, bn="running")
         results += evaluate_features(
             pool.load(best).features, dataset, frozen, method=f"{best_name} + prototype", **options
         )
@@ -118,12 +118,12 @@ def largest_kind(pool: ModelPool) -> ModelPool | None:
     return pool.filter(lambda entry: entry.library == "timm" and _kind(entry) == most_common)
 
 
-def random_network(entry: PoolEntry, exam: Exam) -> nn.Module:
-    """The network of a member with fresh weights and `exam.ways` outputs; the exam's seed fixes them."""
-    seed = int(torch.randint(2**62, (), generator=fork(exam.seed, "random init")))
+def random_network(entry: PoolEntry, protocol: EvaluationProtocol) -> nn.Module:
+    """The network of a member with fresh weights and `protocol.ways` outputs; the evaluation's seed fixes them."""
+    seed = int(torch.randint(2**62, (), generator=fork(protocol.seed, "random init")))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_network(replace(entry, num_classes=exam.ways, label_names=(), classes=None))
+        return build_network(replace(entry, num_classes=protocol.ways, label_names=(), classes=None))
 
 
 def average_network(pool: ModelPool) -> nn.Module:

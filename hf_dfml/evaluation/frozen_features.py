@@ -1,4 +1,4 @@
-"""The exam of frozen features: each image is seen once, by one extractor after the other."""
+"""The evaluation of frozen features: each image is seen once, by one extractor after the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from torch import Tensor
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.heads import ON_FEATURES, class_means, logistic_regression, mirrored
-from hf_dfml.evaluation.protocol import Exam, draw_episodes, episode_labels, images_of_rows, result_row, watched
+from hf_dfml.evaluation.protocol import (
+    EvaluationProtocol,
+    draw_episodes,
+    episode_labels,
+    images_of_rows,
+    result_row,
+    watched,
+)
 from hf_dfml.evaluation.results import Result
 from hf_dfml.utils.processes import ALONE, Processes
 
@@ -25,7 +32,7 @@ PIXELS_AT_ONCE = 128 * 32 * 32
 def evaluate_features(
     extract: FeatureExtractor | Iterable[FeatureExtractor],
     dataset: FewShotDataset,
-    exam: Exam,
+    protocol: EvaluationProtocol,
     *,
     method: str,
     num_extractors: int | None = None,
@@ -34,7 +41,7 @@ def evaluate_features(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> list[Result]:
-    """Let frozen features sit the exam; each image of the split is seen once and indexed by the episodes.
+    """Evaluate frozen features; each image of the split is seen once and indexed by the episodes.
 
     Several extractors are put side by side, each L2-normalised. But for the `linear` head they are streamed: inner
     products add up over the parts of a concatenated feature, so that one extractor at a time is in memory, whatever
@@ -42,9 +49,9 @@ def evaluate_features(
 
     Args:
         extract: one extractor or several, which may be loaded as they are asked for.
-        dataset: classes of the exam.
-        exam: the protocol; `head` is `prototype`, `mirrored` or `linear`. Rows say `bn` is `running`, as features must
-            not depend on the batch.
+        dataset: classes of the evaluation.
+        protocol: the protocol; `head` is `prototype`, `mirrored` or `linear`. Rows say `bn` is `running`, as features
+            must not depend on the batch.
         method: how the table calls them.
         num_extractors: how many, for the progress bar, where `extract` has no length.
         device: where.
@@ -56,47 +63,47 @@ def evaluate_features(
         One row a number of shots.
 
     Raises:
-        ValueError: if the exam's head is another, or the data set has too few classes or images.
+        ValueError: if the evaluation's head is another, or the data set has too few classes or images.
     """
-    if exam.head not in ON_FEATURES:
+    if protocol.head not in ON_FEATURES:
         raise ValueError(
-            f"Frozen features cannot be fine-tuned: ask for an exam with one of {', '.join(ON_FEATURES)}."
+            f"Frozen features cannot be fine-tuned: ask for an evaluation with one of {', '.join(ON_FEATURES)}."
         )
     started = time.monotonic()
     device = torch.device(device)
     extractors: Iterable[FeatureExtractor] = [extract] if callable(extract) else extract
-    drawn = {shots: draw_episodes(dataset, exam, shots) for shots in exam.shots}
+    drawn = {shots: draw_episodes(dataset, protocol, shots) for shots in protocol.shots}
     needed = torch.unique(torch.cat([rows.flatten() for pair in drawn.values() for rows in pair]))
     position = torch.full((len(dataset),), -1).index_put_((needed,), torch.arange(len(needed)))
     places = {shots: tuple(position[rows].to(device) for rows in pair) for shots, pair in drawn.items()}
-    examiner = _Linear(exam, places) if exam.head == "linear" else _Prototypes(exam, places)
+    scorer = _Linear(protocol, places) if protocol.head == "linear" else _Prototypes(protocol, places)
     total = len(extractors) if isinstance(extractors, list | tuple) else num_extractors
     for extractor in watched(extractors, method, total, "extractor", progress and total != 1):
-        seen = mirrored(extractor) if exam.head == "mirrored" else extractor
-        examiner.add(_all_features(seen, dataset, needed, device, processes))
-    accuracies = {shots: examiner.accuracies(shots).cpu() for shots in exam.shots}
-    seconds = (time.monotonic() - started) / len(exam.shots)
+        seen = mirrored(extractor) if protocol.head == "mirrored" else extractor
+        scorer.add(_all_features(seen, dataset, needed, device, processes))
+    accuracies = {shots: scorer.accuracies(shots).cpu() for shots in protocol.shots}
+    seconds = (time.monotonic() - started) / len(protocol.shots)
     return [
-        result_row(dataset, exam, shots, method, accuracies[shots], seconds, command, bn="running")
-        for shots in exam.shots
+        result_row(dataset, protocol, shots, method, accuracies[shots], seconds, command, bn="running")
+        for shots in protocol.shots
     ]
 
 
 class _Prototypes:
     """Nearest class mean by cosine on features that arrive in parts."""
 
-    def __init__(self, exam: Exam, places: dict[int, tuple[Tensor, ...]]) -> None:
-        self.exam, self.places = exam, places
+    def __init__(self, protocol: EvaluationProtocol, places: dict[int, tuple[Tensor, ...]]) -> None:
+        self.protocol, self.places = protocol, places
         self.products: dict[int, Tensor] = {}
         self.lengths: dict[int, Tensor] = {}
 
     def add(self, features: Tensor) -> None:
         for shots, (support_rows, query_rows) in self.places.items():
-            labels, _ = episode_labels(self.exam, shots, features.device)
+            labels, _ = episode_labels(self.protocol, shots, features.device)
             products, lengths = [], []
             # A few megabytes of gathered features at a time.
             for support, query in zip(support_rows.split(50), query_rows.split(50), strict=True):
-                means = class_means(features[support], labels, self.exam.ways)
+                means = class_means(features[support], labels, self.protocol.ways)
                 products.append(features[query] @ means.mT)
                 lengths.append(means.square().sum(-1))
             self.products[shots] = self.products.get(shots, 0) + torch.cat(products)
@@ -105,15 +112,15 @@ class _Prototypes:
     def accuracies(self, shots: int) -> Tensor:
         # All features are of one length, so that the query's does not matter to the order of the cosines.
         cosines = self.products[shots] / self.lengths[shots].clamp_min(1e-12).sqrt()[:, None]
-        _, labels = episode_labels(self.exam, shots, cosines.device)
+        _, labels = episode_labels(self.protocol, shots, cosines.device)
         return (cosines.argmax(-1) == labels).float().mean(-1)
 
 
 class _Linear:
     """Logistic regression on features that arrive in parts."""
 
-    def __init__(self, exam: Exam, places: dict[int, tuple[Tensor, ...]]) -> None:
-        self.exam, self.places = exam, places
+    def __init__(self, protocol: EvaluationProtocol, places: dict[int, tuple[Tensor, ...]]) -> None:
+        self.protocol, self.places = protocol, places
         self.parts: list[Tensor] = []
 
     def add(self, features: Tensor) -> None:
@@ -122,7 +129,7 @@ class _Linear:
     def accuracies(self, shots: int) -> Tensor:
         # Of length 1 altogether, like the features of a single extractor.
         features = torch.cat(self.parts, dim=1) / len(self.parts) ** 0.5
-        support_labels, query_labels = episode_labels(self.exam, shots, features.device)
+        support_labels, query_labels = episode_labels(self.protocol, shots, features.device)
         accuracies = []
         for support, query in zip(*self.places[shots], strict=True):
             weight, bias = logistic_regression(features[support].float(), support_labels)

@@ -88,7 +88,7 @@ class Adapter:
     def __init__(self, network: nn.Module, ways: int, how: Adaptation, icfil: ICFILConfig | None = None) -> None:
         self.ways, self.how, self.icfil = ways, how, icfil or ICFILConfig()
         self.rebuilds = how.head not in ON_FEATURES and network.num_classes != ways
-        # Dropout is off in an exam; a copy leaves the caller's network in its own mode.
+        # Dropout is off in an evaluation; a copy leaves the caller's network in its own mode.
         self.network = copy.deepcopy(network).eval() if self.rebuilds or network.training else network
         if self.rebuilds:
             device = next(network.parameters()).device

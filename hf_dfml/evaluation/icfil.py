@@ -28,7 +28,7 @@ from hf_dfml.utils.seeding import fork
 class ICFILConfig(RecoveryConfig):
     """How a pseudo support set is inverted from the adapted model, and how the model is calibrated by it.
 
-    With 200 steps of inversion for each support set an exam takes minutes where fine-tuning takes seconds.
+    With 200 steps of inversion for each support set an evaluation takes minutes where fine-tuning takes seconds.
     """
 
     recovery: Literal["generator", "pixels"] = field(

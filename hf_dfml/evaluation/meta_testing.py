@@ -1,4 +1,4 @@
-"""The exam: mean accuracy and 95 % interval over few-shot episodes of classes that nobody has been trained on."""
+"""Meta-testing: mean accuracy and 95 % interval over few-shot episodes of classes that nobody has been trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.frozen_features import evaluate_features
 from hf_dfml.evaluation.heads import ON_FEATURES, Adapter
-from hf_dfml.evaluation.protocol import Exam, draw_episodes, episode_labels, images_of_rows, result_row, watched
+from hf_dfml.evaluation.protocol import (
+    EvaluationProtocol,
+    draw_episodes,
+    episode_labels,
+    images_of_rows,
+    result_row,
+    watched,
+)
 from hf_dfml.evaluation.results import Result
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.networks.side_by_side import how_many
@@ -26,7 +33,7 @@ from hf_dfml.utils.threads import thread_map
 def evaluate(
     network: nn.Module,
     dataset: FewShotDataset,
-    exam: Exam,
+    protocol: EvaluationProtocol,
     *,
     method: str,
     device: torch.device | str | None = None,
@@ -35,16 +42,16 @@ def evaluate(
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> list[Result]:
-    """Let a network sit the exam.
+    """Evaluate a network.
 
-    Episodes depend on the exam's seed, the split, ways and shots alone, so that all contestants sit the same ones.
+    Episodes depend on the evaluation's seed, the split, ways and shots alone: all contestants get the same ones.
 
     Args:
         network: with timm's API and `pretrained_cfg`, whose mean, std and input size are applied to the images; it is
             not changed.
-        dataset: classes of the exam; its own split is what the rows name.
-        exam: the protocol. A network with another number of outputs than `exam.ways` is fine-tuned with a head that is
-            rebuilt from each support set.
+        dataset: classes of the evaluation; its own split is what the rows name.
+        protocol: the protocol. A network with another number of outputs than `protocol.ways` is fine-tuned with a head
+            that is rebuilt from each support set.
         method: how the table calls the network.
         device: where; by default where the network is.
         chunk_size: episodes in memory at once; by default as many as fit a small machine.
@@ -56,11 +63,11 @@ def evaluate(
         One row a number of shots.
 
     Raises:
-        ValueError: if the data set has too few classes or images for the exam.
+        ValueError: if the data set has too few classes or images for the evaluation.
     """
     device = torch.device(device) if device is not None else next(network.parameters()).device
     network = network.to(device)
-    if exam.head in ON_FEATURES and exam.bn == "running":
+    if protocol.head in ON_FEATURES and protocol.bn == "running":
         size = _input_size(network)
         was_training = network.training
         network.eval()
@@ -68,7 +75,7 @@ def evaluate(
             return evaluate_features(
                 lambda images: functional_forward(network, {}, resize(images, size), source="running", features=True),
                 dataset,
-                exam,
+                protocol,
                 method=method,
                 device=device,
                 command=command,
@@ -78,39 +85,39 @@ def evaluate(
         finally:
             network.train(was_training)
     results = []
-    for shots in exam.shots:
+    for shots in protocol.shots:
         started = time.monotonic()
         accuracies = episode_accuracies(
             network,
             dataset,
-            exam,
+            protocol,
             shots,
             chunk_size=chunk_size,
             processes=processes,
             description=f"{method}, {shots}-shot" if progress else "",
         )
-        results.append(result_row(dataset, exam, shots, method, accuracies, time.monotonic() - started, command))
+        results.append(result_row(dataset, protocol, shots, method, accuracies, time.monotonic() - started, command))
     return results
 
 
 def episode_accuracies(
     network: nn.Module,
     dataset: FewShotDataset,
-    exam: Exam,
+    protocol: EvaluationProtocol,
     shots: int,
     *,
     chunk_size: int | None = None,
     processes: Processes = ALONE,
     description: str = "",
 ) -> Tensor:
-    """Accuracies `(E,)` in [0, 1] of a network that is adapted to each episode of an exam, in its own precision.
+    """Accuracies `(E,)` in [0, 1] of a network that is adapted to each episode of an evaluation, in its own precision.
 
     An accelerator has a chunk of episodes at once. On a CPU each of PyTorch's threads has one after the other.
 
     Args:
         network: as in `evaluate`, on its device.
-        dataset: classes of the exam.
-        exam: the protocol.
+        dataset: classes of the evaluation.
+        protocol: the protocol.
         shots: support images a class.
         chunk_size: episodes at once; by default as many as fit a small machine.
         processes: among which the episodes are divided.
@@ -120,12 +127,12 @@ def episode_accuracies(
     if weights.device.type == "cpu":
         keep_freed_memory()
     size = _input_size(network)
-    adapter = Adapter(network, exam.ways, exam.adaptation, exam.icfil)
-    support_rows, query_rows = draw_episodes(dataset, exam, shots)
-    support_labels, query_labels = episode_labels(exam, shots, weights.device)
-    at_once = how_many(network, exam.ways * shots * size[0] * size[1])
+    adapter = Adapter(network, protocol.ways, protocol.adaptation, protocol.icfil)
+    support_rows, query_rows = draw_episodes(dataset, protocol, shots)
+    support_labels, query_labels = episode_labels(protocol, shots, weights.device)
+    at_once = how_many(network, protocol.ways * shots * size[0] * size[1])
     # Whole groups of episodes that are worked on at once, so that rounding does not depend on chunks and processes.
-    share = -(-exam.episodes // (processes.count * at_once)) * at_once
+    share = -(-protocol.episodes // (processes.count * at_once)) * at_once
     chunk = chunk_size or min(_chunk_size(size, weights.device, at_once), share)
     chunks = list(zip(support_rows.split(chunk), query_rows.split(chunk), strict=True))
 

@@ -1,4 +1,4 @@
-"""The protocol of an exam: its settings, its episodes, and the rows of its result."""
+"""The protocol of an evaluation: its settings, its episodes, and the rows of its result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvaluationProtocol:
     """The meta-testing protocol; the defaults are the papers' but for the batch norm (theirs is transductive)."""
 
     ways: int = field(default=5, metadata={"help": "Classes of an episode."})
@@ -40,7 +40,7 @@ class Exam:
         default=10, metadata={"help": "SGD steps of `finetune` (and before `icfil`) on the support set."}
     )
     inner_lr: float = field(default=0.01, metadata={"help": "Learning rate of these steps."})
-    seed: int = field(default=0, metadata={"help": "Seed of the episodes: with the same seed all sit the same exam."})
+    seed: int = field(default=0, metadata={"help": "Seed of the episodes: with the same seed all get the same ones."})
     split: str = field(
         default="test", metadata={"help": "Classes to load: validation to choose, test once at the end."}
     )
@@ -48,28 +48,30 @@ class Exam:
 
     def __post_init__(self) -> None:
         if self.episodes < 2:
-            raise ValueError(f"An exam of {self.episodes} episodes has no interval: expected at least 2.")
+            raise ValueError(f"An evaluation of {self.episodes} episodes has no interval: expected at least 2.")
         if self.queries < 1 or not self.shots:
-            raise ValueError(f"An exam needs queries and shots, found {self.queries} queries and shots {self.shots}.")
+            raise ValueError(
+                f"An evaluation needs queries and shots, found {self.queries} queries and shots {self.shots}."
+            )
         # The other fields are checked where they are used; these here so that a typo costs no training run.
         _ = self.adaptation
 
     @property
     def adaptation(self) -> Adaptation:
-        """How a network is adapted to a support set in this exam."""
+        """How a network is adapted to a support set in this evaluation."""
         return Adaptation(self.bn, self.head, self.inner_steps, self.inner_lr)
 
 
-def draw_episodes(dataset: FewShotDataset, exam: Exam, shots: int) -> tuple[Tensor, Tensor]:
-    """Rows of `dataset.images`, support `(E, N*K)` and query `(E, N*Q)`: the same for every contestant of an exam."""
-    sampler = EpisodeSampler(dataset, exam.ways, shots, exam.queries)
-    return sampler.sample_indices(exam.episodes, fork(exam.seed, "exam", dataset.split, exam.ways, shots))
+def draw_episodes(dataset: FewShotDataset, protocol: EvaluationProtocol, shots: int) -> tuple[Tensor, Tensor]:
+    """Rows of `dataset.images`, support `(E, N*K)` and query `(E, N*Q)`: the same for all contestants."""
+    sampler = EpisodeSampler(dataset, protocol.ways, shots, protocol.queries)
+    return sampler.sample_indices(protocol.episodes, fork(protocol.seed, "exam", dataset.split, protocol.ways, shots))
 
 
-def episode_labels(exam: Exam, shots: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def episode_labels(protocol: EvaluationProtocol, shots: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Labels of an episode's support `(N*K,)` and queries `(N*Q,)`, both ordered by class."""
-    ways = torch.arange(exam.ways, device=device)
-    return ways.repeat_interleave(shots), ways.repeat_interleave(exam.queries)
+    ways = torch.arange(protocol.ways, device=device)
+    return ways.repeat_interleave(shots), ways.repeat_interleave(protocol.queries)
 
 
 def images_of_rows(dataset: FewShotDataset, rows: Tensor, size: tuple[int, int], device: torch.device) -> Tensor:
@@ -80,7 +82,7 @@ def images_of_rows(dataset: FewShotDataset, rows: Tensor, size: tuple[int, int],
 
 def result_row(
     dataset: FewShotDataset,
-    exam: Exam,
+    protocol: EvaluationProtocol,
     shots: int,
     method: str,
     accuracies: Tensor,
@@ -93,15 +95,15 @@ def result_row(
     return Result(
         method=method,
         dataset=dataset.name,
-        ways=exam.ways,
+        ways=protocol.ways,
         shots=shots,
-        bn=bn or exam.bn,
-        head=exam.head,
-        episodes=exam.episodes,
+        bn=bn or protocol.bn,
+        head=protocol.head,
+        episodes=protocol.episodes,
         metric="accuracy",
         mean=round(mean, 4),
         ci95=round(interval, 4),
-        seed=exam.seed,
+        seed=protocol.seed,
         split=dataset.split,
         seconds=round(seconds, 2),
         command=command or this_command(),

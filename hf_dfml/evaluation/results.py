@@ -32,7 +32,7 @@ class Result:
     """One number and how it was obtained: a row of `results.json`.
 
     Attributes:
-        method: who sat the exam.
+        method: who was evaluated.
         dataset: on which data set.
         ways: classes of an episode; None for regression.
         shots: support images a class.
@@ -44,7 +44,7 @@ class Result:
         ci95: half the width of the 95 % interval of that mean.
         seed: of the episodes.
         split: `test`, `validation` or `train`.
-        seconds: wall time of the exam that gave the row, shared equally by its shots.
+        seconds: wall time of the evaluation that gave the row, shared equally by its shots.
         command: what a user types to get the row again.
     """
 
@@ -65,7 +65,7 @@ class Result:
 
     @property
     def paper(self) -> Figure | None:
-        """The figure of the papers for this method in this exam; None on other classes than the test classes."""
+        """The figure of the papers for this method in this evaluation; None on other classes than the test classes."""
         return published(self.method, self.dataset, self.ways, self.shots) if self.split == "test" else None
 
 
@@ -83,14 +83,14 @@ def mean_and_interval(values: Tensor) -> tuple[float, float]:
 
 
 def merged(earlier: Iterable[Result], newer: Iterable[Result]) -> list[Result]:
-    """The newer rows, and before them those of the earlier ones that are of another exam or contestant."""
+    """The newer rows, and before them those of the earlier ones that are of another evaluation or contestant."""
     newer = list(newer)
     replaced = {_contestant(row) for row in newer}
     return [*(row for row in earlier if _contestant(row) not in replaced), *newer]
 
 
 def _contestant(row: Result) -> tuple:
-    """Who sat which exam how: everything about a row but what came out and what it cost."""
+    """Who was evaluated how: everything about a row but what came out and what it cost."""
     outcome = ("mean", "ci95", "seconds", "command")
     return tuple(getattr(row, field.name) for field in fields(row) if field.name not in outcome)
 
@@ -113,7 +113,7 @@ def read_results(path: Path | str) -> list[Result]:
     path = Path(path)
     path = path / RESULTS_NAME if path.is_dir() else path
     if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}: an exam (`hf-dfml evaluate`) writes it.")
+        raise FileNotFoundError(f"There is no {path}: an evaluation (`hf-dfml evaluate`) writes it.")
     try:
         rows = json.loads(path.read_text())
     except ValueError as error:
@@ -135,7 +135,7 @@ def result_from_json(row: object, where: str) -> Result:
 
 
 def print_table(results: Sequence[Result], console: Console | None = None) -> None:
-    """Print one table for each exam among `results`, the papers' figures beside ours.
+    """Print one table for each evaluation among `results`, the papers' figures beside ours.
 
     Args:
         results: rows, in the order in which methods are to be listed.
@@ -179,16 +179,16 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 
 def tables(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows of a table for each exam: one row a method, one column a number of shots."""
-    exams: dict[tuple, list[Result]] = {}
+    """Title, header and rows of a table for each evaluation: one row a method, one column a number of shots."""
+    protocols: dict[tuple, list[Result]] = {}
     for result in results:
-        exam = (result.dataset, result.split, result.ways, result.episodes, result.seed, result.metric)
-        exams.setdefault(exam, []).append(result)
-    return [_table(rows) for rows in exams.values()]
+        protocol = (result.dataset, result.split, result.ways, result.episodes, result.seed, result.metric)
+        protocols.setdefault(protocol, []).append(result)
+    return [_table(rows) for rows in protocols.values()]
 
 
 def results_chart(results: Sequence[Result], path: Path | str) -> Path:
-    """Draw the rows of one exam as bars with their 95 % intervals; the path written."""
+    """Draw the rows of one evaluation as bars with their 95 % intervals; the path written."""
     title = tables(results)[0][0]
     bars: dict[str, dict[str, tuple[float, float]]] = {}
     for result in results:

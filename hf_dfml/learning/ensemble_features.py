@@ -2,16 +2,16 @@ r"""The joint representation of a pool in few dimensions, computed member after 
 
 The features of :math:`M` members side by side, each scaled to length :math:`1/\sqrt M`, have as inner products the
 mean cosine :math:`K_{ij} = \frac1M \sum_m \langle f_m(x_i), f_m(x_j)\rangle`. Only these matter to a student, and they
-are sums over the members, so that the `N x sum(D_m)` matrix of joint features is never needed:
+are sums over the members, so that the `N x sum(D_m)` matrix of ensemble features is never needed:
 
 - `pca`: :math:`K` between all `N` images and `n` of them, the landmarks, is added up (`4 N n` bytes). With
-  :math:`K_{nn} = U \Lambda U^T`, the rows :math:`K_{Nn} U_d \Lambda_d^{-1/2}` are the joint features' projections on
-  the first `d` principal directions (uncentred) of the landmarks' joint features (Nyström: Williams and Seeger,
+  :math:`K_{nn} = U \Lambda U^T`, the rows :math:`K_{Nn} U_d \Lambda_d^{-1/2}` are the ensemble features' projections
+  on the first `d` principal directions (uncentred) of the landmarks' ensemble features (Nyström: Williams and Seeger,
   "Using the Nyström Method to Speed Up Kernel Machines", NeurIPS 2000).
 - `random`: each member's features are multiplied by a Gaussian matrix of their own and added up (`4 N d` bytes), and
   the sums scaled to length 1. Inner products have a standard deviation of at most :math:`1/\sqrt d`.
 
-The first direction, what all images have in common, carries most of the variance. With `equalise` = :math:`a`
+The first direction, what all images have in common, carries most of the variance. With `whiten` = :math:`a`
 principal directions are scaled by :math:`\lambda_i^{-a/2}`, so that the many weak ones are heard, and the targets to
 length 1.
 
@@ -61,14 +61,14 @@ class TargetConfig:
         default="pca",
         metadata={"help": "Principal directions (4 bytes x num_images x landmarks of memory), or random ones (less)."},
     )
-    equalise: float = field(
+    whiten: float = field(
         default=0.0,
         metadata={"help": "a: principal directions are scaled by their variance to the power -a/2; 0: as found."},
     )
     landmarks: int = field(default=2000, metadata={"help": "Images that the principal directions are fitted on."})
 
 
-class JointProducts(NamedTuple):
+class EnsembleProducts(NamedTuple):
     """Sums over members, from which targets are made.
 
     Attributes:
@@ -82,12 +82,12 @@ class JointProducts(NamedTuple):
     members: int
 
 
-class JointTargets(NamedTuple):
+class EnsembleTargets(NamedTuple):
     """What a student imitates.
 
     Attributes:
         targets: `(N, target_dim)` in half precision.
-        agreement: correlation between their inner products, before they are equalised, and those of the joint
+        agreement: correlation between their inner products, before they are whitened, and those of the joint
             features, over the pairs of the last images.
         spread: `(target_dim,)`, the variances of the principal directions relative to the first one's; of random
             projections all 1.
@@ -98,7 +98,7 @@ class JointTargets(NamedTuple):
     spread: Tensor
 
 
-def equalised(targets: Tensor, spread: Tensor, strength: float) -> Tensor:
+def whitened(targets: Tensor, spread: Tensor, strength: float) -> Tensor:
     r"""Targets `(N, d)` whose directions are scaled by `spread` :math:`^{-a/2}`, in rows of length 1."""
     return F.normalize(targets * spread ** (-strength / 2), dim=-1)
 
@@ -129,13 +129,13 @@ def representations(member: Teacher | Probabilities, images: Tensor, processes: 
         return torch.cat(processes.map(lambda part: representation(member, to_unit(part)), images.split(batch)))
 
 
-def joint_products(
+def ensemble_products(
     members: Iterable[tuple[int, Teacher | Probabilities | Tensor]],
     images: Tensor,
     config: TargetConfig,
     seed: int,
     processes: Processes = ALONE,
-) -> JointProducts:
+) -> EnsembleProducts:
     """Pass all images through each member once and add up what the targets are made of.
 
     In memory are the sums, and one member with its features of all images (`4 N D_m` bytes).
@@ -166,18 +166,18 @@ def joint_products(
         sums.addmm_(features, basis)
         check.addmm_(features[-checked:], features[-checked:].T)
         count += 1
-    return JointProducts(sums, check, count)
+    return EnsembleProducts(sums, check, count)
 
 
-def add_products(parts: Iterable[JointProducts]) -> JointProducts:
+def add_products(parts: Iterable[EnsembleProducts]) -> EnsembleProducts:
     """The sums over the members of all parts."""
     total, *others = parts
     for part in others:
-        total = JointProducts(total.sums + part.sums, total.check + part.check, total.members + part.members)
+        total = EnsembleProducts(total.sums + part.sums, total.check + part.check, total.members + part.members)
     return total
 
 
-def joint_targets(products: JointProducts, config: TargetConfig) -> JointTargets:
+def ensemble_targets(products: EnsembleProducts, config: TargetConfig) -> EnsembleTargets:
     """The compact targets, and how well their inner products agree with those of the full joint representation.
 
     Args:
@@ -189,13 +189,13 @@ def joint_targets(products: JointProducts, config: TargetConfig) -> JointTargets
     """
     if config.projection == "random":
         targets = F.normalize(products.sums, dim=-1)
-        return JointTargets(targets.half(), _agreement(targets, products), targets.new_ones(config.target_dim))
+        return EnsembleTargets(targets.half(), _agreement(targets, products), targets.new_ones(config.target_dim))
     targets, variances = _principal_components(products.sums / products.members, config.target_dim)
     agreement = _agreement(targets, products)
     spread = variances / variances[0]
-    if config.equalise:
-        targets = equalised(targets, spread, config.equalise)
-    return JointTargets(targets.half(), agreement, spread)
+    if config.whiten:
+        targets = whitened(targets, spread, config.whiten)
+    return EnsembleTargets(targets.half(), agreement, spread)
 
 
 def _principal_components(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -212,7 +212,7 @@ def _principal_components(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return kernel @ (vectors * scale).float(), values.clamp_min(SMALLEST * values[0]).float()
 
 
-def _agreement(targets: Tensor, products: JointProducts) -> float:
+def _agreement(targets: Tensor, products: EnsembleProducts) -> float:
     """Correlation of the last images' inner products, as kept in half precision, over all pairs of different ones."""
     kept = targets[-len(products.check) :].half().float()
     pairs = torch.ones_like(products.check, dtype=torch.bool).triu(1)

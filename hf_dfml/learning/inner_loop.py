@@ -32,7 +32,7 @@ TaskLoss = Callable[[Parameters], Tensor]
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """How a network is fitted to a support set (the papers: SGD, rate 0.01, 5 steps in training, 10 in exams)."""
+    """How a network is fitted to a support set (the papers: SGD, learning rate 0.01, 5 steps, 10 in meta-testing)."""
 
     steps: int = field(default=5, metadata={"help": "SGD steps on the support set."})
     lr: float = field(default=0.01, metadata={"help": "Rate of these steps."})
@@ -70,7 +70,7 @@ def adapt(
         The adapted parameters by name.
     """
     if not (loop.second_order or under_vmap):
-        return _descend(model, [params], support[None], labels[None], loop)[0]
+        return _gradient_descent(model, [params], support[None], labels[None], loop)[0]
 
     def loss(current: Parameters) -> Tensor:
         twice = loop.second_order and under_vmap
@@ -102,11 +102,11 @@ def adapt_each(
     size = how_many(model, support[0, :, 0].numel())
     for first in range(0, len(params), size):
         some = slice(first, first + size)
-        adapted += _descend(model, params[some], support[some], labels[some], loop)
+        adapted += _gradient_descent(model, params[some], support[some], labels[some], loop)
     return adapted
 
 
-def _descend(
+def _gradient_descent(
     model: nn.Module, params: Sequence[Parameters], support: Tensor, labels: Tensor, loop: InnerLoop
 ) -> list[Parameters]:
     """`adapt_each`, all at once: the numbers of `unroll` with one set-up for all steps and one copy of the parameters.

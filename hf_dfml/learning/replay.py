@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters, meta_gradient
-from hf_dfml.learning.optimisation import descend, parameters_of
+from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.recovery.bank import RecoveredImages
 from hf_dfml.utils.processes import ALONE, Processes
@@ -65,7 +65,7 @@ def replay_step(
     gradients, loss, accuracy = replay_gradient(
         model, bank, config, generator, ways=ways, count=config.replay_batch, processes=processes
     )
-    descend(optimizer, model, gradients)
+    apply_gradients(optimizer, model, gradients)
     return loss, accuracy
 
 

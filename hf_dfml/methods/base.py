@@ -133,9 +133,9 @@ class Method(Protocol):
         model: the meta-model; its weights are the product.
         num_steps: how many steps make a run.
 
-    A class may also name, as `exam_head` and `exam_bn`, the head and the batch norm that suit its meta-model: those of
-    its validation and of the first rows of its exam. Without them they are the papers' `finetune`, and `support`. One
-    that learns from answers alone says `black_boxes = True`; no other is given a `BlackBoxPool`. It raises
+    A class may also name, as `eval_head` and `eval_bn`, the head and the batch norm that suit its meta-model: those of
+    its validation and of the first rows of its evaluation. Without them they are `finetune` and `support`, as in the
+    papers. One that learns from answers alone says `black_boxes = True`; no other is given a `BlackBoxPool`. It raises
     `QueryBudgetError` (or passes on a `ServiceError`) from its setup, or from a step that it leaves no trace of, so
     that the run can go on with a larger budget.
     """
@@ -155,7 +155,7 @@ class Method(Protocol):
         ...
 
     def snapshot(self, context: Context) -> nn.Module:
-        """The meta-model as it stands, ready for an exam. Draws nothing from `context.generator`."""
+        """The meta-model as it stands, ready for an evaluation. Draws nothing from `context.generator`."""
         ...
 
     def state_dict(self) -> Tree:

@@ -1,4 +1,4 @@
-"""Yardsticks with a method's interface: random weights, the best member, the pool's average, its transport fusion.
+"""Baselines with a method's interface: random weights, the best member, the pool's average, its transport fusion.
 
 The baselines of DRO (UAI 2022) and of the later papers; OTA is Sidak Pal Singh, Martin Jaggi, "Model Fusion via
 Optimal Transport", NeurIPS 2020, arXiv 1910.05653.

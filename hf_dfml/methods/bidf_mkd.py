@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hf_dfml.learning.curriculum import PlateauSwitch
 from hf_dfml.learning.inner_loop import Parameters, unroll
-from hf_dfml.learning.optimisation import descend, parameters_of
+from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.learning.replay import replay_gradient
 from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import (
@@ -135,7 +135,7 @@ class BiDfMKD(InversionMethod):
             total = _sum(total, gradients)
             metrics |= {"replay_loss": loss, "replay_accuracy": accuracy}
             self.switch.observe(context.step, accuracy)
-        descend(self.optimizer, self.model, total)
+        apply_gradients(self.optimizer, self.model, total)
         if isinstance(self.pool, BlackBoxPool):
             metrics["queries"] = float(self.pool.queries.total)
         return metrics | {"api_episode": float(api), "bank_images": float(len(self.bank))}

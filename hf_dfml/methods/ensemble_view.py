@@ -1,4 +1,4 @@
-"""What a pool shows of itself: images recovered from all members, and the joint view of mixtures of them.
+"""What a pool shows of itself: images recovered from all members, and the ensemble view of mixtures of them.
 
 Of a pool of black boxes the view is that of the probabilities, of images that are drawn by chance; or of images that
 are recovered by gradients which are estimated from answers (as in BiDf-MKD).
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from hf_dfml.learning.ensemble_features import (
-    JointProducts,
-    JointTargets,
+    EnsembleProducts,
+    EnsembleTargets,
     Probabilities,
     TargetConfig,
     add_products,
-    joint_products,
-    joint_targets,
+    ensemble_products,
+    ensemble_targets,
     representations,
 )
 from hf_dfml.methods.base import Context
@@ -49,7 +49,7 @@ SHOWN = 10
 
 
 @dataclass(frozen=True)
-class PoolViewConfig(TargetConfig, MixingConfig, QueriedRecoveryConfig):
+class EnsembleViewConfig(TargetConfig, MixingConfig, QueriedRecoveryConfig):
     """How images are recovered and mixed, and how the pool looks at them; the defaults fit 32 pixels and a CPU."""
 
     training_images: Literal["auto", "recovered", "procedural"] = field(
@@ -73,7 +73,7 @@ class PoolViewConfig(TargetConfig, MixingConfig, QueriedRecoveryConfig):
         default="low_frequency",
         metadata={"help": "Estimate of black boxes' gradients; see docs/black_boxes.md."},
     )
-    equalise: float = field(
+    whiten: float = field(
         default=0.1,
         metadata={"help": "a: principal directions are scaled by their variance to the power -a/2; 0: as found."},
     )
@@ -91,21 +91,21 @@ class PoolViewConfig(TargetConfig, MixingConfig, QueriedRecoveryConfig):
         )
 
 
-class PoolView(NamedTuple):
+class EnsembleView(NamedTuple):
     """The training set of a student.
 
     Attributes:
         images: `(N, 3, H, W)` uint8, crops and mixtures of what was recovered, or procedural ones.
-        targets: the joint view of them.
+        targets: the ensemble view of them.
         sample: recovered images `(n, 3, H, W)` uint8 of some members' first class and a title for each; perhaps none.
     """
 
     images: Tensor
-    targets: JointTargets
+    targets: EnsembleTargets
     sample: Tree
 
 
-def view_of(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context) -> PoolView:
+def view_of(pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: int, context: Context) -> EnsembleView:
     """Recover images from every member, mix them, and look at the mixtures through all members.
 
     Args:
@@ -126,12 +126,12 @@ def view_of(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, c
                 f"{context.processes.count} processes would ask black boxes and each count for itself: run one."
             )
     images, sample = (_drawn if config.training_images == "procedural" else _recovered)(pool, config, size, context)
-    return PoolView(images, joint_view(pool, images, config, context), sample)
+    return EnsembleView(images, ensemble_view(pool, images, config, context), sample)
 
 
-def joint_view(
-    pool: ModelPool | BlackBoxPool, images: Tensor, config: PoolViewConfig, context: Context
-) -> JointTargets:
+def ensemble_view(
+    pool: ModelPool | BlackBoxPool, images: Tensor, config: EnsembleViewConfig, context: Context
+) -> EnsembleTargets:
     """What all members make of images `(N, 3, H, W)` uint8; raises as `view_of`."""
     answers: list[Tree] = []
     if isinstance(pool, BlackBoxPool):
@@ -141,17 +141,19 @@ def joint_view(
         context.memo(f"targets-{first:04d}", partial(_products, pool, config, images, answers, first, context))
         for first in range(0, len(pool), MEMBERS_AT_ONCE)
     )
-    return joint_targets(add_products(JointProducts(*block) for block in products), config)
+    return ensemble_targets(add_products(EnsembleProducts(*block) for block in products), config)
 
 
-def _drawn(pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
+def _drawn(
+    pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: int, context: Context
+) -> tuple[Tensor, Tree]:
     stream = fork(context.seed, "procedural")
     kept = context.memo("procedural", lambda: {"images": procedural_images(config.num_images, size, stream)})
     return kept["images"], {"images": kept["images"][:0], "titles": []}
 
 
 def _recovered(
-    pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context
+    pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: int, context: Context
 ) -> tuple[Tensor, Tree]:
     recovery = partial(recover_member, pool, config, size, context)
     parts = context.map_members("recovered", recovery, pool, "Recovering images")
@@ -162,7 +164,7 @@ def _recovered(
 
 
 def recover_member(
-    pool: ModelPool | BlackBoxPool, config: PoolViewConfig, size: int, context: Context, index: int
+    pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: int, context: Context, index: int
 ) -> Tree:
     """`images` `(R, 3, size, size)` uint8, recovery after recovery, and `labels` `(R,)` of a member; perhaps cached.
 
@@ -202,7 +204,7 @@ def _ask(pool: BlackBoxPool, images: Tensor, index: int) -> Tree:
 
 def _products(
     pool: ModelPool | BlackBoxPool,
-    config: PoolViewConfig,
+    config: EnsembleViewConfig,
     images: Tensor,
     answers: list[Tree],
     first: int,
@@ -219,7 +221,7 @@ def _products(
         for index, teacher in bar:
             yield index, teacher if config.target_outputs == "features" else partial(_probabilities, teacher)
 
-    return joint_products(members(), images, config, context.seed, context.processes)
+    return ensemble_products(members(), images, config, context.seed, context.processes)
 
 
 def _probabilities(teacher: Teacher | BlackBox, images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import nn
 
 from hf_dfml.learning.gradients import average_gradient, sequential_gradient
 from hf_dfml.learning.inner_loop import Parameters
-from hf_dfml.learning.optimisation import descend, parameters_of
+from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.learning.replay import replay_until_plateau
 from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import (
@@ -124,7 +124,7 @@ class FREE(InversionMethod):
         self.remember(tasks)
         (stream,) = spawn(generator, 1)
         gradients, distilled = processes.once(lambda: self._distil(teachers, tasks, stream))
-        descend(self.optimizer, self.model, gradients)
+        apply_gradients(self.optimizer, self.model, gradients)
         replayed = replay_until_plateau(
             self.model, self.optimizer, self.bank, config, generator, ways=self.ways, processes=processes
         )

@@ -18,7 +18,7 @@ from torch import nn
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.data.episodes import Episodes, EpisodeSampler
 from hf_dfml.learning.inner_loop import InnerLoop
-from hf_dfml.learning.optimisation import calibrate_batch_norm, descend
+from hf_dfml.learning.optimisation import apply_gradients, calibrate_batch_norm
 from hf_dfml.learning.replay import divided_meta_gradient
 from hf_dfml.methods.base import Context
 from hf_dfml.networks.functional import BatchNorm
@@ -96,7 +96,7 @@ class MAML:
         gradients, loss, accuracy = divided_meta_gradient(
             self.model, episodes, self.config.inner_loop, context.processes
         )
-        descend(self.optimizer, self.model, gradients)
+        apply_gradients(self.optimizer, self.model, gradients)
         return {"query_loss": loss, "query_accuracy": accuracy}
 
     def snapshot(self, context: Context) -> nn.Module:

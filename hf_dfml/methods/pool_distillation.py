@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.learning.distillation import cosine_distance, neighbour_loss, similarity_loss
-from hf_dfml.learning.ensemble_features import equalised
+from hf_dfml.learning.ensemble_features import whitened
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods.base import Context
-from hf_dfml.methods.ensemble_view import SHOWN, PoolView, PoolViewConfig, view_of
+from hf_dfml.methods.ensemble_view import SHOWN, EnsembleView, EnsembleViewConfig, view_of
 from hf_dfml.networks.functional import normalise
 from hf_dfml.pool.black_box.pool import BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
@@ -38,7 +38,7 @@ from hf_dfml.utils.seeding import fork
 
 
 @dataclass(frozen=True)
-class PoolDistillationConfig(PoolViewConfig):
+class PoolDistillationConfig(EnsembleViewConfig):
     """Hyper-parameters of pool distillation; the defaults fit a pool of 32-pixel networks and a CPU."""
 
     steps: int = field(default=40, metadata={"help": "Passes over the training set."})
@@ -58,7 +58,7 @@ class PoolDistillationConfig(PoolViewConfig):
         default=0.1, metadata={"help": "Temperature of the targets' cosines in it."}
     )
     neighbour_equalise: float = field(
-        default=0.3, metadata={"help": "`equalise` of the targets whose neighbours are taken over."}
+        default=0.3, metadata={"help": "`whiten` of the targets whose neighbours are taken over."}
     )
 
 
@@ -69,7 +69,7 @@ class PoolDistillation:
         images: `(N, 3, H, W)` uint8, the training set.
         targets: `(N, target_dim)` in half precision, the pool's view of it.
         spread: `(target_dim,)`, the variances of the targets' directions relative to the first one's.
-        agreement: correlation of the targets' inner products with those of the full joint features.
+        agreement: correlation of the targets' inner products with those of the full ensemble features.
         objective: the student and the linear map from its features to the targets.
     """
 
@@ -78,8 +78,8 @@ class PoolDistillation:
     black_boxes = True
     Config = PoolDistillationConfig
     # Trained as a representation under running statistics, it is used as one.
-    exam_head = "prototype"
-    exam_bn = "running"
+    eval_head = "prototype"
+    eval_bn = "running"
 
     def __init__(self, config: PoolDistillationConfig, model: nn.Module) -> None:
         if config.num_images < config.batch_size:
@@ -122,7 +122,7 @@ class PoolDistillation:
         self.images, self.recovered = view.images, view.sample
         self.targets, self.agreement, self.spread = view.targets
 
-    def view(self, pool: ModelPool | BlackBoxPool, context: Context) -> PoolView:
+    def view(self, pool: ModelPool | BlackBoxPool, context: Context) -> EnsembleView:
         """The training set and its targets; raises as `setup`."""
         return view_of(pool, self.config, self.size, context)
 
@@ -176,8 +176,8 @@ class PoolDistillation:
         features = features_of(self.model, images)
         direction = cosine_distance(self.objective["map"](features), targets)
         config = self.config
-        # The targets are equalised already, as `equalise` says.
-        flatter = equalised(targets, self.spread, config.neighbour_equalise - config.equalise)
+        # The targets are whitened already, as `whiten` says.
+        flatter = whitened(targets, self.spread, config.neighbour_equalise - config.whiten)
         neighbours = neighbour_loss(
             features, flatter, config.neighbour_temperature, config.neighbour_target_temperature
         )

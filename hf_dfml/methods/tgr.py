@@ -22,7 +22,7 @@ from hf_dfml.learning.embedding import dissimilarities, fisher_embedding
 from hf_dfml.learning.gradients import regularised_gradient
 from hf_dfml.learning.grouping import group_tasks
 from hf_dfml.learning.inner_loop import Parameters
-from hf_dfml.learning.optimisation import descend, parameters_of
+from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.learning.probe import load_probe
 from hf_dfml.learning.replay import replay_until_plateau
 from hf_dfml.methods.base import Context, in_mixed_precision
@@ -109,7 +109,7 @@ class TGR(InversionMethod):
         self.remember(tasks)
         (stream,) = spawn(generator, 1)
         gradients, metrics = processes.once(lambda: self._distil(members, tasks, stream))
-        descend(self.optimizer, self.model, gradients)
+        apply_gradients(self.optimizer, self.model, gradients)
         replayed = replay_until_plateau(
             self.model, self.optimizer, self.bank, config, generator, ways=self.ways, processes=processes
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, QueryCount, told
+from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, QueryCount, to_answers
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.loading import load_teacher
@@ -303,7 +303,7 @@ class ModelPool(Members):
 
         @torch.no_grad()
         def ask(entry: PoolEntry, images: Tensor) -> Tensor:
-            return told(pool.load(entry.id)(images.to(pool.device)), output, top_k)
+            return to_answers(pool.load(entry.id)(images.to(pool.device)), output, top_k)
 
         return BlackBoxPool(pool, ask, output, QueryCount(max_queries), device=self.device)
 

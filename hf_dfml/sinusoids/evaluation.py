@@ -1,4 +1,4 @@
-"""The exam of the sinusoid benchmark: fine-tune on a few points of each task, measure the error on others."""
+"""The evaluation of the sinusoid benchmark: fine-tune on a few points of each task, measure the error on others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Parameters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class RegressionExam:
+class RegressionProtocol:
     """How a regression network is examined; DRO gives tasks and shots, but not how it was fine-tuned."""
 
     shots: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Support points of a task."})
@@ -69,15 +69,15 @@ def stacked(state: Mapping[str, Tensor], count: int) -> Parameters:
     return {name: value.detach().expand(count, *value.shape) for name, value in state.items()}
 
 
-def tune(network: nn.Module, exam: RegressionExam, shots: int, seed: int) -> Tuned:
+def tune(network: nn.Module, protocol: RegressionProtocol, shots: int, seed: int) -> Tuned:
     """The rate and number of steps with the least error on validation tasks."""
-    tasks, points = _draw(exam, shots, seed, "validation")
+    tasks, points = _draw(protocol, shots, seed, "validation")
     support, query = points
-    best, least = Tuned(exam.tune_lrs[0], 0), float("inf")
+    best, least = Tuned(protocol.tune_lrs[0], 0), float("inf")
     with torch.no_grad():
-        for lr in exam.tune_lrs:
+        for lr in protocol.tune_lrs:
             params, done = stacked(network.state_dict(), len(tasks)), 0
-            for steps in sorted(exam.tune_steps):
+            for steps in sorted(protocol.tune_steps):
                 params, done = adapt_to_tasks(network, params, *support, lr, steps - done), steps
                 error = task_errors(network, params, *query).mean().item()
                 # A rate at which some task diverges gives NaN, which is no less than anything.
@@ -86,19 +86,19 @@ def tune(network: nn.Module, exam: RegressionExam, shots: int, seed: int) -> Tun
     return best
 
 
-def regression_errors(network: nn.Module, exam: RegressionExam, shots: int, seed: int, tuned: Tuned) -> Tensor:
+def regression_errors(network: nn.Module, protocol: RegressionProtocol, shots: int, seed: int, tuned: Tuned) -> Tensor:
     """Mean squared error on each test task of a seed, `(tasks,)`: the same tasks and points for every network."""
-    tasks, (support, query) = _draw(exam, shots, seed, "test")
+    tasks, (support, query) = _draw(protocol, shots, seed, "test")
     with torch.no_grad():
         params = adapt_to_tasks(network, stacked(network.state_dict(), len(tasks)), *support, tuned.lr, tuned.steps)
         return task_errors(network, params, *query)
 
 
 def fitted_curves(
-    network: nn.Module, exam: RegressionExam, shots: int, seed: int, tuned: Tuned, x: Tensor
+    network: nn.Module, protocol: RegressionProtocol, shots: int, seed: int, tuned: Tuned, x: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """What a fine-tuned network predicts at `x` `(P, 1)`: predictions and truth `(T, P)`, and the support points."""
-    tasks, (support, _) = _draw(exam, shots, seed, "test")
+    tasks, (support, _) = _draw(protocol, shots, seed, "test")
     with torch.no_grad():
         params = adapt_to_tasks(network, stacked(network.state_dict(), len(tasks)), *support, tuned.lr, tuned.steps)
         predicted = torch.func.vmap(lambda p: torch.func.functional_call(network, p, (x,)))(params)
@@ -119,8 +119,8 @@ def _error_of(network: nn.Module) -> Callable[[Parameters, Tensor, Tensor], Tens
 
 
 def _draw(
-    exam: RegressionExam, shots: int, seed: int, split: str
+    protocol: RegressionProtocol, shots: int, seed: int, split: str
 ) -> tuple[SinusoidTasks, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-    generator = fork(seed, "sinusoid exam", split, shots)
-    tasks = SinusoidTasks.sample(exam.tasks, generator)
-    return tasks, (tasks.sample_points(shots, generator), tasks.sample_points(exam.queries, generator))
+    generator = fork(seed, "sinusoid evaluation", split, shots)
+    tasks = SinusoidTasks.sample(protocol.tasks, generator)
+    return tasks, (tasks.sample_points(shots, generator), tasks.sample_points(protocol.queries, generator))

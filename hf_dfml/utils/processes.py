@@ -124,8 +124,8 @@ class Processes:
         except Exception as error:
             mine = error
         # The class and the words: what else an error holds may not be fit for a journey.
-        told = self._gather(pack((name_of(type(mine)), str(mine)) if mine else None))
-        errors = [unpack(message) for message in told]
+        to_answers = self._gather(pack((name_of(type(mine)), str(mine)) if mine else None))
+        errors = [unpack(message) for message in to_answers]
         place = next((index for index, found in enumerate(errors) if found), None)
         if place is None:
             return result

@@ -1,4 +1,4 @@
-"""Yardsticks: what they are made of, on a pool of two members whose better one is known."""
+"""Baselines: what they are made of, on a pool of two members whose better one is known."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation import Exam, evaluate, evaluate_features
-from hf_dfml.evaluation import baselines as yardsticks
+from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_features
+from hf_dfml.evaluation import baselines as baselines
 from hf_dfml.evaluation.baselines import average_network, largest_kind, random_network
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
 
-EXAM = Exam(ways=3, shots=[2], queries=4, episodes=6, inner_steps=2)
+PROTOCOL = EvaluationProtocol(ways=3, shots=[2], queries=4, episodes=6, inner_steps=2)
 
 
 def write_member(folder: Path, seed: int, architecture: str = "conv4_16", accuracy: float | None = None) -> None:
@@ -43,7 +43,7 @@ def pool(tmp_path: Path) -> ModelPool:
 
 
 def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewShotDataset) -> None:
-    rows = {row.method: row for row in yardsticks(pool, dataset, EXAM)}
+    rows = {row.method: row for row in baselines(pool, dataset, PROTOCOL)}
     assert list(rows) == [
         "Random init",
         "Average",
@@ -52,8 +52,8 @@ def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewS
         "All 2 members + prototype",
     ]
     strong = pool.load("strong")
-    assert rows["Best member"].mean == evaluate(strong.network, dataset, EXAM, method="m")[0].mean
-    frozen = replace(EXAM, head="prototype", bn="running")
+    assert rows["Best member"].mean == evaluate(strong.network, dataset, PROTOCOL, method="m")[0].mean
+    frozen = replace(PROTOCOL, head="prototype", bn="running")
     features = evaluate_features(strong.features, dataset, frozen, method="m")[0]
     assert rows["Best member + prototype"].mean == features.mean
     assert (features.head, features.bn) == ("prototype", "running")
@@ -63,10 +63,10 @@ def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewS
 
 
 def test_no_row_is_shown_twice(pool: ModelPool, dataset: FewShotDataset) -> None:
-    rows = yardsticks(pool, dataset, replace(EXAM, head="prototype", bn="running"))
-    told = [(row.method, row.shots) for row in rows]
-    assert "Best member" not in {method for method, _ in told} and len(set(told)) == len(told)
-    assert "Best member + prototype" in {method for method, _ in told}
+    rows = baselines(pool, dataset, replace(PROTOCOL, head="prototype", bn="running"))
+    to_answers = [(row.method, row.shots) for row in rows]
+    assert "Best member" not in {method for method, _ in to_answers} and len(set(to_answers)) == len(to_answers)
+    assert "Best member + prototype" in {method for method, _ in to_answers}
 
 
 def test_average_is_the_mean_of_every_tensor(pool: ModelPool) -> None:
@@ -79,7 +79,7 @@ def test_average_is_the_mean_of_every_tensor(pool: ModelPool) -> None:
 
 def test_random_network_is_the_seeds_own_and_leaves_the_global_seed(pool: ModelPool) -> None:
     state = torch.random.get_rng_state()
-    first, again, other = (random_network(pool[0], replace(EXAM, seed=seed, ways=4)) for seed in (0, 0, 1))
+    first, again, other = (random_network(pool[0], replace(PROTOCOL, seed=seed, ways=4)) for seed in (0, 0, 1))
     assert torch.equal(state, torch.random.get_rng_state())
     assert first.num_classes == 4
     assert torch.equal(first.fc.weight, again.fc.weight)
@@ -92,18 +92,18 @@ def test_mixed_pool_averages_its_largest_kind_and_says_so(tmp_path: Path, datase
     pool = ModelPool.from_dir(tmp_path / "mixed")
     kind = largest_kind(pool)
     assert kind is not None and [entry.id for entry in kind] == ["m0", "m2"]
-    names = [row.method for row in yardsticks(pool, dataset, EXAM, all_features=False)]
+    names = [row.method for row in baselines(pool, dataset, PROTOCOL, all_features=False)]
     # No member stores an accuracy, so none is called the best.
     assert names == ["Random init", "Average, 2 of 3 members", "First member", "First member + prototype"]
 
 
 def test_empty_pool_is_refused(pool: ModelPool, dataset: FewShotDataset) -> None:
     with pytest.raises(ValueError, match="no member"):
-        yardsticks(pool[:0], dataset, EXAM)
+        baselines(pool[:0], dataset, PROTOCOL)
 
 
 def test_member_networks_are_not_changed(pool: ModelPool, dataset: FewShotDataset) -> None:
     network: nn.Module = pool.load("strong").network
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    yardsticks(pool, dataset, EXAM, all_features=False)
+    baselines(pool, dataset, PROTOCOL, all_features=False)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

@@ -34,7 +34,7 @@ def test_finetune_is_plain_sgd_on_all_parameters(network: nn.Module, episode) ->
     adapter = Adapter(network, 3, Adaptation(bn="transductive", steps=4, lr=0.05))
     ours = adapter.logits(adapter.fit(support, labels), support, query)
 
-    twin = copy.deepcopy(network).train()  # Train mode: batch statistics, as in a transductive exam.
+    twin = copy.deepcopy(network).train()  # Train mode: batch statistics, as in a transductive evaluation.
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
     for _ in range(4):
         optimizer.zero_grad()
@@ -112,8 +112,8 @@ def test_mirrored_head_does_not_see_which_way_images_face(network: nn.Module, ep
     assert (logits["prototype"][0] - logits["prototype"][1]).abs().max() > 1e-2
 
 
-def test_mirrored_features_of_the_exam_are_those_of_the_head(network: nn.Module, episode) -> None:
-    """The exam sees each image once under stored statistics, the adapter each episode."""
+def test_mirrored_features_of_the_evaluation_are_those_of_the_head(network: nn.Module, episode) -> None:
+    """The evaluation sees each image once under stored statistics, the adapter each episode."""
     support, labels, query = episode
     adapter = Adapter(network, 3, Adaptation(bn="running", head="mirrored"))
     logits = adapter.logits(adapter.fit(support, labels), support, query)

@@ -1,4 +1,4 @@
-"""ICFIL: its loss in closed form, what each of its three parts changes, and the exam with and without it."""
+"""ICFIL: its loss in closed form, what each of its three parts changes, and the evaluation with and without it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_dfml.evaluation import Exam, evaluate, icfil
+from hf_dfml.evaluation import EvaluationProtocol, evaluate, icfil
 from hf_dfml.evaluation.heads import Adaptation, Adapter
 from hf_dfml.evaluation.icfil import ICFILConfig, calibrate, contrastive_loss, invert
 from hf_dfml.learning.inner_loop import InnerLoop, adapt
@@ -124,7 +124,7 @@ def test_it_leaves_the_network_as_it_was_and_repeats_itself(network, support, wa
     logits = []
     for _ in range(2):
         adapter = Adapter(network, ways, Adaptation(head="icfil"), SHORT)
-        with torch.no_grad():  # As an exam does.
+        with torch.no_grad():  # As an evaluation does.
             logits.append(adapter.logits(adapter.fit(support, labels), support, query))
         torch.rand(3)  # Nothing depends on the global seed.
     assert torch.equal(*logits) and logits[0].shape == (4, ways) and not logits[0].requires_grad
@@ -133,13 +133,13 @@ def test_it_leaves_the_network_as_it_was_and_repeats_itself(network, support, wa
 
 
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])
-def test_the_exam_is_sat_with_and_without_it(dataset, network, bn):
-    exam = Exam(ways=3, shots=[2], queries=4, episodes=3, bn=bn, inner_steps=2, icfil=SHORT)
+def test_the_evaluation_is_sat_with_and_without_it(dataset, network, bn):
+    protocol = EvaluationProtocol(ways=3, shots=[2], queries=4, episodes=3, bn=bn, inner_steps=2, icfil=SHORT)
     rows = [
         row
         for head in ("finetune", "icfil")
-        for row in evaluate(network, dataset, replace(exam, head=head), method="PURER", progress=False)
+        for row in evaluate(network, dataset, replace(protocol, head=head), method="PURER", progress=False)
     ]
     assert [(row.head, row.bn, row.episodes) for row in rows] == [("finetune", bn, 3), ("icfil", bn, 3)]
-    nothing = replace(exam, head="icfil", icfil=replace(SHORT, calibration_steps=0, head_steps=0))
+    nothing = replace(protocol, head="icfil", icfil=replace(SHORT, calibration_steps=0, head_steps=0))
     assert evaluate(network, dataset, nothing, method="PURER", progress=False)[0].mean == rows[0].mean

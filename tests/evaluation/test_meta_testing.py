@@ -1,4 +1,4 @@
-"""The exam: the same episodes for all, known accuracies for known networks, numbers that no short cut changes."""
+"""Meta-testing: the same episodes for all, known accuracies for known networks, numbers that no short cut changes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation import Exam, evaluate, evaluate_features
+from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_features
 from hf_dfml.evaluation.protocol import draw_episodes
 from hf_dfml.utils.images import resize, to_uint8, to_unit
 
-EXAM = Exam(ways=3, shots=[1, 2], queries=4, episodes=12)
-FROZEN = replace(EXAM, head="prototype", bn="running")
+PROTOCOL = EvaluationProtocol(ways=3, shots=[1, 2], queries=4, episodes=12)
+FROZEN = replace(PROTOCOL, head="prototype", bn="running")
 
 
 def numbers(results) -> list[tuple[float, float]]:
@@ -37,7 +37,7 @@ def test_an_oracle_has_100_percent_and_a_blind_network_chance(dataset: FewShotDa
 def test_features_computed_once_are_those_of_each_episode(dataset: FewShotDataset, network: nn.Module) -> None:
     """The fast path against a loop that knows nothing of chunks, indices or streams."""
     fast = evaluate(network, dataset, FROZEN, method="fast")
-    for shots, result in zip(EXAM.shots, fast, strict=True):
+    for shots, result in zip(PROTOCOL.shots, fast, strict=True):
         accuracies = []
         for support, query in zip(*draw_episodes(dataset, FROZEN, shots), strict=True):
             with torch.no_grad():
@@ -61,28 +61,28 @@ def test_several_extractors_are_their_features_side_by_side(dataset: FewShotData
     def together(images: Tensor) -> Tensor:
         return torch.cat([F.normalize(extract(images), dim=1) for extract in extractors], dim=1)
 
-    exam = replace(FROZEN, head=head)
-    apart = evaluate_features(iter(extractors), dataset, exam, method="two", num_extractors=2)
+    protocol = replace(FROZEN, head=head)
+    apart = evaluate_features(iter(extractors), dataset, protocol, method="two", num_extractors=2)
     assert [row.mean for row in apart] == pytest.approx(
-        [row.mean for row in evaluate_features(together, dataset, exam, method="one")], abs=0.8
+        [row.mean for row in evaluate_features(together, dataset, protocol, method="one")], abs=0.8
     )
     # One query more or less of 144 may flip where half precision is kept (linear); none does otherwise.
     if head == "prototype":
-        assert numbers(apart) == numbers(evaluate_features(together, dataset, exam, method="one"))
-    assert numbers(apart) != numbers(evaluate_features(extractors[1], dataset, exam, method="one alone"))
+        assert numbers(apart) == numbers(evaluate_features(together, dataset, protocol, method="one"))
+    assert numbers(apart) != numbers(evaluate_features(extractors[1], dataset, protocol, method="one alone"))
 
 
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])
 @pytest.mark.parametrize("head", ["finetune", "prototype", "mirrored", "linear"])
 def test_chunks_do_not_matter(dataset: FewShotDataset, network: nn.Module, bn: str, head: str) -> None:
-    exam = replace(EXAM, bn=bn, head=head, episodes=4, shots=[2], inner_steps=2)
-    one, three = (evaluate(network, dataset, exam, method="m", chunk_size=size) for size in (1, 3))
+    protocol = replace(PROTOCOL, bn=bn, head=head, episodes=4, shots=[2], inner_steps=2)
+    one, three = (evaluate(network, dataset, protocol, method="m", chunk_size=size) for size in (1, 3))
     assert numbers(one) == numbers(three)
     assert (one[0].bn, one[0].head) == (bn, head)
 
 
 def test_rows_say_how_they_were_obtained(dataset: FewShotDataset, network: nn.Module) -> None:
-    rows = evaluate(network, dataset, EXAM, method="TGR", command="python recipes/tgr.py")
+    rows = evaluate(network, dataset, PROTOCOL, method="TGR", command="python recipes/tgr.py")
     assert [row.shots for row in rows] == [1, 2]
     first = rows[0]
     assert (first.method, first.dataset, first.split, first.ways) == ("TGR", "spots", "validation", 3)
@@ -91,37 +91,40 @@ def test_rows_say_how_they_were_obtained(dataset: FewShotDataset, network: nn.Mo
 
 
 def test_fine_tuning_learns_and_more_shots_teach_more(dataset: FewShotDataset, network: nn.Module) -> None:
-    exam = replace(EXAM, shots=[1, 10], inner_lr=0.1)
-    one, ten = evaluate(network, dataset, exam, method="m")
+    protocol = replace(PROTOCOL, shots=[1, 10], inner_lr=0.1)
+    one, ten = evaluate(network, dataset, protocol, method="m")
     assert one.mean > 100 / 3 + 15
     assert ten.mean > one.mean + 10
 
 
-def test_everybody_sits_the_same_exam_and_a_seed_is_another_one(dataset: FewShotDataset) -> None:
-    first, again = (draw_episodes(dataset, exam, 1)[0] for exam in (EXAM, replace(EXAM, head="linear", bn="running")))
-    other = draw_episodes(dataset, replace(EXAM, seed=1), 1)[0]
+def test_everybody_sits_the_same_evaluation_and_a_seed_is_another_one(dataset: FewShotDataset) -> None:
+    first, again = (
+        draw_episodes(dataset, protocol, 1)[0]
+        for protocol in (PROTOCOL, replace(PROTOCOL, head="linear", bn="running"))
+    )
+    other = draw_episodes(dataset, replace(PROTOCOL, seed=1), 1)[0]
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_longer_exams_begin_with_the_shorter_one(dataset: FewShotDataset) -> None:
-    short, long = (draw_episodes(dataset, replace(EXAM, episodes=count), 1)[1] for count in (5, 9))
+def test_longer_evaluations_begin_with_the_shorter_one(dataset: FewShotDataset) -> None:
+    short, long = (draw_episodes(dataset, replace(PROTOCOL, episodes=count), 1)[1] for count in (5, 9))
     assert torch.equal(short, long[:5])
 
 
 def test_images_are_brought_to_the_size_of_the_network(dataset: FewShotDataset, network: nn.Module) -> None:
     large = replace(dataset, images=dataset.images.repeat_interleave(2, -1).repeat_interleave(2, -2))
     small = replace(dataset, images=to_uint8(resize(to_unit(large.images), 16)))
-    for exam in (FROZEN, replace(EXAM, head="prototype")):
-        rows = [evaluate(network, data, exam, method="m") for data in (large, small)]
+    for protocol in (FROZEN, replace(PROTOCOL, head="prototype")):
+        rows = [evaluate(network, data, protocol, method="m") for data in (large, small)]
         # The same pixels but for their rounding to 8 bits.
         assert [row.mean for row in rows[0]] == pytest.approx([row.mean for row in rows[1]], abs=2)
 
 
 def test_what_cannot_be_examined_is_refused(dataset: FewShotDataset) -> None:
     with pytest.raises(ValueError, match="cannot be fine-tuned"):
-        evaluate_features(lambda images: images.flatten(1), dataset, EXAM, method="m")
+        evaluate_features(lambda images: images.flatten(1), dataset, PROTOCOL, method="m")
     with pytest.raises(ValueError, match="expected at least 2"):
-        Exam(episodes=1)
+        EvaluationProtocol(episodes=1)
     with pytest.raises(ValueError, match="head='svm'"):
-        Exam(head="svm")  # type: ignore[arg-type]
+        EvaluationProtocol(head="svm")  # type: ignore[arg-type]

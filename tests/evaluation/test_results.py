@@ -95,7 +95,7 @@ def test_tables_put_shots_side_by_side_and_the_papers_beside_ours() -> None:
     assert lines[5] == "| TGR | finetune | running | 38.50 ± 0.80 | - | - | - |"
 
 
-def test_different_exams_are_different_tables() -> None:
+def test_different_evaluations_are_different_tables() -> None:
     text = markdown_table([ROW, replace(ROW, episodes=100), replace(ROW, split="validation")])
     assert text.count("| FREE |") == 3
     assert text.count("**cifar-fs") == 3
@@ -120,7 +120,7 @@ def test_titles_are_not_broken_where_they_are_written_to_a_file() -> None:
     assert stream.getvalue().splitlines()[0] == title
 
 
-def test_rows_of_the_same_exam_are_replaced_and_others_stay() -> None:
+def test_rows_of_the_same_evaluation_are_replaced_and_others_stay() -> None:
     others = [replace(ROW, **change) for change in ({"shots": 5}, {"head": "prototype"}, {"episodes": 100})]
     again = replace(ROW, mean=40.0, ci95=0.7, seconds=1.0, command="another")
     assert merged([ROW, *others], [again]) == [*others, again]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hf_dfml.learning.ensemble_features import (
     TargetConfig,
     add_products,
-    joint_products,
-    joint_targets,
+    ensemble_products,
+    ensemble_targets,
     representation,
 )
 from hf_dfml.utils.images import to_unit
@@ -54,7 +54,7 @@ def test_probabilities_are_as_good_as_logits_up_to_their_mean(members):
 
 def test_principal_directions_keep_every_inner_product_when_there_are_enough(members):
     config = replace(PCA, target_dim=60)
-    targets, agreement, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    targets, agreement, _ = ensemble_targets(ensemble_products(members, IMAGES, config, 0), config)
     joint = side_by_side(members)
     assert targets.dtype == torch.float16 and targets.shape == (60, 60)
     torch.testing.assert_close(targets.float() @ targets.float().T, joint @ joint.T, atol=3e-3, rtol=0)
@@ -64,7 +64,7 @@ def test_principal_directions_keep_every_inner_product_when_there_are_enough(mem
 def test_principal_directions_are_those_of_the_features_side_by_side(members):
     """Of all rank-12 representations theirs has the smallest error: the tail of the singular values."""
     config = replace(PCA, target_dim=12)
-    targets, _, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    targets, _, _ = ensemble_targets(ensemble_products(members, IMAGES, config, 0), config)
     joint = side_by_side(members).double()
     error = torch.linalg.matrix_norm(targets.double() @ targets.double().T - joint @ joint.T)
     tail = torch.linalg.svdvals(joint)[12:].square().square().sum().sqrt()
@@ -72,9 +72,9 @@ def test_principal_directions_are_those_of_the_features_side_by_side(members):
 
 
 def test_equalised_directions_have_variances_to_a_smaller_power(members):
-    plain, agreement, spread = joint_targets(joint_products(members, IMAGES, PCA_10, 0), PCA_10)
-    config = replace(PCA_10, equalise=0.5)
-    equal, same, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    plain, agreement, spread = ensemble_targets(ensemble_products(members, IMAGES, PCA_10, 0), PCA_10)
+    config = replace(PCA_10, whiten=0.5)
+    equal, same, _ = ensemble_targets(ensemble_products(members, IMAGES, config, 0), config)
     variances = plain.double().square().sum(0)  # All images are landmarks: these are the eigenvalues.
     torch.testing.assert_close(spread.double(), variances / variances[0], atol=1e-3, rtol=2e-2)
     expected = F.normalize(plain.double() * (variances / variances[0]) ** -0.25, dim=-1)
@@ -85,7 +85,7 @@ def test_equalised_directions_have_variances_to_a_smaller_power(members):
 
 def test_images_that_are_no_landmarks_are_projected_on_the_landmarks_directions(members):
     config = replace(PCA, target_dim=10, landmarks=30)
-    targets, _, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    targets, _, _ = ensemble_targets(ensemble_products(members, IMAGES, config, 0), config)
     joint = side_by_side(members).double()
     _, _, directions = torch.linalg.svd(joint[:30], full_matrices=False)
     expected = joint @ directions[:10].T
@@ -94,7 +94,7 @@ def test_images_that_are_no_landmarks_are_projected_on_the_landmarks_directions(
 
 def test_random_projections_are_right_up_to_their_standard_deviation(members):
     """The standard deviation of a cosine is at most 1 / sqrt(d) = 0.022; the largest of 1,800 pairs 5 times it."""
-    targets, agreement, _ = joint_targets(joint_products(members, IMAGES, RANDOM, 0), RANDOM)
+    targets, agreement, _ = ensemble_targets(ensemble_products(members, IMAGES, RANDOM, 0), RANDOM)
     joint = side_by_side(members)
     error = targets.float() @ targets.float().T - joint @ joint.T
     assert error.abs().max() < 5 / 2048**0.5
@@ -106,16 +106,16 @@ def test_better_targets_agree_better(members):
     agreements = []
     for dim in (2, 8, 40):
         config = replace(PCA, target_dim=dim)
-        agreements.append(joint_targets(joint_products(members, IMAGES, config, 0), config)[1])
+        agreements.append(ensemble_targets(ensemble_products(members, IMAGES, config, 0), config)[1])
     assert agreements == sorted(agreements) and agreements[0] < 0.95 and agreements[2] > 0.99
 
 
 @pytest.mark.parametrize("config", [PCA, RANDOM], ids=["pca", "random"])
 def test_members_in_parts_and_images_in_chunks_are_all_at_once(members, config, monkeypatch):
-    at_once, agreement, _ = joint_targets(joint_products(members, IMAGES, config, 0), config)
+    at_once, agreement, _ = ensemble_targets(ensemble_products(members, IMAGES, config, 0), config)
     monkeypatch.setattr("hf_dfml.learning.ensemble_features.PIXELS_AT_ONCE", 7 * 20 * 20)
-    parts = [joint_products([member], IMAGES, config, 0) for member in members]
-    in_parts, again, _ = joint_targets(add_products(parts), config)
+    parts = [ensemble_products([member], IMAGES, config, 0) for member in members]
+    in_parts, again, _ = ensemble_targets(add_products(parts), config)
     products = [targets.float() @ targets.float().T for targets in (at_once, in_parts)]
     torch.testing.assert_close(*products, atol=2e-3, rtol=0)
     assert again == pytest.approx(agreement, abs=1e-3)
@@ -141,4 +141,4 @@ def test_members_are_let_go_before_the_next_one_is_asked_for(members):
             yield index, box
             del box
 
-    assert joint_products(stream(), IMAGES, PCA, 0).members == 3
+    assert ensemble_products(stream(), IMAGES, PCA, 0).members == 3

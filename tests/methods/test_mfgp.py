@@ -32,7 +32,7 @@ def test_the_product_explains_the_members_better_than_a_fresh_network(pool):
     members = torch.stack([parameters(state_of(seed), model) for seed in range(6)])
     mean = members.mean(0)
     product = parameters(model.state_dict(), model)
-    # The mean of Gaussian-distributed weights is their average; the distance of a member from it is the yardstick.
+    # The mean of Gaussian-distributed weights is their average; the distance of a member from it is the baseline.
     assert (product - mean).norm() < 0.5 * (members - mean).norm(dim=1).mean()
 
 

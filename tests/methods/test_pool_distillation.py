@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from hf_dfml import MetaModel, exams
+from hf_dfml import MetaModel, protocols
 from hf_dfml.arguments import parse
 from hf_dfml.cli import METHODS
 from hf_dfml.data import dataset_info
@@ -109,7 +109,7 @@ def test_the_loss_is_zero_for_a_student_that_reproduces_the_targets():
 
 
 def test_neighbours_are_those_of_targets_that_are_equalised_further():
-    method = make_method(target_dim=16, equalise=0.1, neighbour_equalise=0.5)
+    method = make_method(target_dim=16, whiten=0.1, neighbour_equalise=0.5)
     generator = torch.Generator().manual_seed(2)
     images, found = torch.rand(12, 3, 16, 16, generator=generator), torch.randn(12, 16, generator=generator)
     method.spread = torch.logspace(0, -3, 16)
@@ -204,7 +204,7 @@ def test_an_interrupted_setup_goes_on_and_ends_in_the_same_targets(tmp_path, mon
     whole = trainer_of(pool, tmp_path / "whole", steps=0)
     whole.fit()
     recovered, seen = [], []
-    recover, products = pool_view.recover, pool_view.joint_products
+    recover, products = pool_view.recover, pool_view.ensemble_products
 
     def counted_recover(teacher, *arguments, **options):
         recovered.append(teacher.entry.id)
@@ -286,14 +286,14 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     for index in range(2):
         write_member(tmp_path / "pool" / f"m-{index}", seed=index, label_names=names[index : index + 3])
     validated = []
-    evaluate = exams.evaluate
+    evaluate = protocols.evaluate
 
-    def watched(model, dataset, exam, **options):
+    def watched(model, dataset, protocol, **options):
         if options["method"] == "validation":
-            validated.append((exam.head, exam.bn, dataset.split))
-        return evaluate(model, dataset, exam, **options)
+            validated.append((protocol.head, protocol.bn, dataset.split))
+        return evaluate(model, dataset, protocol, **options)
 
-    monkeypatch.setattr("hf_dfml.exams.evaluate", watched)
+    monkeypatch.setattr("hf_dfml.evaluations.evaluate", watched)
     words = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
     words += [
         "--pool",

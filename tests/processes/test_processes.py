@@ -1,4 +1,4 @@
-"""Two processes come to what one comes to: results of shared work, every method's weights, the rows of an exam."""
+"""Two processes come to what one comes to: results of shared work, every method's weights, evaluation rows."""
 
 import json
 

@@ -1,10 +1,10 @@
-"""What one process and two are to do alike: every method for some steps, and an exam.
+"""What one process and two are to do alike: every method for some steps, and an evaluation.
 
     python -m tests.processes.work FOLDER                                                            # one process
     ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m tests.processes.work FOLDER               # two
 
 Each process leaves the weights of its meta-models in `<method>-<rank>.safetensors`, and in `shared-<rank>.json` rows
-of exams and what `Processes` gave.
+of evaluations and what `Processes` gave.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_dfml.data import load_dataset
-from hf_dfml.evaluation import Exam, Result, evaluate
+from hf_dfml.evaluation import EvaluationProtocol, Result, evaluate
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
 from hf_dfml.methods.free import FREE, FREEConfig
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
@@ -63,18 +63,20 @@ def trained(name: str, pool: ModelPool, folder: Path, accelerator: Accelerator) 
     return Trainer(MAKE[name](network), pool, config, accelerator).fit().model
 
 
-def exam_rows(model: nn.Module, processes: Processes) -> list[Result]:
-    """An exam whose episodes are divided one by one, and one of features."""
+def evaluation_rows(model: nn.Module, processes: Processes) -> list[Result]:
+    """An evaluation whose episodes are divided one by one, and one of features."""
     dataset = load_dataset("glyphs", "validation")
-    exam = Exam(ways=3, shots=[1, 2], queries=3, episodes=5, split="validation")
-    exams = [exam, replace(exam, head="prototype", bn="running"), replace(exam, head="linear")]
+    protocol = EvaluationProtocol(ways=3, shots=[1, 2], queries=3, episodes=5, split="validation")
+    protocols = [protocol, replace(protocol, head="prototype", bn="running"), replace(protocol, head="linear")]
     return [
-        row for one in exams for row in evaluate(model, dataset, one, method="x", chunk_size=1, processes=processes)
+        row
+        for one in protocols
+        for row in evaluate(model, dataset, one, method="x", chunk_size=1, processes=processes)
     ]
 
 
 def whole_run(folder: Path) -> list[Result]:
-    """A recipe from the pool to the rows of `results.json`, validation and yardsticks included."""
+    """A recipe from the pool to the rows of `results.json`, validation and baselines included."""
     method = PURERConfig(**EPISODES, images_per_class=4, warmup=2, patience=2, steps=4)
     config = RunConfig(
         pool=str(folder.parent / "pool"),
@@ -99,25 +101,25 @@ def shared(processes: Processes) -> dict[str, Any]:
             raise QueryBudgetError(spent=5, asked=3, allowed=6)
         return item
 
-    told = {}
+    to_answers = {}
     for items in ([7, 0, 2], [1], []):
-        told[f"map {items}"] = processes.map(lambda item: 10 * item, items)
+        to_answers[f"map {items}"] = processes.map(lambda item: 10 * item, items)
         (total,) = processes.sum(lambda item: [torch.full((2, 2), item / 3)], items, like=[torch.empty(2, 2)])
-        told[f"sum {items}"] = total.tolist()
+        to_answers[f"sum {items}"] = total.tolist()
     asked: list[int] = []
-    told["once"] = processes.once(lambda: asked.append(1) or {"a": [torch.ones(2), "b"]})["a"][0].tolist()
-    told["asked"] = sum(map(len, processes.map(lambda _: asked, range(processes.count))))
-    told["first"] = processes.first(None if processes.is_main and processes.count > 1 else "last")
+    to_answers["once"] = processes.once(lambda: asked.append(1) or {"a": [torch.ones(2), "b"]})["a"][0].tolist()
+    to_answers["asked"] = sum(map(len, processes.map(lambda _: asked, range(processes.count))))
+    to_answers["first"] = processes.first(None if processes.is_main and processes.count > 1 else "last")
     try:
         processes.map(fail, [0, 1])
     except QueryBudgetError as error:
-        told["error"] = str(error).partition(" (process")[0]
+        to_answers["error"] = str(error).partition(" (process")[0]
     if processes.count > 1:
         try:
             processes.map(lambda item: object() if item else None, [0, 1])
         except TypeError as error:
-            told["refused"] = str(error)
-    return told
+            to_answers["refused"] = str(error)
+    return to_answers
 
 
 def main(folder: Path, accelerator: Accelerator) -> None:
@@ -128,10 +130,10 @@ def main(folder: Path, accelerator: Accelerator) -> None:
     for name in MAKE:
         model = trained(name, pool, folder, accelerator)
         save_file(dict(model.named_parameters()), folder / f"{name}-{rank}.safetensors")
-    told = shared(processes)
-    rows = exam_rows(model, processes) + whole_run(folder)
-    told["rows"] = [asdict(replace(row, seconds=0.0, command="")) for row in rows]
-    (folder / f"shared-{rank}.json").write_text(json.dumps(told))
+    to_answers = shared(processes)
+    rows = evaluation_rows(model, processes) + whole_run(folder)
+    to_answers["rows"] = [asdict(replace(row, seconds=0.0, command="")) for row in rows]
+    (folder / f"shared-{rank}.json").write_text(json.dumps(to_answers))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""benchmarks/black_box.py on tiny members: all rows, one exam, queries as foreseen, interruptions."""
+"""benchmarks/black_box.py on tiny members: all rows, one evaluation, queries as foreseen, interruptions."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def words(tmp_path):
     return [*TINY.split(), "--pool", str(glyph_pool(tmp_path / "pool", 3)), "--output_dir", str(tmp_path / "run")]
 
 
-def test_every_row_sits_one_exam_and_says_what_it_was_asked(benchmark, words, tmp_path, capsys, monkeypatch):
+def test_every_row_sits_one_evaluation_and_says_what_it_was_asked(benchmark, words, tmp_path, capsys, monkeypatch):
     verdict = benchmark.main([*words, "--rows", "white", "label", "http"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == verdict
     spent = {row: found["queries"] for row, found in verdict["rows"].items()}

@@ -1,4 +1,4 @@
-"""benchmarks/evaluate.py on a tiny exam: both ways come to the same accuracies, and the rows say what they say."""
+"""benchmarks/evaluate.py on a tiny evaluation: both ways come to the same accuracies; what the rows say."""
 
 import pytest
 import torch

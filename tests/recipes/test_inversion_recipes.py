@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_dfml import MetaModel, exams
+from hf_dfml import MetaModel, protocols
 from hf_dfml.arguments import parse
 from hf_dfml.cli import main
 from hf_dfml.data import dataset_info
@@ -97,9 +97,9 @@ def made(name):
     return config, create_network("conv4_16", num_classes=run_config.ways)
 
 
-def test_the_exam_is_reported_with_and_without_icfil(tmp_path, monkeypatch):
-    short = replace(exams.Exam().icfil, recovery_steps=3)
-    monkeypatch.setattr(exams, "Exam", lambda **fields: _EXAM(**fields, icfil=short))
+def test_the_evaluation_is_reported_with_and_without_icfil(tmp_path, monkeypatch):
+    short = replace(protocols.EvaluationProtocol().icfil, recovery_steps=3)
+    monkeypatch.setattr(protocols, "Evaluation", lambda **fields: _EXAM(**fields, icfil=short))
     words = options("purer", "--pool", glyph_pool(tmp_path / "pool"), "--dataset", "glyphs", "--arch", "conv4_16")
     words += ["--output_dir", str(tmp_path / "run"), "--icfil_episodes", "2"]
     rows = run(PURER, *parse(PURER, RunConfig, words), argv=["test"])
@@ -111,23 +111,23 @@ def test_the_exam_is_reported_with_and_without_icfil(tmp_path, monkeypatch):
     assert all(row.episodes == 3 for row in rows if row not in pair)
     assert (tmp_path / "run" / "pictures" / "results.png").is_file()
     # Once more from the stored model: one command gives both rows.
-    exam = exams.Exam(ways=3, shots=[1], episodes=2, head="icfil")
+    protocol = protocols.EvaluationProtocol(ways=3, shots=[1], episodes=2, head="icfil")
     meta = MetaModel.from_pretrained(tmp_path / "run")
-    again = exams.evaluate_meta_model(meta, "glyphs", exam, tmp_path / "run" / "evaluations")
+    again = protocols.evaluate_meta_model(meta, "glyphs", protocol, tmp_path / "run" / "evaluations")
     assert [(row.head, row.mean) for row in again] == [(row.head, row.mean) for row in pair]
 
 
-_EXAM = exams.Exam
+_EXAM = protocols.EvaluationProtocol
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
-    """Members of two sizes and architectures from two folders; an exam on each of two data sets."""
+    """Members of two sizes and architectures from two folders; an evaluation on each of two data sets."""
     glyph_pool(tmp_path / "small", 1)
     make_mixed_pool(tmp_path)
-    load = exams.load_dataset
+    load = protocols.load_dataset
     monkeypatch.setattr(
-        exams,
+        protocols,
         "load_dataset",
         lambda name, split, **sizes: replace(load("glyphs", split, **sizes), name=name),
     )

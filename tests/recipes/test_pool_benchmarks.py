@@ -1,4 +1,4 @@
-"""The benchmarks of pool distillation on tiny members: every student once, one exam, interruptions."""
+"""The benchmarks of pool distillation on tiny members: every student once, one evaluation, interruptions."""
 
 import json
 from pathlib import Path

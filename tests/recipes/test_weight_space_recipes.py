@@ -74,7 +74,7 @@ def test_baselines(tmp_path, capsys, monkeypatch):
     assert "MAML, sees data" in capsys.readouterr().out
     # Interrupted before its last contestants, the same command does not measure the first ones again.
     write_results(tmp_path / "run", rows[:-2])
-    monkeypatch.setattr(module, "yardsticks", None)
+    monkeypatch.setattr(module, "baselines", None)
     assert (
         module.main([*options.split(), "--pool", str(pool), "--output_dir", str(tmp_path / "run")])[:-2] == rows[:-2]
     )
@@ -94,7 +94,7 @@ def _short_mfgp():
     return MFGPConfig(steps=2)
 
 
-def test_baselines_refuse_a_mixed_pool_before_the_exam(tmp_path):
+def test_baselines_refuse_a_mixed_pool_before_the_evaluation(tmp_path):
     write_pool(tmp_path / "pool", 2)
     network = create_network("conv4", num_classes=3, image_size=16)
     wide = write_member(tmp_path / "pool" / "wide", architecture="conv4")

@@ -1,10 +1,10 @@
-"""The pool of the sinusoid benchmark and its exam."""
+"""The pool of the sinusoid benchmark and its evaluation."""
 
 import pytest
 import torch
 
 from hf_dfml.sinusoids.evaluation import (
-    RegressionExam,
+    RegressionProtocol,
     Tuned,
     adapt_to_tasks,
     fitted_curves,
@@ -19,7 +19,7 @@ from hf_dfml.sinusoids.pool import SinusoidRecipe, build_sinusoid_pool, new_mlp
 from hf_dfml.sinusoids.tasks import SinusoidTasks
 
 SMALL = SinusoidRecipe(num_models=3, steps=60, points=20, lr=0.01)
-EXAM = RegressionExam(shots=[5], queries=20, tasks=4, tune_lrs=[0.01, 1e9], tune_steps=[2, 5])
+PROTOCOL = RegressionProtocol(shots=[5], queries=20, tasks=4, tune_lrs=[0.01, 1e9], tune_steps=[2, 5])
 
 
 def draw(seed=0):
@@ -92,21 +92,21 @@ def test_adapting_all_tasks_at_once_is_sgd_on_each():
 
 def test_tuning_rejects_a_rate_that_diverges_and_prefers_the_lower_error():
     network = new_mlp(draw())
-    best = tune(network, EXAM, 5, seed=0)
+    best = tune(network, PROTOCOL, 5, seed=0)
     assert best.lr == 0.01 and best.steps in (2, 5)
 
 
-def test_all_networks_sit_the_same_exam():
+def test_all_networks_sit_the_same_evaluation():
     network = new_mlp(draw())
-    first, again = (regression_errors(network, EXAM, 5, seed, Tuned(0.01, 3)) for seed in (0, 0))
-    other = regression_errors(network, EXAM, 5, 1, Tuned(0.01, 3))
+    first, again = (regression_errors(network, PROTOCOL, 5, seed, Tuned(0.01, 3)) for seed in (0, 0))
+    other = regression_errors(network, PROTOCOL, 5, 1, Tuned(0.01, 3))
     assert first.shape == (4,) and torch.equal(first, again) and not torch.allclose(first, other)
 
 
-def test_curves_are_those_of_the_exam():
+def test_curves_are_those_of_the_evaluation():
     network = new_mlp(draw())
     x = torch.linspace(-5, 5, 30)[:, None]
-    predicted, truth, (points, values) = fitted_curves(network, EXAM, 5, 0, Tuned(0.01, 0), x)
+    predicted, truth, (points, values) = fitted_curves(network, PROTOCOL, 5, 0, Tuned(0.01, 0), x)
     assert predicted.shape == truth.shape == (4, 30) and points.shape == values.shape == (4, 5, 1)
     assert torch.allclose(predicted[2], network(x).squeeze(), atol=1e-6), "no step: the network itself"
 

@@ -92,24 +92,24 @@ def open_remote(name: str, *, max_queries: int | None = None, **options: Any) ->
     queries, loop = QueryCount(max_queries), Loop()
     entries: list[PoolEntry] = []
     asks: dict[str, Ask] = {}
-    told: dict[Output, str] = {}
+    to_answers: dict[Output, str] = {}
     for row in plan.rows:
         found, ask, output = _served(row) or _endpoint(row, plan, queries, loop, options)
-        told.setdefault(output, row.get("url") or row["model"])
+        to_answers.setdefault(output, row.get("url") or row["model"])
         for entry in found:
             if entry.id in asks:
                 raise ValueError(f"{name} has two members called '{entry.id}': give one another `id` in a file.")
             asks[entry.id] = ask
             entries.append(entry)
-    if len(told) > 1:
-        (one, first), (other, second), *_ = told.items()
+    if len(to_answers) > 1:
+        (one, first), (other, second), *_ = to_answers.items()
         raise ValueError(
             f"{first} tells {one} and {second} tells {other}: say `output: {one}` in a file, or part them."
         )
     return BlackBoxPool(
         entries,
         lambda entry, images: asks[entry.id](entry, images),
-        next(iter(told)),
+        next(iter(to_answers)),
         queries,
         resolution=PNG_STEP,
         cache=AnswerCache(),
@@ -189,7 +189,7 @@ class RemoteModel:
 
         async def one(file: bytes) -> list[tuple[str, float]]:
             async with gate:
-                return await self._insist(file)
+                return await self._retry(file)
 
         tasks = [asyncio.ensure_future(one(file)) for file in files]
         try:
@@ -198,7 +198,7 @@ class RemoteModel:
             for task in tasks:
                 task.cancel()  # Where one has failed, the others are not wanted either.
 
-    async def _insist(self, file: bytes) -> list[tuple[str, float]]:
+    async def _retry(self, file: bytes) -> list[tuple[str, float]]:
         retried, problem = 0, ""
         patience = time.monotonic() + self.loading
         while True:

@@ -146,7 +146,7 @@ class BlackBox(Classes):
         Raises:
             QueryBudgetError: if so many images are more than is allowed; none is sent.
         """
-        return believed(self._answers(images.detach()).to(self.device), self._output)
+        return to_logits(self._answers(images.detach()).to(self.device), self._output)
 
     def _answers(self, images: Tensor) -> Tensor:
         def send(new: Tensor) -> Tensor:
@@ -237,7 +237,7 @@ def public(entry: PoolEntry) -> PoolEntry:
     )
 
 
-def told(logits: Tensor, output: Output, top_k: int) -> Tensor:
+def to_answers(logits: Tensor, output: Output, top_k: int) -> Tensor:
     """What an owner tells of the logits `(B, C)`: an answer `(B, C)`, zero where nothing is told."""
     if output == "logits":
         return logits
@@ -249,7 +249,7 @@ def told(logits: Tensor, output: Output, top_k: int) -> Tensor:
     return torch.zeros_like(probabilities).scatter(-1, classes, values)
 
 
-def believed(answers: Tensor, output: Output) -> Tensor:
+def to_logits(answers: Tensor, output: Output) -> Tensor:
     """What losses are given for answers `(B, C)`: logits, or logarithms of probabilities that sum to one."""
     if output == "logits":
         return answers

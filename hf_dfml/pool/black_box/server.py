@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hf_dfml.pool.black_box.batching import Batcher
-from hf_dfml.pool.black_box.pool import Output, told
+from hf_dfml.pool.black_box.pool import Output, to_answers
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
 
@@ -114,7 +114,7 @@ class PoolServer(ThreadingHTTPServer):
 
         assert entry.input_size is not None
         images = as_batch([_open(file) for file in files], entry.input_size[1:])
-        answers = told(self.batcher(entry.id, images), self.output, self.top_k)
+        answers = to_answers(self.batcher(entry.id, images), self.output, self.top_k)
         return [self._rows(entry, answer)[:top_k] for answer in answers]
 
     def server_close(self) -> None:

@@ -139,10 +139,10 @@ class Service:
         with ThreadPoolExecutor(self.workers) as pool:
             rows = [row for part in pool.map(lambda part: self.request(path, {"inputs": part}), parts) for row in part]
         try:
-            told = [[(item["label"], item["score"]) for item in row] for row in rows]
+            to_answers = [[(item["label"], item["score"]) for item in row] for row in rows]
         except (KeyError, TypeError) as error:
             raise ServiceError(f"{self.url}{path} gave an answer that is not understood: {error!r}.") from error
-        return answers_of(told, len(images), entry.class_names, self.url + path).to(images.device)
+        return answers_of(to_answers, len(images), entry.class_names, self.url + path).to(images.device)
 
     def request(self, path: str, content: Any = None) -> Any:
         """The JSON answer to a GET, or to a POST of JSON `content`.

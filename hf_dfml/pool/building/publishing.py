@@ -70,9 +70,9 @@ def _push_member(
     api: HfApi, files: dict[str, bytes], target: str, there: ModelInfo | None, *, private: bool, message: str
 ) -> str:
     if there is None:
-        hub.insist(lambda: api.create_repo(target, private=private, exist_ok=True))
+        hub.retry(lambda: api.create_repo(target, private=private, exist_ok=True))
     else:
-        known = hub.insist(lambda: api.get_paths_info(target, list(files)))
+        known = hub.retry(lambda: api.get_paths_info(target, list(files)))
         found = {file.path: file for file in known if isinstance(file, RepoFile)}
         files = {name: content for name, content in files.items() if not _is_same(content, found.get(name))}
         if not files:
@@ -84,7 +84,7 @@ def _push_member(
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         return api.create_commit(target, operations, commit_message=message).oid
 
-    return hub.insist(commit)
+    return hub.retry(commit)
 
 
 def _files(entry: PoolEntry, target: str) -> dict[str, bytes]:

@@ -125,7 +125,7 @@ def looking_for(name: str) -> Iterator[None]:
 def list_models(author: str) -> list[ModelInfo]:
     """The models of a user or organisation with commit, files and tags of each: one request a page."""
     # The client asks again for a page by itself; what is left are pages that broke in a way it does not know.
-    return insist(lambda: list(hub_api().list_models(author=author, full=True)), tries=3)
+    return retry(lambda: list(hub_api().list_models(author=author, full=True)), tries=3)
 
 
 def resolve_revision(id: str, revision: str | None) -> str:
@@ -143,7 +143,7 @@ def resolve_revision(id: str, revision: str | None) -> str:
             raise MemberError(id, f"is not in the local cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set")
         return sha
     try:
-        sha = insist(lambda: hub_api().model_info(id, revision=revision)).sha
+        sha = retry(lambda: hub_api().model_info(id, revision=revision)).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise MemberError(id, why_not_found(error)) from error
     if not is_sha(sha):
@@ -215,7 +215,7 @@ def discard(path: Path) -> None:
 
 def _download(id: str, name: str, revision: str, meter: type[tqdm]) -> Path:
     try:
-        return Path(insist(lambda: hub_api().hf_hub_download(id, name, revision=revision, tqdm_class=meter)))
+        return Path(retry(lambda: hub_api().hf_hub_download(id, name, revision=revision, tqdm_class=meter)))
     except LocalEntryNotFoundError as error:
         if not is_offline():
             raise  # The connection failed: that is not the member's fault.
@@ -270,7 +270,7 @@ def _promised_hash(path: Path) -> tuple[str, str]:
     return blob.name, blob.name
 
 
-def insist(call: Callable[[], Result], tries: int = TRIES) -> Result:
+def retry(call: Callable[[], Result], tries: int = TRIES) -> Result:
     """`call()`, made again where the server says "not now" (429, 503, ...) or the connection breaks.
 
     Waits as long as the server asks (`Retry-After`), else 1, 2, 4, 8, 8, ... seconds. The client insists by itself on

@@ -87,7 +87,7 @@ def list_collection(slug: str) -> list[PoolEntry]:
         FileNotFoundError: if there is no such collection, or no model in it.
     """
     try:
-        collection = hub.insist(lambda: hub.hub_api().get_collection(slug))
+        collection = hub.retry(lambda: hub.hub_api().get_collection(slug))
     except HfHubHTTPError as error:
         if error.response.status_code not in (401, 403, 404):
             raise

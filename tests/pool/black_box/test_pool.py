@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_dfml.pool import BlackBoxPool, ModelPool, QueryBudgetError
-from hf_dfml.pool.black_box.pool import SMOOTHING, QueryCount, believed, told
+from hf_dfml.pool.black_box.pool import SMOOTHING, QueryCount, to_answers, to_logits
 
 OUTPUTS = ("logits", "probs", "topk", "label")
 
@@ -43,30 +43,31 @@ def test_answers_are_those_of_the_member(pool, output):
 def test_losses_from_probabilities_are_losses_from_logits():
     logits = 3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 3, 4, 0])
-    told_of = believed(told(logits, "probs", 1), "probs")
+    told_of = to_logits(to_answers(logits, "probs", 1), "probs")
     expected = nn.functional.cross_entropy(logits, labels, reduction="none")
     torch.testing.assert_close(nn.functional.cross_entropy(told_of, labels, reduction="none"), expected)
 
 
 def test_the_mass_that_top_k_leaves_out_is_spread_and_a_label_is_smoothed():
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.05, 0.25]]).log()
-    answers = told(logits, "topk", 2)
+    answers = to_answers(logits, "topk", 2)
     torch.testing.assert_close(answers, torch.tensor([[0.0, 0.4, 0.0, 0.0, 0.25]]))
     shared = 0.35 / 3
-    torch.testing.assert_close(believed(answers, "topk").exp(), torch.tensor([[shared, 0.4, shared, shared, 0.25]]))
-    assert told(logits, "label", 2).tolist() == [[0, 1, 0, 0, 0]]
+    torch.testing.assert_close(to_logits(answers, "topk").exp(), torch.tensor([[shared, 0.4, shared, shared, 0.25]]))
+    assert to_answers(logits, "label", 2).tolist() == [[0, 1, 0, 0, 0]]
     rest = SMOOTHING / 5
     torch.testing.assert_close(
-        believed(told(logits, "label", 2), "label").exp(), torch.tensor([[rest, 1 - 4 * rest, rest, rest, rest]])
+        to_logits(to_answers(logits, "label", 2), "label").exp(),
+        torch.tensor([[rest, 1 - 4 * rest, rest, rest, rest]]),
     )
     # More classes than there are: everything is told, and nothing is divided by zero.
-    torch.testing.assert_close(believed(told(logits, "topk", 9), "topk"), logits)
+    torch.testing.assert_close(to_logits(to_answers(logits, "topk", 9), "topk"), logits)
 
 
 def test_an_impossible_class_has_a_finite_loss():
     sure = torch.tensor([[500.0, 0.0, 0.0]])
     for output in OUTPUTS:
-        assert believed(told(sure, output, 1), output).isfinite().all()
+        assert to_logits(to_answers(sure, output, 1), output).isfinite().all()
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
