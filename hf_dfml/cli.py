@@ -223,8 +223,8 @@ def evaluate(
 ) -> None:
     """Measure mean accuracy and 95 % interval over episodes of classes that no member has seen."""
     from hf_dfml.evaluation import EvaluationProtocol
+    from hf_dfml.evaluation.in_runs import evaluate_meta_model
     from hf_dfml.meta_model import MetaModel
-    from hf_dfml.protocols import evaluate_meta_model
 
     meta = MetaModel.from_pretrained(model)
     own = meta.config.adapt

@@ -18,13 +18,13 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from hf_dfml.evaluation import Result, results_chart, write_results
+from hf_dfml.evaluation.in_runs import best_head, meta_test, suited, validation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.base import refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.black_box.endpoints import is_remote, open_remote
-from hf_dfml.protocols import best_head, meta_test, suited, validation
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.pictures import curves

@@ -28,8 +28,8 @@ from hf_dfml.evaluation import (
     RESULTS_NAME,
     EvaluationProtocol,
     Result,
-    baselines,
     evaluate,
+    evaluate_baselines,
     print_table,
     read_results,
     write_results,
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     if rows:
         print(f"Kept what {config.output_dir} has: {', '.join(dict.fromkeys(row.method for row in rows))}.")
     else:
-        rows = baselines(pool, dataset, protocol, device=device)
+        rows = evaluate_baselines(pool, dataset, protocol, device=device)
         write_results(config.output_dir, rows)
     for method_class, method_config in contestants(config, len(pool)):
         started = time.monotonic()

@@ -1,6 +1,6 @@
 """The evaluation: meta-testing protocol, heads, baselines, intervals and tables."""
 
-from hf_dfml.evaluation.baselines import baselines
+from hf_dfml.evaluation.baselines import evaluate_baselines
 from hf_dfml.evaluation.frozen_features import evaluate_features
 from hf_dfml.evaluation.heads import Adaptation, Adapter
 from hf_dfml.evaluation.meta_testing import evaluate
@@ -24,7 +24,7 @@ __all__ = [
     "Adapter",
     "EvaluationProtocol",
     "Result",
-    "baselines",
+    "evaluate_baselines",
     "evaluate",
     "evaluate_features",
     "markdown_table",

@@ -28,7 +28,7 @@ from hf_dfml.utils.seeding import fork
 logger = logging.getLogger(__name__)
 
 
-def baselines(
+def evaluate_baselines(
     pool: ModelPool,
     dataset: FewShotDataset,
     protocol: EvaluationProtocol,

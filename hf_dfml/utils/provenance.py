@@ -16,7 +16,7 @@ _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 _URL_QUERY = re.compile(r"(?<=\?)[^\s,?]+")
 _SECRET_OPTION = re.compile(r"--?[\w-]*(token|password|secret|api[-_]?key)[\w-]*", re.IGNORECASE)
 HIDDEN = "HIDDEN"
-PUBLIC = ("recipes", "benchmarks")
+PUBLIC = ("recipes", "benchmarks", "hf_dfml")
 """Folders of this project: what lies in them is named as it is from the project's own folder."""
 
 

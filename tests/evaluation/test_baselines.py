@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_features
-from hf_dfml.evaluation import baselines as baselines
+from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_baselines, evaluate_features
 from hf_dfml.evaluation.baselines import average_network, largest_kind, random_network
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
@@ -43,7 +42,7 @@ def pool(tmp_path: Path) -> ModelPool:
 
 
 def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewShotDataset) -> None:
-    rows = {row.method: row for row in baselines(pool, dataset, PROTOCOL)}
+    rows = {row.method: row for row in evaluate_baselines(pool, dataset, PROTOCOL)}
     assert list(rows) == [
         "Random init",
         "Average",
@@ -63,7 +62,7 @@ def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewS
 
 
 def test_no_row_is_shown_twice(pool: ModelPool, dataset: FewShotDataset) -> None:
-    rows = baselines(pool, dataset, replace(PROTOCOL, head="prototype", bn="running"))
+    rows = evaluate_baselines(pool, dataset, replace(PROTOCOL, head="prototype", bn="running"))
     to_answers = [(row.method, row.shots) for row in rows]
     assert "Best member" not in {method for method, _ in to_answers} and len(set(to_answers)) == len(to_answers)
     assert "Best member + prototype" in {method for method, _ in to_answers}
@@ -92,18 +91,18 @@ def test_mixed_pool_averages_its_largest_kind_and_says_so(tmp_path: Path, datase
     pool = ModelPool.from_dir(tmp_path / "mixed")
     kind = largest_kind(pool)
     assert kind is not None and [entry.id for entry in kind] == ["m0", "m2"]
-    names = [row.method for row in baselines(pool, dataset, PROTOCOL, all_features=False)]
+    names = [row.method for row in evaluate_baselines(pool, dataset, PROTOCOL, all_features=False)]
     # No member stores an accuracy, so none is called the best.
     assert names == ["Random init", "Average, 2 of 3 members", "First member", "First member + prototype"]
 
 
 def test_empty_pool_is_refused(pool: ModelPool, dataset: FewShotDataset) -> None:
     with pytest.raises(ValueError, match="no member"):
-        baselines(pool[:0], dataset, PROTOCOL)
+        evaluate_baselines(pool[:0], dataset, PROTOCOL)
 
 
 def test_member_networks_are_not_changed(pool: ModelPool, dataset: FewShotDataset) -> None:
     network: nn.Module = pool.load("strong").network
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    baselines(pool, dataset, PROTOCOL, all_features=False)
+    evaluate_baselines(pool, dataset, PROTOCOL, all_features=False)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

@@ -12,7 +12,7 @@ from hf_dfml.utils.provenance import describe_machine, scrub_command, this_comma
     [
         ("python recipes/tgr.py --pool ../shared/pools/a --steps 20", None),
         ("python /home/ada/recipes/tgr.py --output_dir=/scratch/ada/x", "python recipes/tgr.py --output_dir=x"),
-        ("x --config /home/recipes/hf_dfml/presets/tgr.yaml", "x --config hf_dfml/presets/tgr.yaml"),
+        ("x --config /home/hf_dfml/presets/tgr.yaml", "x --config hf_dfml/presets/tgr.yaml"),
         ("x --pool /a/pools/one,/b/two,org", "x --pool one,two,org"),
         ("x --data_dir ~/sets", "x --data_dir sets"),
         (r"x --data_dir 'C:\Users\ada\sets'", "x --data_dir sets"),

@@ -10,7 +10,7 @@ from hf_dfml.pool import ModelPool
 from hf_dfml.pool.black_box.batching import Batcher
 from hf_dfml.pool.black_box.endpoints import RemoteModel
 from hf_dfml.pool.black_box.server import PoolServer
-from tests.pool.test_remote import pictures, running
+from tests.pool.black_box.test_service import pictures, running
 
 PATIENCE = 20
 

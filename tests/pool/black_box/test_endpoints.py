@@ -30,7 +30,7 @@ from hf_dfml.pool.black_box.service import PNG_STEP
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.images import to_uint8, to_unit
-from tests.pool.test_remote import pictures, running, served
+from tests.pool.black_box.test_service import pictures, running, served
 
 LABELS = ("red", "green", "blue")
 SIX = (*LABELS, "cyan", "lime", "pink")

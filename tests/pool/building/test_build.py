@@ -11,8 +11,8 @@ import torch
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.pool import ModelPool
+from hf_dfml.pool.building import training as member_training
 from hf_dfml.pool.building.build import build_pool
-from hf_dfml.pool.building.build import training as member_training
 from hf_dfml.pool.building.training import PoolRecipe, train_member
 
 RECIPE = replace(PoolRecipe.fast(), epochs=3, batch_size=8, shift=1)

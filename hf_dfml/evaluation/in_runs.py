@@ -15,8 +15,8 @@ from hf_dfml.evaluation import (
     Adaptation,
     EvaluationProtocol,
     Result,
-    baselines,
     evaluate,
+    evaluate_baselines,
     merged,
     print_table,
     read_results,
@@ -111,7 +111,7 @@ def meta_test(
         if config.baselines and isinstance(pool, ModelPool):
             mirrored = any(adapt.head == "mirrored" for adapt in chosen)
             heads: list[Head] = ["prototype", "mirrored"] if mirrored else ["prototype"]
-            results += baselines(
+            results += evaluate_baselines(
                 pool, dataset, protocol, heads=heads, device=device, command=command, processes=processes
             )
     if processes.is_main:
@@ -153,7 +153,7 @@ def evaluate_meta_model(
     for head in heads:
         results += evaluate(meta.network, dataset, replace(protocol, head=head), method=meta.config.method)
     if pool:
-        results += baselines(ModelPool.open(pool).usable(), dataset, replace(protocol, head=heads[0]))
+        results += evaluate_baselines(ModelPool.open(pool).usable(), dataset, replace(protocol, head=heads[0]))
     print_table(results)
     rows = merged(earlier, results)
     kept = f", beside {counted(len(rows) - len(results), 'earlier row')}" if len(rows) > len(results) else ""
