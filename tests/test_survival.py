@@ -87,7 +87,7 @@ def test_a_loss_that_was_no_number_once_does_not_stay_in_the_run(members, tmp_pa
         poisoned = {name: value * float("nan") for name, value in gradients.items()}
         apply_gradients(optimizer, model, poisoned if len(calls) == 4 else gradients)
 
-    monkeypatch.setattr(tgr, "descend", descend_into_nowhere)
+    monkeypatch.setattr(tgr, "apply_gradients", descend_into_nowhere)
     with pytest.raises(FloatingPointError, match="Step 4: The meta-gradient is not finite"):
         trainer_of(pool, tmp_path).fit()
     assert re.search(r"broke off after step 3. The last checkpoint is .*step-000003", capsys.readouterr().err)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from hf_dfml import MetaModel, protocols
+from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
 from hf_dfml.cli import METHODS
 from hf_dfml.data import dataset_info
+from hf_dfml.evaluation import in_runs
 from hf_dfml.learning.distillation import neighbour_loss
 from hf_dfml.methods import ensemble_view as pool_view
 from hf_dfml.methods import pool_distillation
@@ -286,7 +287,7 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     for index in range(2):
         write_member(tmp_path / "pool" / f"m-{index}", seed=index, label_names=names[index : index + 3])
     validated = []
-    evaluate = protocols.evaluate
+    evaluate = in_runs.evaluate
 
     def watched(model, dataset, protocol, **options):
         if options["method"] == "validation":

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_dfml import MetaModel, protocols
+from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
 from hf_dfml.cli import main
 from hf_dfml.data import dataset_info
-from hf_dfml.evaluation import read_results
+from hf_dfml.evaluation import in_runs, read_results
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.methods.free import FREE
 from hf_dfml.methods.purer import PURER
@@ -98,8 +98,8 @@ def made(name):
 
 
 def test_the_evaluation_is_reported_with_and_without_icfil(tmp_path, monkeypatch):
-    short = replace(protocols.EvaluationProtocol().icfil, recovery_steps=3)
-    monkeypatch.setattr(protocols, "Evaluation", lambda **fields: _EXAM(**fields, icfil=short))
+    short = replace(in_runs.EvaluationProtocol().icfil, recovery_steps=3)
+    monkeypatch.setattr(in_runs, "EvaluationProtocol", lambda **fields: _EXAM(**fields, icfil=short))
     words = options("purer", "--pool", glyph_pool(tmp_path / "pool"), "--dataset", "glyphs", "--arch", "conv4_16")
     words += ["--output_dir", str(tmp_path / "run"), "--icfil_episodes", "2"]
     rows = run(PURER, *parse(PURER, RunConfig, words), argv=["test"])
@@ -111,13 +111,13 @@ def test_the_evaluation_is_reported_with_and_without_icfil(tmp_path, monkeypatch
     assert all(row.episodes == 3 for row in rows if row not in pair)
     assert (tmp_path / "run" / "pictures" / "results.png").is_file()
     # Once more from the stored model: one command gives both rows.
-    protocol = protocols.EvaluationProtocol(ways=3, shots=[1], episodes=2, head="icfil")
+    protocol = in_runs.EvaluationProtocol(ways=3, shots=[1], episodes=2, head="icfil")
     meta = MetaModel.from_pretrained(tmp_path / "run")
-    again = protocols.evaluate_meta_model(meta, "glyphs", protocol, tmp_path / "run" / "evaluations")
+    again = in_runs.evaluate_meta_model(meta, "glyphs", protocol, tmp_path / "run" / "evaluations")
     assert [(row.head, row.mean) for row in again] == [(row.head, row.mean) for row in pair]
 
 
-_EXAM = protocols.EvaluationProtocol
+_EXAM = in_runs.EvaluationProtocol
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -125,9 +125,9 @@ def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
     """Members of two sizes and architectures from two folders; an evaluation on each of two data sets."""
     glyph_pool(tmp_path / "small", 1)
     make_mixed_pool(tmp_path)
-    load = protocols.load_dataset
+    load = in_runs.load_dataset
     monkeypatch.setattr(
-        protocols,
+        in_runs,
         "load_dataset",
         lambda name, split, **sizes: replace(load("glyphs", split, **sizes), name=name),
     )

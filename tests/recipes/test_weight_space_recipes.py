@@ -74,7 +74,7 @@ def test_baselines(tmp_path, capsys, monkeypatch):
     assert "MAML, sees data" in capsys.readouterr().out
     # Interrupted before its last contestants, the same command does not measure the first ones again.
     write_results(tmp_path / "run", rows[:-2])
-    monkeypatch.setattr(module, "baselines", None)
+    monkeypatch.setattr(module, "evaluate_baselines", None)
     assert (
         module.main([*options.split(), "--pool", str(pool), "--output_dir", str(tmp_path / "run")])[:-2] == rows[:-2]
     )

@@ -24,8 +24,8 @@ from hf_dfml.arguments import parse
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.pipeline import run
 from hf_dfml.pool import QueryBudgetError, ServiceError
+from hf_dfml.pool.black_box import endpoints
 from hf_dfml.pool.black_box.endpoints import RemoteModel, is_remote, open_remote
-from hf_dfml.pool.black_box.pool import endpoints
 from hf_dfml.pool.black_box.service import PNG_STEP
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.run_config import RunConfig

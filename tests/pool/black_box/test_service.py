@@ -28,9 +28,9 @@ from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.methods.tgr import TGR
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool, QueryBudgetError, ServiceError
+from hf_dfml.pool.black_box import answers
+from hf_dfml.pool.black_box import service as remote
 from hf_dfml.pool.black_box.answers import AnswerCache
-from hf_dfml.pool.black_box.pool import answers
-from hf_dfml.pool.black_box.pool import service as remote
 from hf_dfml.pool.black_box.server import PoolServer
 from hf_dfml.pool.black_box.service import PNG_STEP, Service, as_png, open_service
 from hf_dfml.run_config import RunConfig
