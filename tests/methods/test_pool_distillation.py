@@ -220,7 +220,7 @@ def test_an_interrupted_setup_goes_on_and_ends_in_the_same_targets(tmp_path, mon
         return products(members, *arguments)
 
     monkeypatch.setattr(pool_view, "recover", counted_recover)
-    monkeypatch.setattr(pool_view, "joint_products", counted_products)
+    monkeypatch.setattr(pool_view, "ensemble_products", counted_products)
     monkeypatch.setattr(pool_view, "MEMBERS_AT_ONCE", 2)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
@@ -294,7 +294,7 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
             validated.append((protocol.head, protocol.bn, dataset.split))
         return evaluate(model, dataset, protocol, **options)
 
-    monkeypatch.setattr("hf_dfml.evaluations.evaluate", watched)
+    monkeypatch.setattr("hf_dfml.evaluation.in_runs.evaluate", watched)
     words = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
     words += [
         "--pool",
