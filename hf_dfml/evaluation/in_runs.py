@@ -38,8 +38,8 @@ def suited(method: Any) -> Adaptation:
     """How a method wants its meta-model to be adapted; see `Method`."""
     default = Adaptation()
     return Adaptation(
-        bn=getattr(method, "exam_bn", default.bn),
-        head=getattr(method, "exam_head", default.head),
+        bn=getattr(method, "eval_bn", default.bn),
+        head=getattr(method, "eval_head", default.head),
     )
 
 
