@@ -11,12 +11,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hf_dfml._timm_hook import register_networks
+from hf_dfml.version import __version__
 
 if TYPE_CHECKING:
     from hf_dfml.meta_model import MetaModel
     from hf_dfml.pool import ModelPool
 
-__version__ = "0.1.0"
+
 __all__ = ["MetaModel", "ModelPool", "__version__"]
 
 _HOMES = {"ModelPool": "hf_dfml.pool", "MetaModel": "hf_dfml.meta_model"}

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from hf_dfml import __version__
 from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.evaluation.results import Result, result_from_json
 from hf_dfml.networks.build import OURS
 from hf_dfml.pool.entry import META_BLOCK, PoolEntry
 from hf_dfml.utils.provenance import scrub_command
+from hf_dfml.version import __version__
 
 MAX_STEPS = 1000
 """Fine-tuning steps that a config may ask for; a downloaded file must not keep a machine busy for ever."""

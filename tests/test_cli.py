@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_dfml.cli import METHODS, _spread, main
+from hf_dfml.cli import main
+from hf_dfml.cli.main import _spread
 from hf_dfml.evaluation import Adaptation
 from hf_dfml.meta_model import MetaModel
+from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from hf_dfml.cli import METHODS, app
+from hf_dfml.cli.main import app
+from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]

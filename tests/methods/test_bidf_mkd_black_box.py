@@ -5,8 +5,8 @@ import torch
 from accelerate import Accelerator
 
 from hf_dfml.arguments import parse
-from hf_dfml.cli import METHODS
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
+from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.pipeline import run
 from hf_dfml.recovery.gradient_source import ESTIMATORS, ZeroOrderGradient
 from hf_dfml.run_config import RunConfig

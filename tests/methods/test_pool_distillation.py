@@ -11,12 +11,12 @@ from accelerate import Accelerator
 
 from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
-from hf_dfml.cli import METHODS
 from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import in_runs
 from hf_dfml.learning.distillation import neighbour_loss
 from hf_dfml.methods import ensemble_view as pool_view
 from hf_dfml.methods import pool_distillation
+from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
 from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from hf_dfml.arguments import parse
-from hf_dfml.cli import METHODS
 from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import read_results
+from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.methods.free import FREE
 from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run

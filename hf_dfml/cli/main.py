@@ -1,0 +1,86 @@
+"""The commands together, and what all of them share: both spellings of options, errors in a sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_dfml.cli.evaluate import adapt, evaluate
+from hf_dfml.cli.options import Seed
+from hf_dfml.cli.pool import pool_app
+from hf_dfml.cli.serve import serve
+from hf_dfml.cli.train import train_app
+from hf_dfml.errors import TRACEBACK_VARIABLE, errors_in_a_sentence
+from hf_dfml.version import __version__
+
+SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
+LIST_OPTIONS = ("--shots",)
+
+app = typer.Typer(
+    help="Data-free meta-learning: a pool of pretrained classifiers in, one few-shot-ready model out.",
+    epilog=f"With {TRACEBACK_VARIABLE}=1 in the environment an error shows where it comes from.",
+    context_settings=SETTINGS,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hf_dfml {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Data-free meta-learning: a pool of pretrained classifiers in, one few-shot-ready model out."""
+
+
+@app.command()
+def quickstart(
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder for the pool, the model, its card and its pictures.")
+    ] = Path("runs/quickstart"),
+    seed: Seed = 42,
+) -> None:
+    """See it work without network or data: a small pool, meta-learning from it, evaluation, a model and its card."""
+    from hf_dfml.quickstart import run_quickstart
+
+    run_quickstart(output_dir, seed)
+
+
+app.add_typer(pool_app, name="pool")
+app.add_typer(train_app, name="train")
+for _command in (evaluate, adapt, serve):
+    app.command()(_command)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of `hf-dfml`: errors that a user can mend are one sentence, not a traceback."""
+    arguments = _spread(list(sys.argv[1:] if argv is None else argv))
+    with errors_in_a_sentence("hf-dfml"):
+        app(arguments, prog_name="hf-dfml")
+
+
+def _spread(arguments: list[str]) -> list[str]:
+    """`--shots 1 5` -> `--shots 1 --shots 5`, the spelling that typer knows (recipes take the first one)."""
+    if arguments[:1] == ["train"]:
+        return arguments
+    spread: list[str] = []
+    current = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            current = argument if argument in LIST_OPTIONS else ""
+        elif current and spread[-1] != current:
+            spread.append(current)
+        spread.append(argument)
+    return spread

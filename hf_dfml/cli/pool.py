@@ -1,0 +1,112 @@
+"""`hf-dfml pool`: build, list, check and publish pools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_dfml.cli.options import DataDir, PoolName, Seed
+from hf_dfml.utils.text import counted
+
+pool_app = typer.Typer(help="Build, list, check and publish pools of pretrained classifiers.", no_args_is_help=True)
+
+
+@pool_app.command("build")
+def pool_build(
+    output: Annotated[Path, typer.Option(help="Folder of the pool; members already there are kept.")],
+    dataset: Annotated[
+        str, typer.Option(help="Data set whose training classes the members learn, or several by comma.")
+    ] = "glyphs",
+    num_models: Annotated[int, typer.Option(help="Members of each data set and architecture.")] = 100,
+    arch: Annotated[
+        str, typer.Option(help="Architecture: conv4, resnet10, or any timm name; or several by comma.")
+    ] = "conv4",
+    ways: Annotated[int, typer.Option(help="Classes of each member.")] = 5,
+    fast: Annotated[bool, typer.Option(help="15 epochs, one-cycle rate, augmentation: better and quicker.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Passes over a member's images; else the recipe's.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Height and width of the images in pixels; else the data set's own.")
+    ] = None,
+    data_dir: DataDir = None,
+    seed: Seed = 42,
+) -> None:
+    """Train a pool of small classifiers; an interrupted build goes on with the next unfinished member."""
+    from hf_dfml.pool.building.build import build_pool
+    from hf_dfml.pool.building.training import PoolRecipe
+
+    members = 0
+    kinds = [(name.strip(), network.strip()) for name in dataset.split(",") for network in arch.split(",")]
+    for position, (name, network) in enumerate(kinds):
+        pool = build_pool(
+            name,
+            num_models=num_models,
+            arch=network,
+            ways=ways,
+            output=output,
+            data_dir=data_dir,
+            image_size=image_size,
+            # A mirrored glyph may be another glyph.
+            recipe=PoolRecipe.fast(flip=name != "glyphs") if fast else None,
+            epochs=epochs,
+            # Each kind draws classes of its own.
+            seed=seed + position,
+        )
+        members += len(pool)
+    typer.echo(f"{counted(members, 'member')} in {output}.")
+
+
+@pool_app.command("ls")
+def pool_ls(pool: PoolName) -> None:
+    """List the members: id, architecture, classes, input, accuracy, revision, and why one cannot be used.
+
+    Configs are read, weights are not; `hf-dfml pool check` opens these. Of a served pool (its URL) what it tells.
+    """
+    from rich.console import Console
+
+    from hf_dfml.pool import ModelPool
+    from hf_dfml.pool.black_box.endpoints import is_remote, open_remote
+    from hf_dfml.pool.inspection import pool_table
+
+    if is_remote(pool):
+        service = open_remote(pool)
+        Console().print(pool_table(service))
+        typer.echo(f"Black boxes: their answers are {service.output}, and nothing else is known of them.")
+        return
+    Console().print(pool_table(ModelPool.open(pool)))
+    typer.echo("Weights were not opened; `hf-dfml pool check` opens them.")
+
+
+@pool_app.command("check")
+def pool_check(
+    pool: PoolName,
+    disk_gb: Annotated[
+        float | None, typer.Option(help="Disk for the weights of a Hub pool: those used longest ago are deleted.")
+    ] = None,
+) -> None:
+    """Load every member safely and say which are unusable and why; exit code 1 if any is."""
+    from hf_dfml.pool import ModelPool
+    from hf_dfml.pool.inspection import check_pool
+
+    checked = check_pool(ModelPool.open(pool).with_limits(disk_gb=disk_gb))
+    refused = [(entry, problem) for entry, problem in checked if problem]
+    for entry, problem in refused:
+        typer.echo(f"refused  {entry.id}: {problem}")
+    typer.echo(f"{len(checked) - len(refused)} of {counted(len(checked), 'member')} can be used.")
+    if refused:
+        raise typer.Exit(1)
+
+
+@pool_app.command("push")
+def pool_push(
+    pool: PoolName,
+    organisation: Annotated[str, typer.Argument(help="Hub user or organisation; each member becomes a repository.")],
+    private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
+) -> None:
+    """Publish every member of a local pool; files that are already there are not sent again."""
+    from hf_dfml.pool import ModelPool
+    from hf_dfml.pool.building.publishing import push_pool
+
+    pushed = push_pool(ModelPool.open(pool), organisation, private=private)
+    typer.echo(f"{counted(len(pushed), 'member')} published under {organisation}.")

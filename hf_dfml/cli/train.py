@@ -1,0 +1,63 @@
+"""`hf-dfml train METHOD`: a method of this library or of a file of the user's own over a pool."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from hf_dfml.methods.catalogue import METHODS, find_method, is_file
+
+OWN = "FILE.py:CLASS"
+
+
+class _Methods(TyperGroup):
+    """The methods by name, and any `file.py:Class`."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of a method; all files share one."""
+        return super().get_command(ctx, OWN if is_file(cmd_name) else cmd_name)
+
+
+train_app = typer.Typer(
+    cls=_Methods,
+    help="Run a method over a pool.\n\n`hf-dfml train METHOD --help` lists the method's options, such as "
+    "`hf-dfml train tgr --help`; they are those of `recipes/METHOD.py`.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+def train(context: typer.Context) -> None:
+    """Run the method that the command is called after; its options are read by the recipes' parser."""
+    from hf_dfml.arguments import parse
+    from hf_dfml.pipeline import run
+    from hf_dfml.run_config import RunConfig
+
+    words = ["hf-dfml", "train", str(context.info_name)]
+    method = find_method(str(context.info_name))
+    description = sys.modules[method.__module__].__doc__
+    configs = parse(method, RunConfig, context.args, description=description, program=" ".join(words))
+    run(method, *configs, argv=[*words, *context.args])
+
+
+def _title(method: str) -> str:
+    """The first line of a method's file, read without importing it, which takes seconds."""
+    spec = find_spec(f"hf_dfml.methods.{method}")
+    assert spec and spec.origin
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or method).splitlines()[0]
+
+
+_TITLES = {name.replace("_", "-"): _title(name) for name in METHODS}
+for _name, _help in (_TITLES | {OWN: "A method of your own: a class of your file; see docs/extending.md."}).items():
+    train_app.command(
+        _name,
+        help=_help,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    )(train)
