@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -19,25 +18,31 @@ from torch import nn
 
 from hf_dfml.evaluation import Result, results_chart, write_results
 from hf_dfml.evaluation.in_runs import best_head, meta_test, suited, validation
+from hf_dfml.evaluation.results import ignore
 from hf_dfml.meta_model import MetaModel
-from hf_dfml.methods.base import refuse_black_boxes
+from hf_dfml.methods.base import Method, refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
-from hf_dfml.pool import BlackBoxPool, ModelPool
+from hf_dfml.pool import ModelPool, TeacherPool
 from hf_dfml.pool.black_box.endpoints import is_remote, open_remote
 from hf_dfml.run_config import RunConfig
+from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
 from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.processes import Processes
-from hf_dfml.utils.provenance import describe_machine, this_command
+from hf_dfml.utils.provenance import describe_machine, scrub_command, this_command
 from hf_dfml.utils.seeding import deterministic, fork
 
 
-def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence[str] | None = None) -> list[Result]:
-    """Meta-learn from a pool with one method, is evaluated, write model, card, pictures and results.
+def run(
+    method_class: type[Method], method_config: Any, config: RunConfig, argv: Sequence[str] | None = None
+) -> list[Result]:
+    """Meta-learn from a pool with one method, evaluate, write results, model, pictures and card.
+
+    Rows of results are written as they are measured, so that a failure later loses none.
 
     Args:
-        method_class: a class of `hf_dfml.methods`, built from its config and the meta-model's network.
+        method_class: a class of `hf_dfml.methods` or of your own; see docs/extending.md.
         method_config: its hyper-parameters.
         config: the run.
         argv: the command line that card and `results.json` name; this process's by default.
@@ -49,9 +54,9 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     deterministic(config.seed)
-    accelerator = _LateTrackers(
-        log_with=None if config.log_with == "none" else config.log_with,
-        project_dir=config.output_dir,
+    accelerator = TrackedAccelerator(
+        config.output_dir,
+        config.log_with,
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.patience_minutes))],
     )
@@ -59,30 +64,31 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
     processes = Processes(accelerator)
     if config.black_box != "none" or is_remote(config.pool):
         refuse_black_boxes(method_class)
-    members = None if is_remote(config.pool) else open_pool(config).to(processes.device)
-    pool = _as_asked(members, config).to(processes.device)
-    if isinstance(pool, BlackBoxPool):
-        method_config = method_config.for_black_boxes()
+    pool = open_teachers(config, processes.device)
+    method_config = method_class.config_for(method_config, pool)
     network = meta_network(pool, config).to(processes.device)
     method = method_class(method_config, network)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
     suits = suited(method)
     validate = validation(config, suits, processes) if config.dataset else None
+    accelerator.config = hyper_parameters(
+        method=method.name, options=method_config, run=config, members=len(pool), pool=scrub_command(config.pool)
+    )
     # With the first checkpoint, so that a run that is interrupted can go on with the same members.
-    lock = partial(members.lock, config.output_dir) if members else None
+    lock = partial(pool.lock, config.output_dir)
     outcome = Trainer(method, pool, config, accelerator, validate, lock).fit()
+    folder = Path(config.output_dir)
     adapt, results = suits, []
     if outcome.finished and config.dataset:
         adapt = best_head(outcome.model, config, processes)
-        results = meta_test(method.name, outcome.model, pool, config, (suits, adapt), command, processes)
+        record = partial(write_results, folder) if processes.is_main else ignore
+        results = meta_test(method.name, outcome.model, pool, config, (suits, adapt), command, processes, record)
     accelerator.end_training()  # From here on each process is alone.
     if not outcome.finished or not processes.is_main:
         return results
 
-    folder = Path(config.output_dir)
-    if members:
-        members.lock(folder)  # Again: it now has the hashes of what was fetched on the way.
+    pool.lock(folder)  # Again: it now has the hashes of what was fetched on the way.
     meta = MetaModel.of(
         outcome.model,
         method=method.name,
@@ -99,12 +105,16 @@ def run(method_class: Any, method_config: Any, config: RunConfig, argv: Sequence
         machine=describe_machine(processes.device),
         chosen=_chosen(outcome, method.num_steps, config),
         data_free=method.data_free,
-        answers=pool.output if isinstance(pool, BlackBoxPool) else None,
-        queries=pool.queries.total if isinstance(pool, BlackBoxPool) else None,
-        reference=(sys.modules[method_class.__module__].__doc__ or "").strip().split("\n\n")[1].replace("\n", " "),
+        answers=pool.output,
+        queries=pool.queries.total if pool.queries else None,
+        reference=method.paper.citation if method.paper else None,
     )
-    _write(meta, training, method.pictures(folder / "pictures"), outcome, results, folder)
-    if isinstance(pool, BlackBoxPool):
+    # What took longest first: a picture that cannot be drawn costs neither results nor weights.
+    write_results(folder, results)
+    meta.save_pretrained(folder)
+    pictures = method.pictures(folder / "pictures")
+    write_card(folder, meta.config, training=training, pictures=pictures, charts=_charts(outcome, results, folder))
+    if pool.queries:
         accelerator.print(f"The black boxes were sent {pool.queries.total:,} images.")
     accelerator.print(f"Wrote the meta-model, its card and its pictures to {folder}.")
     if config.push_to_hub:
@@ -130,7 +140,7 @@ def open_pool(config: RunConfig) -> ModelPool:
     return usable
 
 
-def meta_network(pool: ModelPool | BlackBoxPool, config: RunConfig) -> nn.Module:
+def meta_network(pool: TeacherPool, config: RunConfig) -> nn.Module:
     """A fresh network for the meta-model: the pool's largest image size, the mean of its normalisations."""
     count = len(pool)
     mean, std = (
@@ -165,21 +175,28 @@ def adapt_to_folder(
         yield file, classifier.classes[best], float(probabilities[best])
 
 
-def _as_asked(members: ModelPool | None, config: RunConfig) -> ModelPool | BlackBoxPool:
-    """The members as they are, as black boxes if they are to be taken for such, or the service at `config.pool`."""
+def open_teachers(config: RunConfig, device: torch.device | str = "cpu") -> TeacherPool:
+    """The members of `config.pool`, as black boxes if they are to be taken for such, or the service there.
+
+    Raises:
+        ValueError: as `open_pool`, or if a service has another output than was asked for.
+    """
     budget = config.max_queries or None
-    if members is None:
+    if is_remote(config.pool):
         service = open_remote(config.pool, max_queries=budget)
         if config.black_box not in ("none", service.output):
-            raise ValueError(f"{config.pool} tells {service.output}, not {config.black_box}: leave --black_box out.")
-        return service[: config.num_members] if config.num_members else service
+            raise ValueError(
+                f"The output of {config.pool} is {service.output}, not {config.black_box}: leave --black_box out."
+            )
+        return service[: config.num_members or None].to(device)
+    members = open_pool(config).to(device)
     if config.black_box == "none":
         return members
     return members.as_black_box(config.black_box, max_queries=budget, top_k=config.top_k)
 
 
-def _teachers(pool: ModelPool | BlackBoxPool) -> str:
-    return f"{len(pool)} black boxes ({pool.output})" if isinstance(pool, BlackBoxPool) else f"{len(pool)} teachers"
+def _teachers(pool: TeacherPool) -> str:
+    return f"{len(pool)} black boxes ({pool.output})" if pool.answers_only else f"{len(pool)} teachers"
 
 
 def _check_launch(accelerator: Accelerator, config: RunConfig) -> None:
@@ -207,32 +224,14 @@ def _check_launch(accelerator: Accelerator, config: RunConfig) -> None:
         )
 
 
-class _LateTrackers(Accelerator):
-    """Starts its trackers with the first line for them, so that a run that fails before its first step leaves none."""
-
-    def log(self, values: dict, step: int | None = None, log_kwargs: dict | None = None) -> None:
-        """As in the base class."""
-        if self.log_with and not self.trackers:
-            self.init_trackers("logs")
-        super().log(values, step, log_kwargs or {})
-
-
 def _chosen(outcome: Outcome, total: int, config: RunConfig) -> str:
     if outcome.progress.best_step < 0:
         return f"the last of {total} steps; nothing was validated, as no data set was given"
     return f"step {outcome.progress.best_step} of {total}, the best on the validation classes of {config.dataset}"
 
 
-def _write(
-    meta: MetaModel,
-    training: Training,
-    pictures: Sequence[Path],
-    outcome: Outcome,
-    results: list[Result],
-    folder: Path,
-) -> None:
-    """Model, results, charts and the card that shows them."""
-    write_results(folder, results)
+def _charts(outcome: Outcome, results: list[Result], folder: Path) -> list[Path]:
+    """The rows of the evaluation as bars, and the course of the validation, drawn into `folder`."""
     datasets = list(dict.fromkeys(row.dataset for row in results))
     episodes = max((row.episodes for row in results), default=0)
     charts = [
@@ -249,6 +248,4 @@ def _write(
     if lines:
         title = "Accuracy on the validation classes (%)"
         charts.append(curves(dict(sorted(lines.items())), folder / "pictures" / "training.png", title=title))
-    # First the card: saving writes a bare one where there is none.
-    write_card(folder, meta.config, training=training, pictures=pictures, charts=charts)
-    meta.save_pretrained(folder)
+    return charts

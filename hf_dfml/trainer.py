@@ -20,8 +20,8 @@ from accelerate.utils import AutocastKwargs
 from torch import nn
 
 from hf_dfml.methods.base import Context, Method, SetupInterruptedError, refuse_black_boxes
-from hf_dfml.pool.black_box.pool import BlackBoxPool, QueryBudgetError, ServiceError
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.black_box.pool import QueryBudgetError, ServiceError
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.run_config import TrainerConfig
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
 from hf_dfml.utils.memory import keep_freed_memory
@@ -77,13 +77,13 @@ class Trainer:
     def __init__(
         self,
         method: Method,
-        pool: ModelPool | BlackBoxPool,
+        pool: TeacherPool,
         config: TrainerConfig,
         accelerator: Accelerator,
         validate: Validation | None = None,
         begin: Callable[[], Any] | None = None,
     ) -> None:
-        if isinstance(pool, BlackBoxPool):
+        if pool.answers_only:
             refuse_black_boxes(method)
         self.method, self.pool, self.config = method, pool, config
         self.accelerator, self.validate = accelerator, validate
@@ -97,7 +97,7 @@ class Trainer:
             scratch=self.folder / "setup" / self._setup_name(),
             cache=Path(config.recovery_cache) if config.recovery_cache else None,
             processes=self.processes,
-            queries=pool.queries if isinstance(pool, BlackBoxPool) else None,
+            queries=pool.queries,
             interrupted=self._interrupted,
             # Without a cache of converted weights, which would outlive an optimiser's steps.
             autocast=partial(accelerator.autocast, AutocastKwargs(cache_enabled=False)),
@@ -202,7 +202,7 @@ class Trainer:
                 "origin": self._origin(),
                 "method": self.method.state_dict(),
                 "best": self._best,
-                "queries": self.pool.queries.state_dict() if isinstance(self.pool, BlackBoxPool) else None,
+                "queries": self.pool.queries.state_dict() if self.pool.queries else None,
             },
         )
         checkpoints = self._checkpoints()
@@ -237,7 +237,7 @@ class Trainer:
         self._before = self.progress.seconds
         self.context.generator.set_state(state["generator"])
         self._best = state["best"]
-        if isinstance(self.pool, BlackBoxPool):
+        if self.pool.queries:
             self.pool.queries.load_state_dict(state.get("queries") or {})
         self.method.load_state_dict(state["method"], self.pool, self.context)
 
@@ -314,9 +314,8 @@ class Trainer:
 
     def _origin(self) -> dict[str, Any]:
         """What a run starts from, beside its options."""
-        output = self.pool.output if isinstance(self.pool, BlackBoxPool) else None
         members = [[entry.id, entry.revision] for entry in self.pool]
-        return {"random numbers": self.config.seed, "members": members, "answers": output}
+        return {"random numbers": self.config.seed, "members": members, "answers": self.pool.output}
 
     def _setup_name(self) -> str:
         """Of the folder of the setup's finished parts, which are of no use under other options."""

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from hf_dfml.arguments import parse_into
 from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.evaluation import Result, mean_and_interval, published, write_results
-from hf_dfml.methods.base import Context
-from hf_dfml.methods.baselines import OTA, BaselineConfig, OTAConfig, PoolAverage, RandomInit
+from hf_dfml.methods.base import Context, NoOptions
+from hf_dfml.methods.baselines import OTA, OTAConfig, PoolAverage, RandomInit
 from hf_dfml.methods.dro import DRO, DROConfig
 from hf_dfml.methods.mfgp import MFGP, MFGPConfig
 from hf_dfml.methods.weight_space import run_without_trainer
@@ -45,8 +45,8 @@ from hf_dfml.utils.provenance import this_command
 from hf_dfml.utils.seeding import fork
 
 METHODS: dict[str, tuple[Any, Any]] = {
-    "Finetuning": (RandomInit, BaselineConfig()),
-    "Average": (PoolAverage, BaselineConfig()),
+    "Finetuning": (RandomInit, NoOptions()),
+    "Average": (PoolAverage, NoOptions()),
     "OTA": (OTA, OTAConfig()),
     "MFGP": (MFGP, MFGPConfig(embedding_dim=100)),
     "DRO": (DRO, DROConfig(embedding_dim=100, epochs=3)),

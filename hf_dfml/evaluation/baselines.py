@@ -17,7 +17,7 @@ from hf_dfml.evaluation.frozen_features import evaluate_features
 from hf_dfml.evaluation.heads import Head
 from hf_dfml.evaluation.meta_testing import evaluate
 from hf_dfml.evaluation.protocol import EvaluationProtocol
-from hf_dfml.evaluation.results import Result
+from hf_dfml.evaluation.results import Record, Result, ignore
 from hf_dfml.learning.fusion import average_state
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.formats.loading import build_network
@@ -39,6 +39,7 @@ def evaluate_baselines(
     command: str | None = None,
     progress: bool = True,
     processes: Processes = ALONE,
+    record: Record = ignore,
 ) -> list[Result]:
     """Evaluate the pool without any meta-learning, on the episodes of every other row.
 
@@ -61,6 +62,7 @@ def evaluate_baselines(
         command: what a user types to get the rows again.
         progress: whether to show bars.
         processes: among which each evaluation is divided.
+        record: is given the rows so far after each contestant.
 
     Returns:
         One row a contestant and number of shots.
@@ -77,11 +79,14 @@ def evaluate_baselines(
     kind = largest_kind(pool)
     if kind:
         results += evaluate(random_network(kind[0], protocol), dataset, protocol, method="Random init", **options)
+        record(results)
         name = "Average" if len(kind) == len(pool) else f"Average, {len(kind)} of {len(pool)} members"
         results += evaluate(average_network(kind), dataset, protocol, method=name, **options)
+        record(results)
     shown_below = protocol.bn == "running" and protocol.head in heads
     if best.library == "timm" and not shown_below:
         results += evaluate(pool.load(best).network, dataset, protocol, method=best_name, **options)
+        record(results)
     if not kind or best.library != "timm":
         logger.warning("The pool's transformers members cannot be fine-tuned: some baselines are left out.")
     for head in heads:
@@ -89,6 +94,7 @@ def evaluate_baselines(
         results += evaluate_features(
             pool.load(best).features, dataset, frozen, method=f"{best_name} + prototype", **options
         )
+        record(results)
         if all_features:
             results += evaluate_features(
                 (pool.load(entry).features for entry in pool),
@@ -98,6 +104,7 @@ def evaluate_baselines(
                 num_extractors=len(pool),
                 **options,
             )
+            record(results)
     return results
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from hf_dfml.evaluation import (
     write_results,
 )
 from hf_dfml.evaluation.heads import Head
+from hf_dfml.evaluation.results import Record, ignore
 from hf_dfml.meta_model import MetaModel
-from hf_dfml.pool import BlackBoxPool, ModelPool
+from hf_dfml.pool import ModelPool, TeacherPool
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Validation
 from hf_dfml.utils.processes import ALONE, Processes
@@ -36,11 +38,7 @@ WITH_AND_WITHOUT_ICFIL: tuple[Head, ...] = ("finetune", "icfil")
 
 def suited(method: Any) -> Adaptation:
     """How a method wants its meta-model to be adapted; see `Method`."""
-    default = Adaptation()
-    return Adaptation(
-        bn=getattr(method, "eval_bn", default.bn),
-        head=getattr(method, "eval_head", default.head),
-    )
+    return Adaptation(bn=method.eval_bn, head=method.eval_head)
 
 
 def validation(config: RunConfig, adapt: Adaptation, processes: Processes) -> Validation:
@@ -82,15 +80,26 @@ def best_head(model: nn.Module, config: RunConfig, processes: Processes) -> Adap
 def meta_test(
     name: str,
     model: nn.Module,
-    pool: ModelPool | BlackBoxPool,
+    pool: TeacherPool,
     config: RunConfig,
     chosen: Sequence[Adaptation],
     command: str,
     processes: Processes = ALONE,
+    record: Record = ignore,
 ) -> list[Result]:
     """The one look at the test classes: the meta-model under each protocol, and the baselines; printed as a table.
 
     The protocols are the method's own (`chosen[0]`, whose rows come first), the common ones, and the rest of `chosen`.
+
+    Args:
+        name: of the method.
+        model: its meta-model.
+        pool: its teachers, for the baselines.
+        config: the run.
+        chosen: see above.
+        command: what a user types to get the rows again.
+        processes: among which each evaluation is divided.
+        record: is given all rows so far, whenever there are new ones.
     """
     protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes)
     first, *others = [(adapt.bn, adapt.head) for adapt in chosen]
@@ -107,16 +116,28 @@ def meta_test(
         dataset = load_dataset(dataset_name, "test", data_dir=config.data_dir, image_size=_size(model))
         for each in protocols:
             results += evaluate(model, dataset, each, method=name, command=command, processes=processes)
+            record(results)
         # Baselines are made of members' weights and features.
-        if config.baselines and isinstance(pool, ModelPool):
+        if config.baselines and not pool.answers_only:
             mirrored = any(adapt.head == "mirrored" for adapt in chosen)
             heads: list[Head] = ["prototype", "mirrored"] if mirrored else ["prototype"]
             results += evaluate_baselines(
-                pool, dataset, protocol, heads=heads, device=device, command=command, processes=processes
+                pool,  # type: ignore[arg-type]  # Members that are seen whole are those of a `ModelPool`.
+                dataset,
+                protocol,
+                heads=heads,
+                device=device,
+                command=command,
+                processes=processes,
+                record=partial(_also, results, record),
             )
     if processes.is_main:
         print_table(results)
     return results
+
+
+def _also(before: list[Result], record: Record, rows: list[Result]) -> None:
+    record([*before, *rows])
 
 
 def dataset_names(config: RunConfig) -> list[str]:

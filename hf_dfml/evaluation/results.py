@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -67,6 +67,14 @@ class Result:
     def paper(self) -> Figure | None:
         """The figure of the papers for this method in this evaluation; None on other classes than the test classes."""
         return published(self.method, self.dataset, self.ways, self.shots) if self.split == "test" else None
+
+
+Record = Callable[[list[Result]], None]
+"""Is given all rows so far, whenever an evaluation has new ones, so that a failure later loses none."""
+
+
+def ignore(rows: list[Result]) -> None:
+    """A `Record` that keeps nothing."""
 
 
 def mean_and_interval(values: Tensor) -> tuple[float, float]:

@@ -14,11 +14,12 @@ from hf_dfml.pool.formats.checks import one_line
 from hf_dfml.pool.formats.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.pool.teacher_pool import TeacherPool
 
 logger = logging.getLogger(__name__)
 
 
-def load_probe(name: str, pool: ModelPool) -> Teacher:
+def load_probe(name: str, pool: TeacherPool) -> Teacher:
     """The network whose Fisher information embeds the tasks.
 
     Args:
@@ -49,7 +50,7 @@ def load_probe(name: str, pool: ModelPool) -> Teacher:
     return Teacher(replace(probe.entry, input_size=pool[0].input_size), probe.network)
 
 
-def _average(pool: ModelPool) -> Teacher:
+def _average(pool: TeacherPool) -> Teacher:
     first = pool.load(0)
     if len({(entry.architecture, entry.num_classes, entry.input_size) for entry in pool}) > 1:
         logger.warning(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from hf_dfml.pool.black_box.pool import BlackBoxPool, QueryCount
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.methods.paper import Paper
+from hf_dfml.pool.black_box.pool import QueryCount
 from hf_dfml.pool.sources.prefetch import WORKERS
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.checkpoint import Tree, load_tree, save_tree
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.progress import progress
@@ -82,7 +85,7 @@ class Context:
         return load_tree(folder, self.device)
 
     def map_members(
-        self, name: str, compute: Callable[[int], Tree], pool: ModelPool | BlackBoxPool, description: str
+        self, name: str, compute: Callable[[int], Tree], pool: TeacherPool, description: str
     ) -> list[Tree]:
         """`compute(index)` of each member of the pool, divided among the processes and each kept as by `memo`.
 
@@ -90,11 +93,10 @@ class Context:
             SetupInterruptedError: if the run is to stop before the last of them.
         """
         indices, together = range(len(pool)), self.processes.count
-        prefetch = pool.prefetch if isinstance(pool, ModelPool) else lambda _: None  # There is nothing to fetch.
         alone = replace(self, processes=ALONE)
 
         def of_member(index: int) -> Tree:
-            prefetch(indices[index + together :: together][:WORKERS])
+            pool.prefetch(indices[index + together :: together][:WORKERS])
             return alone.memo(f"{name}-{index:04d}", partial(compute, index))
 
         results: list[Tree] = []
@@ -121,63 +123,101 @@ def in_mixed_precision(step: Step) -> Step:
     return cast
 
 
-class Method(Protocol):
-    """A system as the trainer sees it.
+@dataclass(frozen=True)
+class NoOptions:
+    """The config of a method that has nothing to set."""
+
+
+class Method(ABC):
+    """A system as the trainer sees it. A method must define `setup` and `step`; everything else has a default.
 
     All processes of a run call `setup` and `step` alike, with the same generator, and end them in the same state.
 
-    Attributes:
-        name: how tables call it.
-        data_free: whether it learns without any real image (references that see data say False).
-        config: its frozen dataclass of hyper-parameters.
-        model: the meta-model; its weights are the product.
-        num_steps: how many steps make a run.
-
-    A class may also name, as `eval_head` and `eval_bn`, the head and the batch norm that suit its meta-model: those of
-    its validation and of the first rows of its evaluation. Without them they are `finetune` and `support`, as in the
-    papers. One that learns from answers alone says `black_boxes = True`; no other is given a `BlackBoxPool`. It raises
+    One that learns from answers alone says `black_boxes = True`; no other is given a pool of `answers_only`. It raises
     `QueryBudgetError` (or passes on a `ServiceError`) from its setup, or from a step that it leaves no trace of, so
     that the run can go on with a larger budget.
+
+    Args:
+        config: hyper-parameters, an instance of `Config`.
+        model: the meta-model, on its device.
+
+    Attributes:
+        name: how tables call it; by default the name of the class.
+        data_free: whether it learns without any real image (references that see data say False).
+        paper: where it was published; None for one that was not.
+        Config: frozen dataclass of its hyper-parameters; each field is an option of the command line.
+        eval_head: the head that suits its meta-model, of its validation and of the first rows of its evaluation.
+        eval_bn: likewise the batch norm.
+        black_boxes: whether it learns from answers alone.
+        config: its hyper-parameters.
+        model: the meta-model; its weights are the product.
+        num_steps: how many steps make a run; by default `config.steps`, or 0 without such an option.
+        pool: the teachers; a `setup` whose `step` needs them keeps them here, as the default `load_state_dict` does.
     """
 
-    name: str
-    data_free: bool
+    name: str = ""
+    data_free: bool = True
+    paper: Paper | None = None
+    Config: Any = NoOptions
+    eval_head: Any = "finetune"
+    eval_bn: Any = "support"
+    black_boxes: bool = False
+
     config: Any
-    model: nn.Module
-    num_steps: int
+    pool: TeacherPool
 
-    def setup(self, pool: ModelPool | BlackBoxPool, context: Context) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__
+
+    def __init__(self, config: Any, model: nn.Module) -> None:
+        self.config = config
+        self.model = model
+        self.num_steps: int = getattr(config, "steps", 0)
+
+    @classmethod
+    def config_for(cls, config: Any, pool: TeacherPool) -> Any:
+        """`config` without what this pool does not allow, such as gradients through members that only answer.
+
+        Raises:
+            ValueError: if an option that was asked for is impossible with this pool.
+        """
+        return config
+
+    @abstractmethod
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Look at the pool once, before the first step; not repeated when a run is resumed."""
-        ...
 
+    @abstractmethod
     def step(self, context: Context) -> dict[str, float]:
         """One outer step; its metrics."""
-        ...
 
     def snapshot(self, context: Context) -> nn.Module:
-        """The meta-model as it stands, ready for an evaluation. Draws nothing from `context.generator`."""
-        ...
+        """A copy of the meta-model as it stands, ready for an evaluation. Draws nothing from `context.generator`."""
+        return copy.deepcopy(self.model).eval()
 
     def state_dict(self) -> Tree:
-        """Everything that later steps depend on."""
-        ...
+        """Everything that later steps depend on; by default the meta-model."""
+        return {"model": self.model.state_dict()}
 
-    def load_state_dict(self, state: Tree, pool: ModelPool | BlackBoxPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Stand where `state_dict` was taken, without `setup`."""
-        ...
+        self.model.load_state_dict(state["model"])
+        self.pool = pool
 
     def pictures(self, folder: Path) -> list[Path]:
         """Draw what a person would rather look at into `folder`; the files written."""
-        ...
+        return []
 
 
-def refuse_black_boxes(method: Any) -> None:
+def refuse_black_boxes(method: Method | type[Method]) -> None:
     """Make sure that a method (or its class) may be given a pool of black boxes.
 
     Raises:
         ValueError: if the method cannot learn from answers alone.
     """
-    if not getattr(method, "black_boxes", False):
+    if not method.black_boxes:
         name = method.__name__ if isinstance(method, type) else method.name
         raise ValueError(
             f"{name} needs the weights of its teachers, and a black-box pool gives answers only: use BiDf-MKD "

@@ -14,22 +14,17 @@ from hf_dfml.learning.channels import channel_groups
 from hf_dfml.learning.fusion import State, average_state
 from hf_dfml.learning.optimal_transport import Solver, fuse_ot
 from hf_dfml.methods.base import Context
+from hf_dfml.methods.paper import Paper
 from hf_dfml.methods.weight_space import WeightSpaceMethod, input_size, member_states
-from hf_dfml.pool.model_pool import ModelPool
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """Random, best and average have nothing to set."""
+from hf_dfml.pool.teacher_pool import TeacherPool
 
 
 class RandomInit(WeightSpaceMethod):
     """The meta-model as it is initialised ("Finetuning" in DRO's tables, "Random" in the later papers)."""
 
     name = "Random init"
-    Config = BaselineConfig
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Look at nothing."""
 
 
@@ -37,9 +32,8 @@ class BestMember(WeightSpaceMethod):
     """The member with the highest stored accuracy ("Best-Model" in the papers)."""
 
     name = "Best member"
-    Config = BaselineConfig
 
-    def fuse(self, pool: ModelPool, context: Context) -> State:
+    def fuse(self, pool: TeacherPool, context: Context) -> State:
         """That member's state.
 
         Raises:
@@ -60,9 +54,8 @@ class PoolAverage(WeightSpaceMethod):
     """The element-wise average of all members ("VA" in DRO's tables, "Average" in the later papers)."""
 
     name = "Average"
-    Config = BaselineConfig
 
-    def fuse(self, pool: ModelPool, context: Context) -> State:
+    def fuse(self, pool: TeacherPool, context: Context) -> State:
         """The average, one member in memory at a time."""
         return average_state(member_states(pool, self.model), [entry.id for entry in pool])
 
@@ -85,10 +78,17 @@ class OTA(WeightSpaceMethod):
     """
 
     name = "OTA"
+    paper = Paper(
+        title="Model Fusion via Optimal Transport",
+        authors="Sidak Pal Singh, Martin Jaggi",
+        venue="NeurIPS",
+        year=2020,
+        arxiv="1910.05653",
+    )
     Config = OTAConfig
     config: OTAConfig
 
-    def fuse(self, pool: ModelPool, context: Context) -> State:
+    def fuse(self, pool: TeacherPool, context: Context) -> State:
         """Align every member to the reference and average, one member in memory at a time."""
         reference = self.config.reference
         if reference < 0:

@@ -33,8 +33,9 @@ from hf_dfml.methods.inversion import (
     distillation_of,
     student_logits,
 )
-from hf_dfml.pool.black_box.pool import BlackBoxPool, QueryBudgetError, ServiceError
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.methods.paper import Paper
+from hf_dfml.pool.black_box.pool import QueryBudgetError, ServiceError
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
 from hf_dfml.recovery.inversion import QueriedRecoveryConfig, recover
 from hf_dfml.recovery.objective import FurtherTerm, boundary_terms
@@ -76,18 +77,29 @@ class BiDfMKD(InversionMethod):
         source: where gradients with respect to images come from; by default what `config.gradient` says.
     """
 
+    paper = Paper(
+        title="Learning to Learn from APIs: Black-Box Data-Free Meta-Learning",
+        authors="Zixuan Hu, Li Shen, Zhenyi Wang, Baoyuan Wu, Chun Yuan, Dacheng Tao",
+        venue="ICML",
+        year=2023,
+        arxiv="2305.18413",
+    )
     Config = BiDfMKDConfig
+    config: BiDfMKDConfig
     black_boxes = True
 
     def __init__(self, config: BiDfMKDConfig, model: nn.Module, source: GradientSource | None = None) -> None:
         super().__init__(config, model)
-        self.config = config
         self.name = _name(config)
-        self.num_steps = config.steps
         self.switch = PlateauSwitch(config.replay_patience, longest=config.replay_max_batches)
         self.source = source or config.source()
 
-    def setup(self, pool: ModelPool | BlackBoxPool, context: Context) -> None:
+    @classmethod
+    def config_for(cls, config: BiDfMKDConfig, pool: TeacherPool) -> BiDfMKDConfig:
+        """With estimated gradients for members that only answer."""
+        return config.for_black_boxes() if pool.answers_only else config
+
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Nothing is looked at beforehand.
 
         Raises:
@@ -136,15 +148,13 @@ class BiDfMKD(InversionMethod):
             metrics |= {"replay_loss": loss, "replay_accuracy": accuracy}
             self.switch.observe(context.step, accuracy)
         apply_gradients(self.optimizer, self.model, total)
-        if isinstance(self.pool, BlackBoxPool):
+        if self.pool.queries:
             metrics["queries"] = float(self.pool.queries.total)
         return metrics | {"api_episode": float(api), "bank_images": float(len(self.bank))}
 
-    def _connect(self, pool: ModelPool | BlackBoxPool) -> None:
+    def _connect(self, pool: TeacherPool) -> None:
         self.pool = pool
-        if not isinstance(pool, BlackBoxPool):
-            return
-        config = self.config.for_black_boxes()
+        config = self.config_for(self.config, pool)
         if self.source is autograd_gradient:
             self.source, self.name = config.source(), _name(config)
         if isinstance(self.source, ZeroOrderGradient):
@@ -175,7 +185,7 @@ class BiDfMKD(InversionMethod):
 
     def _afford(self, images: int) -> None:
         """Spend nothing on an API episode of two sets of `images` that the budget would cut short."""
-        if isinstance(self.pool, BlackBoxPool) and isinstance(self.source, ZeroOrderGradient):
+        if self.pool.queries and isinstance(self.source, ZeroOrderGradient):
             recovered = self.config.recovery_steps * self.source.queries_per_image
             self.pool.queries.require(2 * images * (recovered + 1))  # Each set is distilled from once.
 
@@ -184,9 +194,9 @@ class BiDfMKD(InversionMethod):
         queries = self.source.queries if isinstance(self.source, ZeroOrderGradient) else 0
         return super().state_dict() | {"switch": self.switch.state_dict(), "queries": queries}
 
-    def load_state_dict(self, state: Tree, pool: ModelPool | BlackBoxPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
-        super().load_state_dict(state, pool, context)  # type: ignore[arg-type]  # It does not look at the pool.
+        super().load_state_dict(state, pool, context)
         self._connect(pool)
         self.switch.load_state_dict(state["switch"])
         if isinstance(self.source, ZeroOrderGradient):

@@ -11,10 +11,8 @@ The meta-model is the network predicted from the mean embedding.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +21,11 @@ from hf_dfml.learning.channels import channel_groups
 from hf_dfml.learning.fusion import State
 from hf_dfml.learning.optimal_transport import align_state
 from hf_dfml.learning.wasserstein import Ball, largest_curvature, wasserstein2, worst_embedding
-from hf_dfml.methods.base import Context
+from hf_dfml.methods.base import Context, Method
+from hf_dfml.methods.paper import Paper
 from hf_dfml.methods.weight_space import input_size, member_states, require_same_network
 from hf_dfml.networks.hyper_network import HyperNetwork
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.checkpoint import Tree
 
 
@@ -54,7 +53,7 @@ class DROConfig(Ball):
     )
 
 
-class DRO:
+class DRO(Method):
     """A meta-model from weights alone: offline (Algorithm 1) or from a stream of members (Algorithm 2).
 
     Where the paper says nothing: the hyper-network starts with columns of unit length (`HyperNetwork`); the embedding
@@ -68,19 +67,24 @@ class DRO:
     """
 
     name = "DRO"
-    data_free = True
+    paper = Paper(
+        title="Meta-Learning without Data via Wasserstein Distributionally-Robust Model Fusion",
+        authors="Zhenyi Wang, Xiaoyang Wang, Li Shen, Qiuling Suo, Kaiqiang Song, Dong Yu, Yan Shen, Mingchen Gao",
+        venue="UAI",
+        year=2022,
+    )
     Config = DROConfig
+    config: DROConfig
 
     def __init__(self, config: DROConfig, model: nn.Module) -> None:
-        self.config = config
-        self.model = model
+        super().__init__(config, model)
         self.num_steps = 0 if config.online else config.epochs  # online: as many as arrive, known from setup on
         self.targets: dict[int, Tensor] = {}
         self.reference: State = {}
         if config.online:
             self.name = "DRO (online)"
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Split the pool, load what may be kept (all of it offline, the validation members online), initialise.
 
         Raises:
@@ -151,10 +155,6 @@ class DRO:
         self.embeddings[j] -= config.lr * pull
         return inner_loss.item(), outer_loss.item()
 
-    def snapshot(self, context: Context) -> nn.Module:
-        """A copy of the meta-model f(mean e) (Algorithm 3), with the averaged batch-norm statistics."""
-        return copy.deepcopy(self.model).eval()
-
     def state_dict(self) -> Tree:
         """Hyper-network, embeddings and the split; online also what was kept of the members that are gone."""
         state = {
@@ -173,7 +173,7 @@ class DRO:
             }
         return state
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave; offline, the members are read from the pool again."""
         self.hyper = HyperNetwork(self._shapes(), self.config.embedding_dim).to(context.device)
         self.hyper.load_state_dict(state["hyper"])
@@ -190,11 +190,7 @@ class DRO:
             self.reference = {name: tensor.to(context.device) for name, tensor in stream["reference"].items()}
         self._write_model()
 
-    def pictures(self, folder: Path) -> list[Path]:
-        """None: there are no recovered images to look at."""
-        return []
-
-    def _begin(self, pool: ModelPool, known: Sequence[int]) -> None:
+    def _begin(self, pool: TeacherPool, known: Sequence[int]) -> None:
         """Read the members that may be kept, validation members first."""
         self.pool = pool
         if self.config.online:
@@ -206,7 +202,7 @@ class DRO:
         for index in known:
             self.targets[index] = self._load(pool, index)
 
-    def _load(self, pool: ModelPool, index: int) -> Tensor:
+    def _load(self, pool: TeacherPool, index: int) -> Tensor:
         """The parameters of one member, flat; its batch-norm statistics enter the average."""
         state = next(member_states(pool, self.model, [index]))
         if self.config.align:
@@ -233,7 +229,7 @@ class DRO:
         return loss.detach(), dict(zip(leaves, gradients, strict=True)), pull
 
     def _write_model(self) -> None:
-        """theta_init = f(mean e)."""
+        """theta_init = f(mean e) (Algorithm 3), with the averaged batch-norm statistics."""
         with torch.no_grad():
             parameters = self.hyper.split(self.hyper(self.embeddings.mean(0)))
             for name, parameter in self.model.named_parameters():

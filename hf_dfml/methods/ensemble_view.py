@@ -25,10 +25,10 @@ from hf_dfml.learning.ensemble_features import (
     representations,
 )
 from hf_dfml.methods.base import Context
-from hf_dfml.pool.black_box.pool import BlackBox, BlackBoxPool
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.sources.digests import weights_digest
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import Estimator, ZeroOrderGradient
 from hf_dfml.recovery.inversion import QueriedRecoveryConfig, RecoveryConfig, recover
 from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
@@ -105,7 +105,7 @@ class EnsembleView(NamedTuple):
     sample: Tree
 
 
-def view_of(pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: int, context: Context) -> EnsembleView:
+def view_of(pool: TeacherPool, config: EnsembleViewConfig, size: int, context: Context) -> EnsembleView:
     """Recover images from every member, mix them, and look at the mixtures through all members.
 
     Args:
@@ -119,7 +119,7 @@ def view_of(pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: in
             boxes, whose questions only one can count.
         QueryBudgetError: if black boxes may not be asked for the next member's part; none of it was asked.
     """
-    if isinstance(pool, BlackBoxPool):
+    if pool.answers_only:
         config = config.for_black_boxes()
         if context.processes.count > 1:
             raise ValueError(
@@ -129,12 +129,10 @@ def view_of(pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: in
     return EnsembleView(images, ensemble_view(pool, images, config, context), sample)
 
 
-def ensemble_view(
-    pool: ModelPool | BlackBoxPool, images: Tensor, config: EnsembleViewConfig, context: Context
-) -> EnsembleTargets:
+def ensemble_view(pool: TeacherPool, images: Tensor, config: EnsembleViewConfig, context: Context) -> EnsembleTargets:
     """What all members make of images `(N, 3, H, W)` uint8; raises as `view_of`."""
     answers: list[Tree] = []
-    if isinstance(pool, BlackBoxPool):
+    if pool.answers_only:
         # Member by member, as what was asked is not asked again where the budget ends in between.
         answers = context.map_members("answers", partial(_ask, pool, images), pool, "Asking for the targets")
     products = (
@@ -144,17 +142,13 @@ def ensemble_view(
     return ensemble_targets(add_products(EnsembleProducts(*block) for block in products), config)
 
 
-def _drawn(
-    pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: int, context: Context
-) -> tuple[Tensor, Tree]:
+def _drawn(pool: TeacherPool, config: EnsembleViewConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
     stream = fork(context.seed, "procedural")
     kept = context.memo("procedural", lambda: {"images": procedural_images(config.num_images, size, stream)})
     return kept["images"], {"images": kept["images"][:0], "titles": []}
 
 
-def _recovered(
-    pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: int, context: Context
-) -> tuple[Tensor, Tree]:
+def _recovered(pool: TeacherPool, config: EnsembleViewConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
     recovery = partial(recover_member, pool, config, size, context)
     parts = context.map_members("recovered", recovery, pool, "Recovering images")
     members = torch.cat([torch.full((len(part["images"]),), index) for index, part in enumerate(parts)])
@@ -163,16 +157,14 @@ def _recovered(
     return images, _first_of(parts, pool)
 
 
-def recover_member(
-    pool: ModelPool | BlackBoxPool, config: EnsembleViewConfig, size: int, context: Context, index: int
-) -> Tree:
+def recover_member(pool: TeacherPool, config: EnsembleViewConfig, size: int, context: Context, index: int) -> Tree:
     """`images` `(R, 3, size, size)` uint8, recovery after recovery, and `labels` `(R,)` of a member; perhaps cached.
 
     Raises:
         QueryBudgetError: if a black box may not be asked all that it takes; nothing was asked.
     """
     generator, teacher, source = fork(context.seed, "recovery", index), pool.load(index), config.source()
-    if isinstance(pool, BlackBoxPool):
+    if pool.queries:
         assert isinstance(source, ZeroOrderGradient)
         source.resolution = pool.resolution
         # Nothing is spent on a member whose recovery the budget would cut short.
@@ -197,13 +189,14 @@ def recover_member(
         return context.cached(options | whole | origin, recovered)
 
 
-def _ask(pool: BlackBoxPool, images: Tensor, index: int) -> Tree:
-    pool.queries.require(len(images))
+def _ask(pool: TeacherPool, images: Tensor, index: int) -> Tree:
+    if pool.queries:
+        pool.queries.require(len(images))
     return {"answers": representations(partial(_probabilities, pool.load(index)), images).half()}
 
 
 def _products(
-    pool: ModelPool | BlackBoxPool,
+    pool: TeacherPool,
     config: EnsembleViewConfig,
     images: Tensor,
     answers: list[Tree],
@@ -213,7 +206,7 @@ def _products(
     indices = range(first, min(first + MEMBERS_AT_ONCE, len(pool)))
 
     def members() -> Iterator[tuple[int, Teacher | Probabilities | Tensor]]:
-        if isinstance(pool, BlackBoxPool):
+        if answers:
             yield from ((index, answers[index]["answers"]) for index in indices)
             return
         teachers = zip(indices, pool.stream(indices), strict=True)
@@ -228,7 +221,7 @@ def _probabilities(teacher: Teacher | BlackBox, images: Tensor) -> Tensor:
     return teacher(images).softmax(-1)
 
 
-def _first_of(parts: list[Tree], pool: ModelPool | BlackBoxPool) -> Tree:
+def _first_of(parts: list[Tree], pool: TeacherPool) -> Tree:
     """Images of one class of each of the first members, and its name above each."""
     rows, titles = [], []
     for entry, part in zip(pool, parts[:SHOWN], strict=False):

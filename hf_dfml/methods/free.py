@@ -31,8 +31,9 @@ from hf_dfml.methods.inversion import (
     choose_outputs,
     distillation_task,
 )
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.methods.paper import Paper
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
 from hf_dfml.recovery.task import Task
@@ -88,7 +89,15 @@ class FREE(InversionMethod):
         ValueError: if the steps end with the warm-up.
     """
 
+    paper = Paper(
+        title="FREE: Faster and Better Data-Free Meta-Learning",
+        authors="Yongxian Wei, Zixuan Hu, Zhenyi Wang, Li Shen, Chun Yuan, Dacheng Tao",
+        venue="CVPR",
+        year=2024,
+        arxiv="2405.00984",
+    )
     Config = FREEConfig
+    config: FREEConfig
 
     def __init__(self, config: FREEConfig, model: nn.Module) -> None:
         if config.five and config.steps <= config.warmup:
@@ -97,13 +106,11 @@ class FREE(InversionMethod):
                 f"give --steps above {config.warmup}, or a shorter --warmup."
             )
         super().__init__(config, model)
-        self.config = config
-        self.num_steps = config.steps
         self.name = _name(config)
         device = next(model.parameters()).device
         self.meta_generator = MetaGenerator(config, self.size, device) if config.five else None
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Draw the meta-generator's weights."""
         self.pool = pool
         if self.meta_generator:
@@ -165,10 +172,9 @@ class FREE(InversionMethod):
         own = {"meta_generator": self.meta_generator.state_dict()} if self.meta_generator else {}
         return super().state_dict() | own
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
         super().load_state_dict(state, pool, context)
-        self.pool = pool
         if self.meta_generator:
             self.meta_generator.load_state_dict(state["meta_generator"])
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,11 @@ from hf_dfml.learning.distillation import KDLoss, distillation_loss
 from hf_dfml.learning.inner_loop import Parameters, TaskLoss
 from hf_dfml.learning.optimisation import calibrate_batch_norm
 from hf_dfml.learning.replay import ReplayConfig
-from hf_dfml.methods.base import Context
+from hf_dfml.methods.base import Context, Method
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.pool.black_box.pool import BlackBox
-from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.augment import random_crop_flip
 from hf_dfml.recovery.bank import MemoryBank, RecoveredImages
 from hf_dfml.recovery.inversion import RecoveryConfig
@@ -41,22 +42,21 @@ class InversionConfig(ReplayConfig, RecoveryConfig):
     kd_loss: KDLoss = field(default="kl", metadata={"help": "`kl`, or the released code's `legacy_linear`."})
 
 
-class RecoveryMethod:
+class RecoveryMethod(Method):
     """A method that learns from episodes of recovered images.
 
     Args:
+        config: hyper-parameters.
         model: the meta-model, on its device.
-        outer_lr: rate of its Adam.
+        outer_lr: learning rate of its Adam.
         bank: where the recovered images are.
 
     Attributes:
         size: height and width of the recovered images: those of the meta-model's input.
     """
 
-    data_free = True
-
-    def __init__(self, model: nn.Module, outer_lr: float, bank: RecoveredImages) -> None:
-        self.model = model
+    def __init__(self, config: Any, model: nn.Module, outer_lr: float, bank: RecoveredImages) -> None:
+        super().__init__(config, model)
         self.size = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
         self.bank = bank
         self.optimizer = torch.optim.Adam(model.parameters(), outer_lr)
@@ -75,15 +75,12 @@ class RecoveryMethod:
 
     def state_dict(self) -> Tree:
         """Meta-model, optimiser and bank."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "bank": self.bank.state_dict(),
-        }
+        own = {"optimizer": self.optimizer.state_dict(), "bank": self.bank.state_dict()}
+        return super().state_dict() | own
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave."""
-        self.model.load_state_dict(state["model"])
+        super().load_state_dict(state, pool, context)
         self.optimizer.load_state_dict(state["optimizer"])
         self.bank.load_state_dict(state["bank"], context.device)
 
@@ -111,7 +108,8 @@ class InversionMethod(RecoveryMethod):
     bank: MemoryBank
 
     def __init__(self, config: ReplayConfig, model: nn.Module) -> None:
-        super().__init__(model, config.outer_lr, MemoryBank(config.bank_per_class, int(config.bank_memory_gb * 1e9)))
+        bank = MemoryBank(config.bank_per_class, int(config.bank_memory_gb * 1e9))
+        super().__init__(config, model, config.outer_lr, bank)
         self.newest: list[Task] = []
 
     def remember(self, tasks: Sequence[Task]) -> None:

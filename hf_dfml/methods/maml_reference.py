@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,10 +19,11 @@ from hf_dfml.data.episodes import Episodes, EpisodeSampler
 from hf_dfml.learning.inner_loop import InnerLoop
 from hf_dfml.learning.optimisation import apply_gradients, calibrate_batch_norm
 from hf_dfml.learning.replay import divided_meta_gradient
-from hf_dfml.methods.base import Context
+from hf_dfml.methods.base import Context, Method
+from hf_dfml.methods.paper import Paper
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.pool.entry import PoolEntry
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 
@@ -53,7 +53,7 @@ class MAMLConfig:
         return InnerLoop(self.inner_steps, self.inner_lr, self.bn, "all", self.second_order)
 
 
-class MAML:
+class MAML(Method):
     """Model-agnostic meta-learning on the real training classes: a reference, not a data-free method.
 
     Args:
@@ -63,12 +63,18 @@ class MAML:
 
     name = "MAML, sees data"
     data_free = False
+    paper = Paper(
+        title="Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+        authors="Chelsea Finn, Pieter Abbeel, Sergey Levine",
+        venue="ICML",
+        year=2017,
+        arxiv="1703.03400",
+    )
     Config = MAMLConfig
+    config: MAMLConfig
 
     def __init__(self, config: MAMLConfig, model: nn.Module) -> None:
-        self.config = config
-        self.model = model
-        self.num_steps = config.steps
+        super().__init__(config, model)
         self.optimizer = torch.optim.Adam(model.parameters(), config.outer_lr)
 
     @property
@@ -76,7 +82,7 @@ class MAML:
         """Number of classes that the meta-model tells apart."""
         return int(self.model.num_classes)  # type: ignore[arg-type]
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Read the training images; the pool is not looked at."""
         config = self.config
         settings: dict = self.model.pretrained_cfg  # type: ignore[assignment]
@@ -108,17 +114,13 @@ class MAML:
 
     def state_dict(self) -> Tree:
         """Meta-model and optimiser."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return super().state_dict() | {"optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave; images are read again."""
         self.setup(pool, context)
-        self.model.load_state_dict(state["model"])
+        super().load_state_dict(state, pool, context)
         self.optimizer.load_state_dict(state["optimizer"])
-
-    def pictures(self, folder: Path) -> list[Path]:
-        """None: nothing is recovered."""
-        return []
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,16 @@ class OML(MAML):
     """
 
     name = "OML, sees data"
+    paper = Paper(
+        title="Online Meta-Learning",
+        authors="Chelsea Finn, Aravind Rajeswaran, Sham Kakade, Sergey Levine",
+        venue="ICML",
+        year=2019,
+        arxiv="1902.08438",
+    )
     Config = OMLConfig
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Read the training images and fix the order in which tasks arrive.
 
         Raises:
@@ -167,14 +176,14 @@ class OML(MAML):
         """Meta-model, optimiser and the order of arrival."""
         return {**super().state_dict(), "stream": self.stream}
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave; images are read again."""
         MAML.setup(self, pool, context)
         self._begin(pool, list(state["stream"]))
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _begin(self, pool: ModelPool, stream: list[int]) -> None:
+    def _begin(self, pool: TeacherPool, stream: list[int]) -> None:
         self.stream = stream
         self.num_steps = len(stream) * self.config.steps
         self.entries = list(pool)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from hf_dfml.learning.fusion import average_state
 from hf_dfml.methods.base import Context
+from hf_dfml.methods.dro import DRO
 from hf_dfml.methods.weight_space import WeightSpaceMethod, member_states, require_same_network
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.checkpoint import Tree
 
 SMALLEST_STD = 0.01
@@ -55,14 +56,11 @@ class MFGP(WeightSpaceMethod):
     """
 
     name = "MFGP"
+    paper = DRO.paper
     Config = MFGPConfig
     config: MFGPConfig
 
-    def __init__(self, config: MFGPConfig, model: nn.Module) -> None:
-        super().__init__(config, model)
-        self.num_steps = config.steps
-
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Load all members, initialise processes and modules.
 
         Raises:
@@ -100,14 +98,14 @@ class MFGP(WeightSpaceMethod):
         """Processes, modules, embeddings and optimiser."""
         return {"fusion": self.fusion.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave; the members are read from the pool again."""
         self._build(pool, context, torch.Generator().manual_seed(0))
         self.fusion.load_state_dict(state["fusion"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._write_model()
 
-    def _build(self, pool: ModelPool, context: Context, generator: torch.Generator) -> None:
+    def _build(self, pool: TeacherPool, context: Context, generator: torch.Generator) -> None:
         states = list(member_states(pool, self.model))
         names = [name for name, _ in self.model.named_parameters()]
         self.targets = torch.stack([torch.cat([state[name].flatten() for name in names]) for state in states])

@@ -15,7 +15,6 @@ recovered from it unless that is asked for.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +26,10 @@ from torch import Tensor, nn
 from hf_dfml.learning.distillation import cosine_distance, neighbour_loss, similarity_loss
 from hf_dfml.learning.ensemble_features import whitened
 from hf_dfml.learning.optimisation import one_cycle
-from hf_dfml.methods.base import Context
+from hf_dfml.methods.base import Context, Method
 from hf_dfml.methods.ensemble_view import SHOWN, EnsembleView, EnsembleViewConfig, view_of
 from hf_dfml.networks.functional import normalise
-from hf_dfml.pool.black_box.pool import BlackBoxPool
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.seeding import fork
@@ -62,7 +60,7 @@ class PoolDistillationConfig(EnsembleViewConfig):
     )
 
 
-class PoolDistillation:
+class PoolDistillation(Method):
     """The student of a pool's joint representation; see the module's docstring.
 
     Attributes:
@@ -74,9 +72,9 @@ class PoolDistillation:
     """
 
     name = "Pool distillation"
-    data_free = True
     black_boxes = True
     Config = PoolDistillationConfig
+    config: PoolDistillationConfig
     # Trained as a representation under running statistics, it is used as one.
     eval_head = "prototype"
     eval_bn = "running"
@@ -84,8 +82,7 @@ class PoolDistillation:
     def __init__(self, config: PoolDistillationConfig, model: nn.Module) -> None:
         if config.num_images < config.batch_size:
             raise ValueError(f"{config.num_images} images make no batch of {config.batch_size}: raise --num_images.")
-        self.config, self.model = config, model
-        self.num_steps = config.steps
+        super().__init__(config, model)
         self.size = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
         parameter = next(model.parameters())
         with torch.no_grad():
@@ -103,7 +100,12 @@ class PoolDistillation:
         self.agreement = 0.0
         self.recovered: Tree = {"images": self.images, "titles": []}
 
-    def setup(self, pool: ModelPool | BlackBoxPool, context: Context) -> None:
+    @classmethod
+    def config_for(cls, config: PoolDistillationConfig, pool: TeacherPool) -> PoolDistillationConfig:
+        """From probabilities, and with estimated gradients, for members that only answer."""
+        return config.for_black_boxes() if pool.answers_only else config
+
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Recover, mix, and look at the mixtures through all members (steps 0 and 1).
 
         Raises:
@@ -116,13 +118,13 @@ class PoolDistillation:
         start = torch.empty(config.target_dim, self.width)
         nn.init.kaiming_uniform_(start, a=5**0.5, generator=fork(context.seed, "map"))
         self.objective["map"].load_state_dict({"weight": start})
-        if config.start == "member" and isinstance(pool, ModelPool):
+        if config.start == "member" and not pool.answers_only:
             start_from_member(self.model, pool)
         view = self.view(pool, context)
         self.images, self.recovered = view.images, view.sample
         self.targets, self.agreement, self.spread = view.targets
 
-    def view(self, pool: ModelPool | BlackBoxPool, context: Context) -> EnsembleView:
+    def view(self, pool: TeacherPool, context: Context) -> EnsembleView:
         """The training set and its targets; raises as `setup`."""
         return view_of(pool, self.config, self.size, context)
 
@@ -183,10 +185,6 @@ class PoolDistillation:
         )
         return torch.stack([direction, similarity_loss(features, targets), neighbours])
 
-    def snapshot(self, context: Context) -> nn.Module:
-        """A copy of the student, with the running statistics of its training."""
-        return copy.deepcopy(self.model).eval()
-
     def state_dict(self) -> Tree:
         """Student, map, optimiser and the training set with its targets."""
         return {
@@ -199,7 +197,7 @@ class PoolDistillation:
             "recovered": self.recovered,
         }
 
-    def load_state_dict(self, state: Tree, pool: ModelPool | BlackBoxPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -221,7 +219,7 @@ class PoolDistillation:
         return drawn
 
 
-def start_from_member(model: nn.Module, pool: ModelPool) -> None:
+def start_from_member(model: nn.Module, pool: TeacherPool) -> None:
     """Give `model` the weights, but for the classifier's, of the best member that has the same ones.
 
     Members of its architecture are tried in the order of their stored accuracies; where none fits, it stays as it is.

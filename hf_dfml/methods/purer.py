@@ -25,8 +25,9 @@ from hf_dfml.learning.optimisation import parameters_of
 from hf_dfml.learning.replay import EpisodeConfig, replay_step
 from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import RecoveryMethod
+from hf_dfml.methods.paper import Paper
 from hf_dfml.methods.weight_space import member_states, require_same_network
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.dynamic_dataset import DynamicDataset, DynamicDatasetConfig
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.seeding import spawn
@@ -63,7 +64,15 @@ class PURER(RecoveryMethod):
     """
 
     name = "PURER"
+    paper = Paper(
+        title="Architecture, Dataset and Model-Scale Agnostic Data-free Meta-Learning",
+        authors="Zixuan Hu, Li Shen, Zhenyi Wang, Tongliang Liu, Chun Yuan, Dacheng Tao",
+        venue="CVPR",
+        year=2023,
+        arxiv="2303.11183",
+    )
     Config = PURERConfig
+    config: PURERConfig
     bank: DynamicDataset
 
     def __init__(self, config: PURERConfig, model: nn.Module) -> None:
@@ -75,12 +84,10 @@ class PURER(RecoveryMethod):
             )
         settings: dict = model.pretrained_cfg  # type: ignore[assignment]
         images = DynamicDataset(config, settings["input_size"][-1], settings["mean"], settings["std"])
-        super().__init__(model, config.outer_lr, images)
-        self.config = config
-        self.num_steps = config.steps
+        super().__init__(config, model, config.outer_lr, images)
         self.switch = PlateauSwitch(config.patience, config.warmup)
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Start the images from noise and, if asked to, the meta-model from the pool's average.
 
         Raises:
@@ -131,8 +138,7 @@ class PURER(RecoveryMethod):
         """The common state and the switch."""
         return super().state_dict() | {"switch": self.switch.state_dict()}
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
         super().load_state_dict(state, pool, context)
-        self.pool = pool
         self.switch.load_state_dict(state["switch"])

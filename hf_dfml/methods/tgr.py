@@ -27,8 +27,9 @@ from hf_dfml.learning.probe import load_probe
 from hf_dfml.learning.replay import replay_until_plateau
 from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import InversionConfig, InversionMethod, distillation_task
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.methods.paper import Paper
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.checkpoint import Tree
@@ -63,16 +64,22 @@ class TGR(InversionMethod):
     """The meta-learner of TGR; see the module's docstring."""
 
     name = "TGR"
+    paper = Paper(
+        title="Task Groupings Regularization: Data-Free Meta-Learning with Heterogeneous Pre-trained Models",
+        authors="Yongxian Wei, Zixuan Hu, Li Shen, Zhenyi Wang, Yu Li, Chun Yuan, Dacheng Tao",
+        venue="ICML",
+        year=2024,
+        arxiv="2405.16560",
+    )
     Config = TGRConfig
+    config: TGRConfig
 
     def __init__(self, config: TGRConfig, model: nn.Module) -> None:
         super().__init__(config, model)
-        self.config = config
-        self.num_steps = config.steps
         self.groups: list[list[int]] = []
         self.dissimilarity = torch.zeros(0, 0)
 
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Embed every member and divide the pool (steps 0 and 1)."""
         self.pool = pool
         self.groups = [list(range(len(pool)))]
@@ -135,10 +142,10 @@ class TGR(InversionMethod):
         """The common state, the groups and the dissimilarities."""
         return super().state_dict() | {"groups": self.groups, "dissimilarity": self.dissimilarity}
 
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
+    def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
         super().load_state_dict(state, pool, context)
-        self.pool, self.groups, self.dissimilarity = pool, state["groups"], state["dissimilarity"].cpu()
+        self.groups, self.dissimilarity = state["groups"], state["dissimilarity"].cpu()
 
     def pictures(self, folder: Path) -> list[Path]:
         """Recovered images and the members' dissimilarities, ordered by group."""

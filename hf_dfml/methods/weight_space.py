@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from hf_dfml.learning.fusion import State, check_same_tensors
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.pool.entry import PoolEntry
-from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.progress import progress
 
 
-class WeightSpaceMethod:
+class WeightSpaceMethod(Method):
     """A method whose meta-model is written by `setup` and needs no steps.
 
     Args:
@@ -25,15 +21,7 @@ class WeightSpaceMethod:
         model: the meta-model, on its device; of the same architecture and head size as the pool.
     """
 
-    name = ""
-    data_free = True
-    num_steps = 0
-
-    def __init__(self, config: Any, model: nn.Module) -> None:
-        self.config = config
-        self.model = model
-
-    def setup(self, pool: ModelPool, context: Context) -> None:
+    def setup(self, pool: TeacherPool, context: Context) -> None:
         """Fuse the pool into the meta-model.
 
         Raises:
@@ -42,7 +30,7 @@ class WeightSpaceMethod:
         require_same_network(pool)
         self.model.load_state_dict(self.fuse(pool, context))
 
-    def fuse(self, pool: ModelPool, context: Context) -> State:
+    def fuse(self, pool: TeacherPool, context: Context) -> State:
         """The meta-model's state dict; each method's own."""
         raise TypeError(f"{type(self).__name__} does not say how it fuses a pool.")
 
@@ -50,24 +38,8 @@ class WeightSpaceMethod:
         """Nothing is left to do."""
         return {}
 
-    def snapshot(self, context: Context) -> nn.Module:
-        """A copy of the meta-model."""
-        return copy.deepcopy(self.model).eval()
 
-    def state_dict(self) -> Tree:
-        """The meta-model."""
-        return {"model": self.model.state_dict()}
-
-    def load_state_dict(self, state: Tree, pool: ModelPool, context: Context) -> None:
-        """Take over what `state_dict` gave."""
-        self.model.load_state_dict(state["model"])
-
-    def pictures(self, folder: Path) -> list[Path]:
-        """None: there are no recovered images to look at."""
-        return []
-
-
-def run_without_trainer(method: Method, pool: ModelPool, context: Context) -> nn.Module:
+def run_without_trainer(method: Method, pool: TeacherPool, context: Context) -> nn.Module:
     """The meta-model of a method whose whole run takes seconds: setup and all steps, no validation, no checkpoint."""
     method.setup(pool, context)
     for step in progress(range(method.num_steps), description=method.name, unit="step"):
@@ -100,7 +72,7 @@ def require_same_network(entries: Iterable[PoolEntry]) -> None:
         )
 
 
-def member_states(pool: ModelPool, model: nn.Module, indices: Iterable[int] | None = None) -> Iterator[State]:
+def member_states(pool: TeacherPool, model: nn.Module, indices: Iterable[int] | None = None) -> Iterator[State]:
     """State dicts of the members, loaded one by one, on the device of `model`.
 
     Args:
@@ -119,7 +91,7 @@ def member_states(pool: ModelPool, model: nn.Module, indices: Iterable[int] | No
         yield {name: tensor.to(device) for name, tensor in state.items()}
 
 
-def input_size(pool: ModelPool) -> tuple[int, ...]:
+def input_size(pool: TeacherPool) -> tuple[int, ...]:
     """Size of one input of the pool's networks.
 
     Raises:

@@ -5,6 +5,7 @@ from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.inspection import check_pool, pool_table
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.pool.teacher_pool import TeacherPool
 
 __all__ = [
     "BlackBox",
@@ -15,6 +16,7 @@ __all__ = [
     "QueryBudgetError",
     "ServiceError",
     "Teacher",
+    "TeacherPool",
     "check_pool",
     "pool_table",
 ]

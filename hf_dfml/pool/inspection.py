@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hf_dfml.pool.black_box.pool import BlackBoxPool
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.text import counted
 
@@ -21,7 +21,7 @@ def check_pool(pool: ModelPool) -> list[tuple[PoolEntry, str | None]]:
     return [(pool[index], pool.check(index)) for index in order]
 
 
-def pool_table(pool: ModelPool | BlackBoxPool) -> Table:
+def pool_table(pool: TeacherPool) -> Table:
     """A table of the members: what their configs say, no weights read. Columns that hold nothing are left out.
 
     What is there and is no member that can be used, such as a meta-model, is not counted as one and says why.
@@ -29,7 +29,7 @@ def pool_table(pool: ModelPool | BlackBoxPool) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    entries = pool.resolve() if isinstance(pool, ModelPool) else pool
+    entries = pool.resolve()
     rows = [_row(entry) for entry in entries]
     kept = [column for column in range(len(_COLUMNS)) if column == 0 or any(row[column] for row in rows)]
     skipped = sum(entry.problem is not None for entry in entries)

@@ -15,13 +15,13 @@ from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, QueryCount, to_ans
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.loading import load_teacher
-from hf_dfml.pool.members import Members
 from hf_dfml.pool.sources import hub
 from hf_dfml.pool.sources import listing as sources
 from hf_dfml.pool.sources.lock import write_lock
 from hf_dfml.pool.sources.prefetch import WORKERS, Prefetcher
 from hf_dfml.pool.sources.storage import Storage
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.text import counted
 
@@ -31,7 +31,7 @@ GB = 1 << 30
 CACHE_BYTES = 2 * GB
 
 
-class ModelPool(Members):
+class ModelPool(TeacherPool):
     """An immutable sequence of pool entries that loads a member's weights when asked to.
 
     Pools made from this one (`filter`, `sample`, `split`, slices) share its cache of loaded teachers, its disk budget
@@ -305,7 +305,10 @@ class ModelPool(Members):
         def ask(entry: PoolEntry, images: Tensor) -> Tensor:
             return to_answers(pool.load(entry.id)(images.to(pool.device)), output, top_k)
 
-        return BlackBoxPool(pool, ask, output, QueryCount(max_queries), device=self.device)
+        def lock(entries: Sequence[PoolEntry], path: Path) -> Path:
+            return pool._like(pool._entry(entry.id) for entry in entries).lock(path)
+
+        return BlackBoxPool(pool, ask, output, QueryCount(max_queries), lock=lock, device=self.device)
 
     def resolve(self) -> ModelPool:
         """The same pool with every member's config read; fetches the small config files that are not on this disk."""

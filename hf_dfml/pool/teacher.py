@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.formats import transformers_layout as transformers_members
-from hf_dfml.pool.members import Classes
+from hf_dfml.pool.teacher_pool import Member
 from hf_dfml.utils.images import resize
 
 
-class Teacher(Classes, nn.Module):
+class Teacher(Member, nn.Module):
     """A frozen member in eval mode that resizes and normalises images as it was trained with.
 
     Gradients flow to the images, never to the weights. `train()` changes nothing, so that batch norm always uses the

@@ -165,11 +165,11 @@ def inversion_losses(
     Cross-entropy (and perhaps `further`) are an image's own; the other terms are the batch's and added to each image.
     """
     if weights.bn:
-        if isinstance(teacher, BlackBox):
+        if teacher.answers_only:
             raise ValueError(
                 f"{teacher.entry.id} is a black box and shows no batch-norm statistics: set bn_weight to 0."
             )
-        with watch_batch_norm(teacher) as distance:
+        with watch_batch_norm(teacher) as distance:  # type: ignore[arg-type]  # It has batch norm to watch.
             logits = teacher(images)
     else:
         logits = teacher(images)

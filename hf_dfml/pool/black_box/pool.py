@@ -17,8 +17,9 @@ image is not sent, nor counted, a second time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import torch
@@ -27,11 +28,13 @@ from torch import Tensor
 
 from hf_dfml.pool.black_box.answers import AnswerCache
 from hf_dfml.pool.entry import PoolEntry
-from hf_dfml.pool.members import Classes, Members
+from hf_dfml.pool.teacher_pool import Member, TeacherPool
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.text import counted
 
 Output = Literal["logits", "probs", "topk", "label"]
+Lock = Callable[[Sequence[PoolEntry], Path], Path]
+"""Pins the members of these entries in a file, or the folder that it goes into; the file."""
 Ask = Callable[[PoolEntry, Tensor], Tensor]
 """Images `(B, 3, h, w)` in [0, 1] to a member -> its answers `(B, C)`, zero where it does not tell."""
 
@@ -109,7 +112,7 @@ class QueryCount:
         self.members = Counter({name: max(state.get(name, 0), self.members[name]) for name in {*state, *self.members}})
 
 
-class BlackBox(Classes):
+class BlackBox(Member):
     """A member of a black-box pool: what `Teacher` is, with nothing but the answers.
 
     Images lose their graph on the way in; there are no parameters, statistics or features.
@@ -120,6 +123,7 @@ class BlackBox(Classes):
     """
 
     __slots__ = ("_ask", "_cache", "_count", "_output", "device", "entry")
+    answers_only = True
 
     def __init__(
         self,
@@ -165,7 +169,7 @@ class BlackBox(Classes):
         raise AttributeError(f"{self.entry.id} is a black box: nothing but its answers crosses, it has no '{name}'.")
 
 
-class BlackBoxPool(Members):
+class BlackBoxPool(TeacherPool):
     """A pool whose members answer and show nothing else. Made by `ModelPool.as_black_box` or `open_remote`.
 
     Pools made from this one (slices, `to`) share its count and budget.
@@ -179,8 +183,12 @@ class BlackBoxPool(Members):
             0 where pixels arrive as they are, 1 / 255 where they travel as PNG. Zero-order gradients take their
             differences over no less.
         cache: of answers, which so cost nothing a second time; None: every image is sent.
+        lock: pins members whose files are at hand; None where nothing but answers is.
         device: where answers are put.
     """
+
+    output: Output
+    queries: QueryCount
 
     def __init__(
         self,
@@ -191,12 +199,14 @@ class BlackBoxPool(Members):
         *,
         resolution: float = 0.0,
         cache: AnswerCache | None = None,
+        lock: Lock | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         if output not in get_args(Output):
             raise ValueError(f"output='{output}': a black box tells one of {', '.join(get_args(Output))}.")
         super().__init__(map(public, entries), device)
         self._ask, self.output, self.queries = ask, output, queries  # type: ignore[assignment]
+        self._lock = lock
         self.resolution = max(resolution, LABEL_RESOLUTION) if output == "label" else resolution
         self.cache = cache
 
@@ -214,9 +224,13 @@ class BlackBoxPool(Members):
         entry = self._entry(member.id if isinstance(member, PoolEntry) else member)
         return BlackBox(entry, self._ask, self.output, self.queries, self.device, self.cache)
 
+    def lock(self, path: Path | str) -> Path | None:
+        """Pin the members where this process has their files; None for a remote service."""
+        return self._lock(self, Path(path)) if self._lock else None
+
     def _like(self, entries: Iterable[PoolEntry]) -> BlackBoxPool:
-        shared: dict[str, Any] = {"resolution": self.resolution, "cache": self.cache, "device": self.device}
-        return BlackBoxPool(entries, self._ask, self.output, self.queries, **shared)
+        shared: dict[str, Any] = {"resolution": self.resolution, "cache": self.cache, "lock": self._lock}
+        return BlackBoxPool(entries, self._ask, self.output, self.queries, device=self.device, **shared)
 
 
 def public(entry: PoolEntry) -> PoolEntry:

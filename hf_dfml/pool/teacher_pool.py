@@ -1,10 +1,11 @@
-"""What pools and members of every kind have in common: entries in order, found by position or id."""
+"""What everything that learns from a pool knows of it, whether its members are seen whole or only answer."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -14,14 +15,29 @@ from hf_dfml.utils.text import counted
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from hf_dfml.pool.black_box.pool import Output, QueryCount
 
-class Members(Sequence[PoolEntry]):
+
+class TeacherPool(Sequence[PoolEntry]):
     """An immutable sequence of the entries of a pool; slices of it are pools of the same kind.
+
+    The defaults are those of a pool whose members are seen whole and have nothing to be fetched.
+
+    Attributes:
+        device: where what the members give is put.
+        output: what members that only answer put out of an image (`logits`, `probs`, `topk`, `label`); None where
+            members are seen whole.
+        queries: how many images such members were sent, and their budget; None where nothing is counted.
+        resolution: root mean square change of a pixel, in [0, 1], below which answers hardly tell two images apart.
 
     Args:
         entries: the members.
-        device: where what they give is put.
+        device: see above.
     """
+
+    output: Output | None = None
+    queries: QueryCount | None = None
+    resolution: float = 0.0
 
     def __init__(self, entries: Iterable[PoolEntry], device: torch.device | str) -> None:
         self._entries = tuple(entries)
@@ -44,6 +60,40 @@ class Members(Sequence[PoolEntry]):
 
     def __iter__(self) -> Iterator[PoolEntry]:
         return iter(self._entries)
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether nothing but the members' answers to images can be had: no weights, features or gradients."""
+        return self.output is not None
+
+    @abstractmethod
+    def load(self, member: int | str | PoolEntry) -> Any:
+        """The teacher (`Teacher` or `BlackBox`) of a member, given by its index, id or entry.
+
+        Raises:
+            MemberError: if the member cannot be used; the message says why.
+            KeyError: if the pool has no member of that id.
+            IndexError: if it has none of that index.
+        """
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Begin to fetch what `load` of these members will need, and return at once."""
+
+    def stream(self, indices: Iterable[int] | None = None) -> Iterator[Any]:
+        """The teachers one after another, each loaded when it is asked for; all members by default."""
+        return map(self.load, range(len(self)) if indices is None else indices)
+
+    def resolve(self) -> Self:
+        """The same pool with all that can be known of every member."""
+        return self
+
+    def lock(self, path: Path | str) -> Path | None:
+        """Write `pool.lock.json`, which pins every member to its files; None where there are no files to pin.
+
+        Args:
+            path: the file, or the folder that it goes into.
+        """
+        return None
 
     def to(self, device: torch.device | str) -> Self:
         """The same pool with what its members give on `device`."""
@@ -72,11 +122,17 @@ class Members(Sequence[PoolEntry]):
         """A pool of these entries that shares all else with this one."""
 
 
-class Classes:
-    """What a teacher and a black box both tell of their classes, from their entry."""
+class Member:
+    """What a teacher and a black box have in common: the classes of their entry.
+
+    Attributes:
+        entry: its metadata.
+        answers_only: whether nothing but its answers can be had; see `TeacherPool.answers_only`.
+    """
 
     __slots__ = ()
     entry: PoolEntry
+    answers_only: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
