@@ -15,6 +15,9 @@ from hf_dfml.pool.entry import META_BLOCK, PoolEntry
 from hf_dfml.utils.provenance import scrub_command
 from hf_dfml.version import __version__
 
+FORMAT = 1
+"""Version of the block that `MetaConfig.to_json` writes; higher ones hold what this library cannot know of."""
+BLOCK_KEYS = {"format", "version", "method", "method_config", "pool", "adapt", "dataset", "results"}
 MAX_STEPS = 1000
 """Fine-tuning steps that a config may ask for; a downloaded file must not keep a machine busy for ever."""
 
@@ -80,6 +83,7 @@ class MetaConfig:
                 "num_classes": self.num_classes,
             },
             META_BLOCK: {
+                "format": FORMAT,
                 "version": self.version,
                 "method": self.method,
                 "method_config": self.method_config,
@@ -95,7 +99,7 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
     """The config of a model whose timm part has been read (and checked) as `entry`.
 
     Raises:
-        ValueError: if the block `hf_dfml` is missing or not what `MetaConfig.to_json` writes.
+        ValueError: if the block `hf_dfml` is missing, of a newer format, or not what `MetaConfig.to_json` writes.
     """
     block = content.get(META_BLOCK)
     if not isinstance(block, dict):
@@ -103,6 +107,7 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
             f"{entry.id} is no meta-model: its config.json has no block '{META_BLOCK}'. A plain timm model is a pool "
             "member (`ModelPool`), or becomes a meta-model with `MetaModel.of(network, ...)`."
         )
+    _check_format(block, entry)
     try:
         adapt = Adaptation(**block["adapt"])
         if adapt.steps > MAX_STEPS:
@@ -125,6 +130,23 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{entry.id}: the block '{META_BLOCK}' of its config.json cannot be read: {error}") from error
+
+
+def _check_format(block: dict[str, Any], entry: PoolEntry) -> None:
+    """Refuse what only another version of this library can read."""
+    written = block.get("format", 1)
+    if not isinstance(written, int) or written > FORMAT:
+        raise ValueError(
+            f"{entry.id} was written by hf_dfml {block.get('version', '(unknown)')} in format {written}. This is "
+            f"hf_dfml {__version__}, which reads formats up to {FORMAT}: install a newer version "
+            "(pip install --upgrade hf_dfml)."
+        )
+    unknown = sorted(set(block) - BLOCK_KEYS)
+    if unknown:
+        raise ValueError(
+            f"{entry.id}: the block '{META_BLOCK}' of its config.json has unknown keys: {', '.join(unknown)}. "
+            f"Expected {', '.join(sorted(BLOCK_KEYS))}: correct the name, or remove the key."
+        )
 
 
 def describe_network(network: nn.Module, model_args: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from hf_dfml.evaluation import Result, results_chart, write_results
 from hf_dfml.evaluation.in_runs import best_head, meta_test, suited, validation
-from hf_dfml.evaluation.results import ignore
+from hf_dfml.evaluation.results import Record, ignore
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.base import Method, refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
@@ -82,7 +82,7 @@ def run(
     adapt, results = suits, []
     if outcome.finished and config.dataset:
         adapt = best_head(outcome.model, config, processes)
-        record = partial(write_results, folder) if processes.is_main else ignore
+        record: Record = partial(write_results, folder) if processes.is_main else ignore
         results = meta_test(method.name, outcome.model, pool, config, (suits, adapt), command, processes, record)
     accelerator.end_training()  # From here on each process is alone.
     if not outcome.finished or not processes.is_main:

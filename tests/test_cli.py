@@ -2,12 +2,14 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import hf_dfml
 from hf_dfml.cli import main
 from hf_dfml.cli.main import _spread
 from hf_dfml.evaluation import Adaptation
@@ -34,6 +36,22 @@ def meta_folder(tmp_path):
 def test_every_command_explains_itself(capsys, words):
     _, out = run(capsys, *words, "--help")
     assert "Usage" in out and "Options" in out
+
+
+def test_the_version(capsys):
+    code, out = run(capsys, "--version")
+    assert code == 0 and out == f"hf_dfml {hf_dfml.__version__}\n"
+
+
+def test_help_loads_nothing_that_takes_long():
+    """Of the command and of `train`, whose help knows every method."""
+    program = "import sys; from hf_dfml.cli import main\ntry: main({})\nexcept SystemExit: pass\nprint(*sys.modules)"
+    for words in (["--help"], ["train", "--help"], ["--version"]):
+        modules = subprocess.run(
+            [sys.executable, "-c", program.format(words)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert "hf_dfml.cli.main" in modules
+        assert not {"torch", "transformers", "huggingface_hub", "timm", "numpy"} & set(modules)
 
 
 def test_train_shows_the_methods(capsys):

@@ -10,12 +10,12 @@ import pytest
 import typer
 
 from hf_dfml.cli.main import app
-from hf_dfml.methods.catalogue import METHODS
+from hf_dfml.methods.catalogue import METHODS, is_file
 from hf_dfml.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("black_boxes", "hub_pools", "papers"))]
-PAGES += [ROOT / "docs" / f"{name}.md" for name in ("pool_distillation", "processes")]
+PAGES += [ROOT / "docs" / f"{name}.md" for name in ("extending", "pool_distillation", "processes")]
 COMMAND = typer.main.get_command(app)
 
 
@@ -48,7 +48,7 @@ def unknown(words: list[str]) -> list[str]:
         rest, command = words[start + 1 :], COMMAND
         while rest and not rest[0].startswith("-") and hasattr(command, "commands"):
             name = rest.pop(0)
-            if name == "METHOD":
+            if name == "METHOD" or is_file(name):
                 return []
             if name not in command.commands:
                 return [name]

@@ -235,6 +235,29 @@ def test_unsound_models_are_refused_in_one_line(meta: MetaModel, tmp_path: Path)
         assert folder.name in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_what_another_version_has_written_is_refused_with_a_sentence(meta: MetaModel, tmp_path: Path) -> None:
+    for changes, message in (
+        (
+            {"format": 2, "version": "9.9"},
+            r"was written by hf_dfml 9.9 in format 2. This is hf_dfml .* up to 1: install",
+        ),
+        ({"format": "new"}, "in format new"),
+        ({"metod": "TGR"}, "has unknown keys: metod. Expected adapt, dataset, format, method,"),
+    ):
+        folder = meta.save_pretrained(tmp_path / str(len(message)))
+        change_config(folder, **changes)
+        with pytest.raises(ValueError, match=message):
+            MetaModel.from_pretrained(folder)
+
+
+def test_a_model_from_before_formats_had_numbers_is_read(meta: MetaModel, tmp_path: Path) -> None:
+    path = meta.save_pretrained(tmp_path) / "config.json"
+    content = json.loads(path.read_text())
+    assert content["hf_dfml"].pop("format") == 1
+    path.write_text(json.dumps(content))
+    assert MetaModel.from_pretrained(tmp_path).config == meta.config
+
+
 def test_arrays_are_images_with_their_channels_last(meta: MetaModel) -> None:
     images, labels = spots(2, 3)
     pixels = (images * 255).round().byte()

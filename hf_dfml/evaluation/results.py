@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class Result:
         return published(self.method, self.dataset, self.ways, self.shots) if self.split == "test" else None
 
 
-Record = Callable[[list[Result]], None]
+Record = Callable[[list[Result]], Any]
 """Is given all rows so far, whenever an evaluation has new ones, so that a failure later loses none."""
 
 

@@ -360,7 +360,7 @@ def test_bidf_mkd_learns_from_a_served_pool(members, tmp_path, capsys):
             main(["pool", "ls", url])
         listed = capsys.readouterr().out
         assert "m-0" in listed and "m-1" in listed and "Black boxes: their answers are topk" in listed
-        with pytest.raises(ValueError, match="tells topk, not label: leave --black_box out"):
+        with pytest.raises(ValueError, match="is topk, not label: leave --black_box out"):
             run(BiDfMKD, *parse(BiDfMKD, RunConfig, [*words, "--black_box", "label"]), argv=["test"])
     assert {source.id for source in MetaModel.from_pretrained(tmp_path / "run").config.pool} == {"m-0", "m-1"}
     with pytest.raises(ValueError, match="needs the weights"):

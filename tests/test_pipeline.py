@@ -1,0 +1,155 @@
+"""A run from the pool to the card: what is measured is written at once, whatever fails later."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hf_dfml.cli import main
+from hf_dfml.evaluation import in_runs, read_results
+from hf_dfml.pipeline import run
+from hf_dfml.run_config import RunConfig
+from hf_dfml.trackers import trackers_of
+from tests.methods.own import Nudge, NudgeConfig
+from tests.pool.members import write_pool
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    return write_pool(tmp_path_factory.mktemp("pipeline") / "pool", 3)
+
+
+def config_of(members, folder, **changes):
+    settings = {
+        "dataset": "glyphs",
+        "arch": "conv4_16",
+        "ways": 3,
+        "shots": [1],
+        "episodes": 2,
+        "validation_episodes": 2,
+        "log_with": "none",
+    }
+    return RunConfig(pool=str(members), output_dir=str(folder), **{**settings, **changes})
+
+
+def test_a_method_of_ones_own_runs_to_its_card(members, tmp_path):
+    results = run(Nudge, NudgeConfig(), config_of(members, tmp_path), argv=["test"])
+    assert read_results(tmp_path) == results and results[0].method == "Nudge"
+    card = (tmp_path / "README.md").read_text()
+    assert "A. Uthor. Nudging. Workshop 2026" in card
+    assert json.loads((tmp_path / "config.json").read_text())["hf_dfml"]["method_config"] == {"steps": 2, "size": 0.1}
+
+
+def test_pictures_that_cannot_be_drawn_cost_neither_results_nor_weights(members, tmp_path):
+    class NoPictures(Nudge):
+        def pictures(self, folder):
+            raise OSError("no ink")
+
+    with pytest.raises(OSError, match="no ink"):
+        run(NoPictures, NudgeConfig(), config_of(members, tmp_path), argv=["test"])
+    rows = read_results(tmp_path)
+    assert {row.method for row in rows} >= {"NoPictures", "Random init", "All 3 members + prototype"}
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["fc.weight"].shape[0] == 3 and (tmp_path / "pool.lock.json").is_file()
+
+
+@pytest.mark.parametrize("fails_at", [2, 3])
+def test_rows_that_were_measured_are_written_although_a_later_one_fails(members, tmp_path, monkeypatch, fails_at):
+    measured, evaluate = [], in_runs.evaluate
+
+    def failing(*arguments, **options):
+        if options["method"] != "Nudge":
+            return evaluate(*arguments, **options)
+        if len(measured) == fails_at - 1:
+            raise RuntimeError("the second protocol fails")
+        measured.append(evaluate(*arguments, **options))
+        return measured[-1]
+
+    monkeypatch.setattr(in_runs, "evaluate", failing)
+    with pytest.raises(RuntimeError, match="second protocol"):
+        run(Nudge, NudgeConfig(), config_of(members, tmp_path), argv=["test"])
+    assert read_results(tmp_path) == [row for rows in measured for row in rows]
+    assert len(measured) == fails_at - 1
+
+
+def test_rows_of_baselines_are_written_one_by_one(members, tmp_path, monkeypatch):
+    from hf_dfml.evaluation import baselines
+
+    def failing(*arguments, **options):
+        raise RuntimeError("features fail")
+
+    monkeypatch.setattr(baselines, "evaluate_features", failing)
+    with pytest.raises(RuntimeError, match="features fail"):
+        run(Nudge, NudgeConfig(), config_of(members, tmp_path), argv=["test"])
+    methods = [row.method for row in read_results(tmp_path)]
+    assert methods[0] == "Nudge" and methods[-3:-1] == ["Random init", "Average"]
+
+
+def hyper_parameters_of(folder):
+    """What TensorBoard shows as a run's hyper-parameters, and its scalars by tag."""
+    found, scalars = {}, {}
+    for file in folder.rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            scalars[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+        content = events.summary_metadata.get("_hparams_/session_start_info")
+        if content:
+            from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+            data = HParamsPluginData.FromString(content.plugin_data.content)
+            for name, value in data.session_start_info.hparams.items():
+                found[name] = getattr(value, value.WhichOneof("kind"))
+    return found, scalars
+
+
+def test_the_tracker_is_given_the_method_its_options_and_the_pool(members, tmp_path):
+    config = config_of(members, tmp_path, log_with="tensorboard", dataset=None, seed=7)
+    run(Nudge, NudgeConfig(size=0.25), config, argv=["test"])
+    hyper, scalars = hyper_parameters_of(tmp_path / "logs")
+    assert (hyper["method"], hyper["size"], hyper["steps"], hyper["seed"]) == ("Nudge", 0.25, 2, 7)
+    assert (hyper["members"], hyper["pool"], hyper["shots"]) == (3, "pool", "[1]")
+    assert scalars["loss"] == [(1, 0.0), (2, 1.0)]
+
+
+def test_a_tracker_that_there_is_not_is_refused_before_work(members, tmp_path):
+    with pytest.raises(ValueError, match=r"--log_with tensorbord: expected none or a tracker .*tensorboard, wandb"):
+        run(Nudge, NudgeConfig(), config_of(members, tmp_path / "run", log_with="tensorbord"), argv=["test"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("hf_dfml.trackers.get_available_trackers", lambda: ["tensorboard"])
+    assert trackers_of("tensorboard") == ["tensorboard"] and trackers_of("none") == []
+    with pytest.raises(ValueError, match="not installed. Install it .pip install wandb., or choose one of none, tens"):
+        trackers_of("tensorboard, wandb")
+
+
+def test_the_method_of_the_documentation_runs_from_the_command_line(members, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    block = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    assert len(block.splitlines()) <= 40
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    Path("pool_reptile.py").write_text(block)
+    config = config_of(members, "run", black_box="probs")
+    words = ["--pool", config.pool, "--output_dir", "run", "--arch", "conv4_16", "--ways", "3", "--shots", "1"]
+    words += ["--episodes", "2", "--validation_episodes", "2", "--dataset", "glyphs", "--log_with", "none"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", "pool_reptile.py:PoolReptile", *words, "--steps", "2", "--images", "8", "--black_box", "probs"])
+    assert end.value.code == 0, capsys.readouterr().out
+    card = Path("run/README.md").read_text()
+    assert "On First-Order Meta-Learning Algorithms. arXiv 2018" in card and "only answers" in card
+    rows = read_results("run")
+    assert {row.method for row in rows} == {"PoolReptile"} and "pool_reptile.py:PoolReptile" in rows[0].command
+    history = json.loads(Path("run/config.json").read_text())["hf_dfml"]["method_config"]
+    assert history["images"] == 8
+    with pytest.raises(SystemExit) as end:
+        main(["train", "pool_reptile.py:PoolReptile", "--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and "--outer_lr" in out and "Share of the way that the meta-model moves." in out
+    with pytest.raises(SystemExit, match="pool_reptile.py has no class 'Pool': its methods are PoolReptile"):
+        main(["train", "pool_reptile.py:Pool", *words])
