@@ -209,7 +209,8 @@ def boundary_held(
     """The boundary term against a student that is asked once for each batch, without a graph.
 
     Only the teacher carries the gradient, and where an estimate perturbs what the teacher sees, the student's answer
-    is held while the agreement of both is looked at again (SYSTEMS 4.2). The divergence is the KL in either case.
+    is held while the agreement of both is computed anew, as in the released code. The divergence is the KL in either
+    case; that code has an L1 distance where gradients are estimated.
 
     Args:
         model: the meta-model.

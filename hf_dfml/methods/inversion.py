@@ -113,7 +113,7 @@ class InversionMethod(RecoveryMethod):
         self.newest: list[Task] = []
 
     def remember(self, tasks: Sequence[Task]) -> None:
-        """Put every recovered task into the bank (FREE's released code keeps the last one only, SYSTEMS 5.3)."""
+        """Put every recovered task into the bank, as FREE's paper does; its released code keeps the last one only."""
         for task in tasks:
             self.bank.add(task)
         self.newest = list(tasks)
@@ -162,7 +162,9 @@ def distillation_of(
     config: InversionConfig,
     generator: torch.Generator,
 ) -> TaskLoss:
-    """L_i = KD(teacher, student) + weight * CE, on one fixed augmentation of the task's images (SYSTEMS 5.2, 6.4).
+    """L_i = KD(teacher, student) + weight * CE, on one fixed augmentation of the task's images.
+
+    FREE (Wei et al., CVPR 2024, Algorithm 2) has no CE, TGR's released code (Wei et al., ICML 2024) has it at 1.
 
     Args:
         model: the meta-model.

@@ -11,7 +11,6 @@ from hf_dfml.methods.baselines import OTA, RandomInit
 from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.methods.maml_reference import MAML
 from hf_dfml.methods.mfgp import MFGP
-from hf_dfml.pool import ModelPool
 from tests.methods.own import Nudge, NudgeConfig
 from tests.methods.pools import make_context, make_model, make_pool
 
@@ -60,24 +59,6 @@ def test_the_default_state_is_the_meta_model_and_a_snapshot_is_a_copy_of_it(tmp_
 def test_one_that_needs_weights_refuses_black_boxes():
     with pytest.raises(ValueError, match="Nudge needs the weights of its teachers"):
         refuse_black_boxes(Nudge)
-
-
-def test_a_pool_of_members_and_one_of_black_boxes_answer_the_same_questions(tmp_path):
-    pool = make_pool(tmp_path, 3)
-    boxes = pool.as_black_box("label", max_queries=10)
-    assert (pool.answers_only, pool.output, pool.queries, pool.resolution) == (False, None, None, 0.0)
-    assert (boxes.answers_only, boxes.output, boxes.queries.allowed) == (True, "label", 10)
-    assert pool.load(0).answers_only is False and boxes.load(0).answers_only is True
-    assert [member.entry.id for member in boxes.stream([2, 0])] == [boxes[2].id, boxes[0].id]
-    assert boxes.prefetch([0, 1]) is None and boxes.resolve() is boxes
-    images = torch.rand(2, 3, 16, 16)
-    assert torch.equal(boxes.load(1)(images).argmax(-1), pool.load(1)(images).argmax(-1))
-
-
-def test_members_that_only_answer_are_pinned_where_their_files_are_at_hand(tmp_path):
-    pool = make_pool(tmp_path, 3)
-    path = pool.as_black_box()[1:].lock(tmp_path / "run")
-    assert [entry.id for entry in ModelPool.from_lock(path)] == [entry.id for entry in pool[1:]]
 
 
 @pytest.mark.parametrize("name", METHODS)
