@@ -18,7 +18,7 @@ class Paper:
 
     Examples:
         >>> Paper("Reptile", "Alex Nichol, John Schulman", "arXiv", 2018, "1803.02999").citation
-        'Alex Nichol, John Schulman. Reptile. arXiv 2018, arXiv:1803.02999'
+        'Alex Nichol, John Schulman. Reptile. arXiv 2018, arXiv 1803.02999'
     """
 
     title: str
@@ -30,5 +30,5 @@ class Paper:
     @property
     def citation(self) -> str:
         """One line that names the paper."""
-        where = f"{self.venue} {self.year}" + (f", arXiv:{self.arxiv}" if self.arxiv else "")
+        where = f"{self.venue} {self.year}" + (f", arXiv {self.arxiv}" if self.arxiv else "")
         return f"{self.authors}. {self.title}. {where}"
