@@ -43,6 +43,17 @@ def test_a_method_of_ones_own_runs_to_its_card(members, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["hf_dfml"]["method_config"] == {"steps": 2, "size": 0.1}
 
 
+def test_a_method_of_ones_own_goes_on_where_it_was(members, tmp_path):
+    def weights(folder, steps, **changes):
+        config = config_of(members, tmp_path / folder, dataset=None, **changes)
+        run(Nudge, NudgeConfig(steps=steps), config, argv=["test"])
+        return load_file(tmp_path / folder / "model.safetensors")["fc.weight"]
+
+    half = weights("resumed", 2)
+    whole = weights("whole", 4)
+    assert weights("resumed", 4, resume_from_checkpoint="latest").equal(whole) and not half.equal(whole)
+
+
 def test_pictures_that_cannot_be_drawn_cost_neither_results_nor_weights(members, tmp_path):
     class NoPictures(Nudge):
         def pictures(self, folder):
