@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_dfml.methods import tgr
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
@@ -136,6 +137,19 @@ def test_a_loss_that_is_not_a_number_names_the_last_checkpoint(pool, tmp_path, c
     with pytest.raises(FloatingPointError, match=r"Step \d: The meta-gradient is not finite"):
         trainer.fit()
     assert re.search(r"broke off after step \d. The last checkpoint is .*step-00000\d: go on", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("grouping", ["dissimilar", "similar"])
+def test_groups_hold_unlike_members_unless_like_ones_are_asked_for(pool, tmp_path, monkeypatch, grouping):
+    """Six members of two planted kinds: odd and even ones."""
+    kinds = torch.tensor([0, 1, 0, 1, 0, 1])
+    planted = (kinds[:, None] != kinds).float() + 0.01 * (1 - torch.eye(6))
+    monkeypatch.setattr(tgr, "dissimilarities", lambda _: planted)
+    method = trainer_of(pool, tmp_path / "run", grouping=grouping, num_groups=2).method
+    method.setup(pool, Context(torch.Generator().manual_seed(0)))
+    mixed = [len({member % 2 for member in group}) == 2 for group in method.groups]
+    assert sorted(sum(method.groups, [])) == list(range(6))
+    assert all(mixed) if grouping == "dissimilar" else not any(mixed)
 
 
 def test_the_best_snapshot_on_validation_is_chosen_not_the_last(pool, tmp_path):
