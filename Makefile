@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-faults benchmark quality format clean
+.PHONY: help install quickstart test test-slow test-faults mutation benchmark quality format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,10 @@ test-faults: $(STAMP)  ## Kill runs at random moments, let processes die, fill a
 benchmark: $(STAMP)  ## Measure speed and memory, and write docs/benchmarks.md (under 10 minutes on 2 cores alone).
 	$(BIN)/python benchmarks/make_benchmarks.py
 
+mutation: $(STAMP)  ## Small faults on purpose: which share of a seeded sample do the tests catch (at most 40 minutes)?
+	$(BIN)/python -m pip install --quiet 'mutmut>=3.8'
+	$(BIN)/python benchmarks/mutation.py
+
 quality: $(STAMP)  ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +49,4 @@ format: $(STAMP)  ## Mend what ruff can mend.
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and every cache (runs/ and pools/ stay).
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants

@@ -24,8 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MUTANTS = ROOT / "mutants" / "hf_dfml"
 EQUIVALENTS = Path(__file__).with_name("mutation_equivalents.txt")
-KILLED, SURVIVED, SUSPICIOUS = (1, 3), 0, (-24, 24, 36, 37, 152, 255)
-"""Exit codes that mutmut stores: a test failed, all tests passed, the mutant ran out of time."""
+BATCH = 30
+KILLED, TIMED_OUT = (1, 3), (-24, 24, 36, 37, 152, 255)
+"""Exit codes that mutmut stores where a test has failed, and where the mutant ran out of time."""
 
 
 def main() -> None:
@@ -44,14 +45,14 @@ def main() -> None:
     sample = sorted(random.Random(arguments.seed).sample(every, min(arguments.mutants, len(every))))
     equivalent = known_equivalents()
     deadline = started + 60 * arguments.minutes
-    for first in range(0, len(sample), 10):
+    for first in range(0, len(sample), BATCH):
         if time.monotonic() > deadline:
             break
-        mutmut(["run", "--max-children", str(arguments.workers), *sample[first : first + 10]], environment)
-        print(f"{min(first + 10, len(sample))} of {len(sample)} mutants tested", file=sys.stderr, flush=True)
+        mutmut(["run", "--max-children", str(arguments.workers), *sample[first : first + BATCH]], environment)
+        print(f"{min(first + BATCH, len(sample))} of {len(sample)} mutants tested", file=sys.stderr, flush=True)
     codes = exit_codes()
     tested = [name for name in sample if codes[name] is not None and name not in equivalent]
-    survivors = [name for name in tested if codes[name] not in KILLED + SUSPICIOUS]
+    survivors = [name for name in tested if codes[name] not in KILLED + TIMED_OUT]
     for name in survivors:
         print(f"\nSurvived: {name}\n{difference(name, environment)}")
     killed = len(tested) - len(survivors)
