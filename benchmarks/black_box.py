@@ -39,6 +39,7 @@ from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, Result, evaluate, print_table, read_results, write_results
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
+from hf_dfml.networks.info import network_info
 from hf_dfml.pipeline import RunConfig, meta_network, open_pool
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.black_box.service import open_service
@@ -203,7 +204,7 @@ def validation(config: RunConfig) -> Any:
 def protocol(network: nn.Module, config: RunConfig, name: str) -> list[Result]:
     """The one look at the test classes."""
     assert config.dataset
-    size = int(network.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
+    size = network_info(network).image_size
     dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=size)
     protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes)
     command = this_command()

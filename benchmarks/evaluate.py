@@ -37,6 +37,7 @@ from hf_dfml.evaluation.meta_testing import episode_accuracies
 from hf_dfml.evaluation.protocol import EvaluationProtocol, draw_episodes
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import BatchNorm, create_network
+from hf_dfml.networks.info import network_info
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
@@ -133,8 +134,8 @@ def store_statistics(model: nn.Module, images: Tensor) -> None:
 def plain_accuracies(network: nn.Module, dataset: FewShotDataset, protocol: EvaluationProtocol, shots: int) -> Tensor:
     """Accuracies `(E,)` of one episode after the other."""
     weights = next(network.parameters())
-    settings: dict = network.pretrained_cfg  # type: ignore[assignment]
-    mean, std = (torch.tensor(settings[key]).to(weights)[:, None, None] for key in ("mean", "std"))
+    info = network_info(network)
+    mean, std = (torch.tensor(value).to(weights)[:, None, None] for value in (info.mean, info.std))
     ways = torch.arange(protocol.ways, device=weights.device)
     labels, truth = ways.repeat_interleave(shots), ways.repeat_interleave(protocol.queries)
     accuracies = []
@@ -150,7 +151,10 @@ def plain_accuracies(network: nn.Module, dataset: FewShotDataset, protocol: Eval
 def work_of_an_episode(plain: nn.Module, settings: Settings, shots: int) -> float:
     """Floating-point operations of convolutions and matrix products."""
     weights = next(plain.parameters())
-    images = [weights.new_zeros(settings.ways * count, *_input_size(plain)) for count in (shots, settings.queries)]
+    images = [
+        weights.new_zeros(settings.ways * count, *network_info(plain).input_size)
+        for count in (shots, settings.queries)
+    ]
     labels = torch.arange(settings.ways, device=weights.device).repeat_interleave(shots)
     with FlopCounterMode(display=False) as counter:
         plain_episode(plain, images[0], labels, images[1], settings.protocol(2))
@@ -210,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     network = open_network(settings).to(device)
     plain = plain_network(network)
     dataset = load_dataset(
-        settings.dataset, "test", data_dir=settings.data_dir, image_size=_input_size(network)[-1]
+        settings.dataset, "test", data_dir=settings.data_dir, image_size=network_info(network).input_size[-1]
     ).to(device)
     all_threads = settings.num_threads if device.type == "cpu" else settings.num_threads[-1:]
     print(
@@ -278,11 +282,6 @@ def report(settings: Settings, rows: list[Row], same: dict[int, int], machine: s
     )
     print(json.dumps(result))
     return result
-
-
-def _input_size(network: nn.Module) -> tuple[int, int, int]:
-    settings: dict = network.pretrained_cfg  # type: ignore[assignment]
-    return tuple(settings["input_size"])
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from hf_dfml.learning.optimisation import apply_gradients
 from hf_dfml.learning.replay import EpisodeConfig, divided_meta_gradient
 from hf_dfml.networks import create_network
 from hf_dfml.networks.functional import normalise
+from hf_dfml.networks.info import network_info
 from hf_dfml.recovery.bank import MemoryBank
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.processes import ALONE
@@ -202,7 +203,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     """All inner loops, the table, and the object of the last line."""
     network = create_network(settings.network, num_classes=settings.ways, generator=fork(settings.seed, "network"))
     network = network.to(device)
-    bank = bank_of(settings, int(network.pretrained_cfg["input_size"][-1]), device)  # type: ignore[index,arg-type,union-attr]
+    bank = bank_of(settings, network_info(network).image_size, device)
     about = (
         f"{settings.network}, {settings.ways}-way {settings.shots}-shot with "
         f"{settings.queries} queries a class, {settings.inner_steps} inner steps, {settings.batch} episodes an outer "

@@ -11,6 +11,7 @@ from torch import nn
 from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.evaluation.results import Result, result_from_json
 from hf_dfml.networks.build import OURS
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import META_BLOCK, PoolEntry
 from hf_dfml.utils.provenance import scrub_command
 from hf_dfml.version import __version__
@@ -150,27 +151,18 @@ def _check_format(block: dict[str, Any], entry: PoolEntry) -> None:
 
 
 def describe_network(network: nn.Module, model_args: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The fields of a `MetaConfig` that a network with timm's API tells of itself.
+    """The fields of a `MetaConfig` that describe its network.
 
     Args:
         network: made by `create_network` or `timm.create_model`.
         model_args: arguments beyond its number of outputs that it was made with; for our own architectures the image
             size is known.
     """
-    settings: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
-    architecture = settings["architecture"]
-    size = tuple(settings["input_size"])
+    info = network_info(network)
     if model_args is None:
-        model_args = {"img_size": size[-1]} if architecture in OURS else {}
-    return {
-        "architecture": architecture,
-        "num_classes": network.num_classes,
-        "num_features": network.num_features,
-        "input_size": size,
-        "mean": tuple(settings["mean"]),
-        "std": tuple(settings["std"]),
-        "model_args": model_args,
-    }
+        model_args = {"img_size": info.image_size} if info.architecture in OURS else {}
+    fields = ("architecture", "num_classes", "num_features", "input_size", "mean", "std")
+    return {name: getattr(info, name) for name in fields} | {"model_args": model_args}
 
 
 def sources_of(pool: Iterable[PoolEntry]) -> tuple[Source, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hf_dfml.evaluation.icfil import ICFILConfig, calibrate
 from hf_dfml.learning.inner_loop import InnerLoop, adapt, adapt_each, query_outputs
 from hf_dfml.networks.functional import BatchNorm, functional_forward
+from hf_dfml.networks.info import network_info
 
 Head = Literal["finetune", "prototype", "mirrored", "linear", "icfil"]
 """How a network becomes a classifier: SGD on all parameters, nearest class mean, the same with every image seen
@@ -76,7 +77,7 @@ class Adapter:
     The network itself is never changed.
 
     Args:
-        network: with timm's API and `pretrained_cfg`.
+        network: any that `network_info` knows.
         ways: N, classes of a support set.
         how: head, batch norm, steps and rate.
         icfil: how `icfil` inverts and calibrates.
@@ -87,13 +88,13 @@ class Adapter:
 
     def __init__(self, network: nn.Module, ways: int, how: Adaptation, icfil: ICFILConfig | None = None) -> None:
         self.ways, self.how, self.icfil = ways, how, icfil or ICFILConfig()
-        self.rebuilds = how.head not in ON_FEATURES and network.num_classes != ways
+        self.rebuilds = how.head not in ON_FEATURES and network_info(network).num_classes != ways
         # Dropout is off in an evaluation; a copy leaves the caller's network in its own mode.
         self.network = copy.deepcopy(network).eval() if self.rebuilds or network.training else network
         if self.rebuilds:
             device = next(network.parameters()).device
             with torch.random.fork_rng(devices=[]):
-                self.network.reset_classifier(ways)  # type: ignore[operator]
+                network_info(self.network).reset_classifier(ways)
             self.network.to(device)
         self.params = {name: value.detach() for name, value in self.network.named_parameters()}
         self.head_name = self._head_name() if self.rebuilds else ""
@@ -145,13 +146,13 @@ class Adapter:
         return functional_forward(self.network, self.params, images, source=source, features=True)
 
     def _head_name(self) -> str:
-        head = self.network.get_classifier()  # type: ignore[operator]
-        if not isinstance(head, nn.Linear):
+        try:
+            return network_info(self.network).linear_classifier()
+        except ValueError as error:
             raise ValueError(
-                f"The last layer of {type(self.network).__name__} is a {type(head).__name__}: fine-tuning for "
-                f"{self.ways} classes needs a linear one; use head='prototype' or head='linear'."
-            )
-        return next(name for name, module in self.network.named_modules() if module is head)
+                f"Fine-tuning for {self.ways} classes needs one linear layer at the end; use head='prototype' or "
+                f"head='linear'. {error}"
+            ) from error
 
 
 def mirrored(extract: Callable[..., Tensor]) -> Callable[..., Tensor]:

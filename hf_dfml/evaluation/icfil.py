@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters, adapt
 from hf_dfml.learning.optimisation import calibrate_batch_norm
 from hf_dfml.networks.functional import BatchNorm, Source, functional_forward
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
@@ -81,12 +82,9 @@ def calibrate(
     source: Source = "running" if bn == "running" else len(support)
     with torch.enable_grad():
         pseudo = invert(network, params, support, labels, bn=bn, config=config)
-        head: nn.Module = network.get_classifier()  # type: ignore[operator]
-        prefix = next(name for name, module in network.named_modules() if module is head)
+        in_classifier = network_info(network).in_classifier
         body = {
-            name: value.detach().clone().requires_grad_()
-            for name, value in params.items()
-            if not name.startswith(f"{prefix}.")
+            name: value.detach().clone().requires_grad_() for name, value in params.items() if not in_classifier(name)
         }
         optimizer = torch.optim.Adam(list(body.values()), config.calibration_lr)
         both = torch.cat([support, pseudo.images])
@@ -114,13 +112,13 @@ def invert(
     adapted.load_state_dict({**adapted.state_dict(), **{name: value.detach() for name, value in params.items()}})
     if bn != "running":
         calibrate_batch_norm(adapted, support)
-    settings: dict = network.pretrained_cfg  # type: ignore[assignment]
+    info = network_info(network)
     entry = PoolEntry(
         id="the adapted meta-model",
-        num_classes=int(network.num_classes),  # type: ignore[arg-type]
-        input_size=tuple(settings["input_size"]),
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
+        num_classes=info.num_classes,
+        input_size=info.input_size,
+        mean=info.mean,
+        std=info.std,
     )
     shots = int(labels.bincount().max())
     config = replace(config, images_per_class=max(config.images_per_class, shots))

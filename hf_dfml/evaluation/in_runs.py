@@ -26,6 +26,7 @@ from hf_dfml.evaluation import (
 from hf_dfml.evaluation.heads import Head
 from hf_dfml.evaluation.results import Record, ignore
 from hf_dfml.meta_model import MetaModel
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Validation
@@ -113,7 +114,8 @@ def meta_test(
     device = next(model.parameters()).device
     results: list[Result] = []
     for dataset_name in dataset_names(config):
-        dataset = load_dataset(dataset_name, "test", data_dir=config.data_dir, image_size=_size(model))
+        size = network_info(model).image_size
+        dataset = load_dataset(dataset_name, "test", data_dir=config.data_dir, image_size=size)
         for each in protocols:
             results += evaluate(model, dataset, each, method=name, command=command, processes=processes)
             record(results)
@@ -190,7 +192,3 @@ def _validation_protocol(config: RunConfig) -> EvaluationProtocol:
     return EvaluationProtocol(
         ways=config.ways, shots=config.shots, episodes=config.validation_episodes, split="validation"
     )
-
-
-def _size(model: nn.Module) -> int:
-    return int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]

@@ -23,6 +23,7 @@ from hf_dfml.evaluation.protocol import (
 )
 from hf_dfml.evaluation.results import Result
 from hf_dfml.networks.functional import functional_forward
+from hf_dfml.networks.info import network_info
 from hf_dfml.networks.side_by_side import how_many
 from hf_dfml.utils.images import resize
 from hf_dfml.utils.memory import keep_freed_memory
@@ -47,8 +48,8 @@ def evaluate(
     Episodes depend on the evaluation's seed, the split, ways and shots alone: all contestants get the same ones.
 
     Args:
-        network: with timm's API and `pretrained_cfg`, whose mean, std and input size are applied to the images; it is
-            not changed.
+        network: any that `network_info` knows; its mean, std and input size are applied to the images, and it is not
+            changed.
         dataset: classes of the evaluation; its own split is what the rows name.
         protocol: the protocol. A network with another number of outputs than `protocol.ways` is fine-tuned with a head
             that is rebuilt from each support set.
@@ -176,8 +177,7 @@ def _episode_logits(
 
 
 def _input_size(network: nn.Module) -> tuple[int, int]:
-    settings: dict = network.pretrained_cfg  # type: ignore[assignment]
-    _, height, width = settings["input_size"]
+    _, height, width = network_info(network).input_size
     return height, width
 
 

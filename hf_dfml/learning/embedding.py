@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher import Teacher
 
 
@@ -111,10 +112,10 @@ class _Extractor(nn.Module):
 
 def _filter_weights(extractor: _Extractor) -> dict[str, Tensor]:
     """Weights of the layers before the classifier: batch norm, biases and the head are no part of the embedding."""
-    head = extractor.teacher.network.get_classifier()  # type: ignore[operator]
-    in_head = {id(parameter) for parameter in head.parameters()}
+    network = extractor.teacher.network
+    info = network_info(network)
     return {
-        name: parameter.detach()
-        for name, parameter in extractor.named_parameters()
-        if parameter.dim() >= 2 and id(parameter) not in in_head
+        f"teacher.network.{name}": parameter.detach()
+        for name, parameter in network.named_parameters()
+        if parameter.dim() >= 2 and not info.in_classifier(name)
     }

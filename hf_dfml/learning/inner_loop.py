@@ -22,6 +22,7 @@ from hf_dfml.networks.functional import (
     prepare,
     with_parameters,
 )
+from hf_dfml.networks.info import network_info
 from hf_dfml.networks.side_by_side import apart, beside, how_many, joined, side_by_side
 
 Parameters = dict[str, Tensor]
@@ -119,10 +120,11 @@ def _gradient_descent(
     leaves = {name: _copy_to_move(state[name]) for name in _moving_names(model, params[0], loop)}
     images = beside(normalise(model, support)) if count > 1 else prepare(model, support[0])
     targets = labels.T.flatten()
+    forward = network_info(model).logits
 
     def all_steps() -> None:
         for _ in range(loop.steps):
-            logits = model(images).unflatten(1, (count, -1)).flatten(0, 1)
+            logits = forward(images).unflatten(1, (count, -1)).flatten(0, 1)
             # The mean over the images of each episode, summed over the episodes, which do not meet.
             loss = count * F.cross_entropy(logits, targets)
             gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -294,9 +296,8 @@ def _over_episodes(function: Callable, tensors: tuple[Tensor, ...]) -> Any:
 def _moving_names(model: nn.Module, params: Parameters, loop: InnerLoop) -> list[str]:
     """Names of the parameters that adapt."""
     if loop.scope == "head":
-        classifier: nn.Module = model.get_classifier()  # type: ignore[operator]
-        prefix = next(name for name, module in model.named_modules() if module is classifier)
-        return [name for name in params if name.startswith(f"{prefix}.")]
+        in_classifier = network_info(model).in_classifier
+        return [name for name in params if in_classifier(name)]
     # A batch norm takes out again what a bias before it adds, so that its gradient is zero but for rounding.
     idle = set() if loop.bn == "running" else biases_before_batch_norm(model)
     return [name for name in params if name not in idle]

@@ -19,6 +19,7 @@ from hf_dfml.learning.optimisation import calibrate_batch_norm
 from hf_dfml.learning.replay import ReplayConfig
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.networks.functional import functional_forward
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
@@ -57,14 +58,14 @@ class RecoveryMethod(Method):
 
     def __init__(self, config: Any, model: nn.Module, outer_lr: float, bank: RecoveredImages) -> None:
         super().__init__(config, model)
-        self.size = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
+        self.size = network_info(model).image_size
         self.bank = bank
         self.optimizer = torch.optim.Adam(model.parameters(), outer_lr)
 
     @property
     def ways(self) -> int:
         """Number of classes that the meta-model tells apart."""
-        return int(self.model.num_classes)  # type: ignore[arg-type]
+        return network_info(self.model).num_classes
 
     def snapshot(self, context: Context) -> nn.Module:
         """A copy of the meta-model with the batch-norm statistics of the newest recovered images."""
@@ -150,7 +151,7 @@ def distillation_task(
     model: nn.Module, teacher: Teacher, task: Task, config: InversionConfig, generator: torch.Generator
 ) -> TaskLoss:
     """`distillation_of` a task of all the teacher's classes, or of a random choice of them."""
-    task, outputs = sub_task(task, int(model.num_classes), generator)  # type: ignore[arg-type]
+    task, outputs = sub_task(task, network_info(model).num_classes, generator)
     return distillation_of(model, teacher, task, outputs, config, generator)
 
 

@@ -22,6 +22,7 @@ from hf_dfml.learning.replay import divided_meta_gradient
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.methods.paper import Paper
 from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.checkpoint import Tree
@@ -80,15 +81,13 @@ class MAML(Method):
     @property
     def ways(self) -> int:
         """Number of classes that the meta-model tells apart."""
-        return int(self.model.num_classes)  # type: ignore[arg-type]
+        return network_info(self.model).num_classes
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Read the training images; the pool is not looked at."""
         config = self.config
-        settings: dict = self.model.pretrained_cfg  # type: ignore[assignment]
-        images = load_dataset(
-            config.train_dataset, "train", data_dir=config.train_data_dir, image_size=settings["input_size"][-1]
-        )
+        size = network_info(self.model).image_size
+        images = load_dataset(config.train_dataset, "train", data_dir=config.train_data_dir, image_size=size)
         self.dataset = images.to(context.device)
         self.sampler = EpisodeSampler(self.dataset, self.ways, config.train_shots, config.train_queries)
 

@@ -29,6 +29,7 @@ from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.methods.ensemble_view import SHOWN, EnsembleView, EnsembleViewConfig, view_of
 from hf_dfml.networks.functional import normalise
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
@@ -83,15 +84,14 @@ class PoolDistillation(Method):
         if config.num_images < config.batch_size:
             raise ValueError(f"{config.num_images} images make no batch of {config.batch_size}: raise --num_images.")
         super().__init__(config, model)
-        self.size = int(model.pretrained_cfg["input_size"][-1])  # type: ignore[index,union-attr]
-        parameter = next(model.parameters())
-        with torch.no_grad():
-            self.width = features_of(model.eval(), parameter.new_zeros(1, 3, self.size, self.size)).shape[1]
+        info = network_info(model.eval())
+        self.size, self.width = info.image_size, info.num_features
         # Nothing here trains the classifier. From zero, fine-tuning starts with the features alone.
-        for weight in model.get_classifier().parameters():  # type: ignore[operator]
-            nn.init.zeros_(weight)
+        for layer in info.classifiers.values():
+            for weight in layer.parameters():
+                nn.init.zeros_(weight)
         # Without a bias, so that what all images have in common is in the student's features too.
-        linear = nn.Linear(self.width, config.target_dim, bias=False, device=parameter.device)
+        linear = nn.Linear(self.width, config.target_dim, bias=False, device=next(model.parameters()).device)
         self.objective = nn.ModuleDict({"student": model, "map": linear})
         self.optimizer = torch.optim.Adam(self.objective.parameters(), config.lr)
         self.images = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
@@ -224,10 +224,9 @@ def start_from_member(model: nn.Module, pool: TeacherPool) -> None:
 
     Members of its architecture are tried in the order of their stored accuracies; where none fits, it stays as it is.
     """
-    architecture = model.pretrained_cfg["architecture"]  # type: ignore[index]
-    candidates = [index for index, entry in enumerate(pool) if entry.architecture == architecture]
-    head = {id(value) for value in model.get_classifier().state_dict(keep_vars=True).values()}  # type: ignore[operator]
-    own = {name: value for name, value in model.state_dict(keep_vars=True).items() if id(value) not in head}
+    info = network_info(model)
+    candidates = [index for index, entry in enumerate(pool) if entry.architecture == info.architecture]
+    own = {name: value for name, value in model.state_dict().items() if not info.in_classifier(name)}
     for index in sorted(candidates, key=lambda index: -(pool[index].val_accuracy or 0.0)):
         weights = pool.load(index).network.state_dict()
         if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
@@ -240,4 +239,4 @@ def features_of(model: nn.Module, images: Tensor) -> Tensor:
     pixels = normalise(model, images)
     if pixels.device.type == "cpu":
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-    return model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
+    return network_info(model).features(pixels)

@@ -27,6 +27,7 @@ from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import RecoveryMethod
 from hf_dfml.methods.paper import Paper
 from hf_dfml.methods.weight_space import member_states, require_same_network
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.dynamic_dataset import DynamicDataset, DynamicDatasetConfig
 from hf_dfml.utils.checkpoint import Tree
@@ -82,8 +83,8 @@ class PURER(RecoveryMethod):
                 f"images_per_class={config.images_per_class}: an episode of {config.replay_shots} shots and "
                 f"{config.replay_queries} queries takes {needed} images of each class."
             )
-        settings: dict = model.pretrained_cfg  # type: ignore[assignment]
-        images = DynamicDataset(config, settings["input_size"][-1], settings["mean"], settings["std"])
+        info = network_info(model)
+        images = DynamicDataset(config, info.image_size, info.mean, info.std)
         super().__init__(config, model, config.outer_lr, images)
         self.switch = PlateauSwitch(config.patience, config.warmup)
 

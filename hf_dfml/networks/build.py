@@ -9,6 +9,8 @@ import timm
 import torch
 from torch import nn
 
+from hf_dfml.networks.info import set_input
+
 OURS = ("conv4", "conv4_16", "conv4_64", "conv4_global", "resnet10", "resnet12", "resnet18_cifar")
 
 
@@ -50,12 +52,7 @@ def create_network(
         if generator is not None:
             # Not torch.manual_seed, which would seed the accelerators as well and leave them so.
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        network: Any = timm.create_model(arch, **arguments)
-    network.pretrained_cfg = {
-        **network.pretrained_cfg,
-        "num_classes": num_classes,
-        "input_size": (in_chans, image_size, image_size),
-        "mean": tuple(mean or (0.5,) * in_chans),
-        "std": tuple(std or (0.5,) * in_chans),
-    }
+        network: nn.Module = timm.create_model(arch, **arguments)
+    half = (0.5,) * in_chans
+    set_input(network, (in_chans, image_size, image_size), mean or half, std or half, num_classes=num_classes)
     return network

@@ -13,6 +13,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hf_dfml.networks.info import batch_norms, network_info
+
 BatchNorm = Literal["support", "running", "transductive"]
 """Whose statistics normalise the queries of an episode: the support set's, the stored ones, all queries' together."""
 
@@ -36,7 +38,7 @@ def batch_norm_from(model: nn.Module, source: Source, *, second_order: bool = Tr
         source: `running`, `batch`, or a number `n`: the first `n` images (the support set) normalise the whole batch.
         second_order: whether second derivatives may be taken under `vmap`; without, `batch` is faster.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    layers = batch_norms(model).values()
     # An instance attribute hides the class's forward; only inside another such block is there one already.
     before = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
@@ -90,9 +92,9 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def normalise(model: nn.Module, images: Tensor) -> Tensor:
-    """Images in [0, 1] -> the network's own scale, by the mean and std of its `pretrained_cfg` (timm's key)."""
-    settings: dict = model.pretrained_cfg  # type: ignore[assignment]
-    mean, std = _scale(tuple(settings["mean"]), tuple(settings["std"]), images.dtype, images.device)
+    """Images in [0, 1] -> the network's own scale, by its mean and std."""
+    info = network_info(model)
+    mean, std = _scale(info.mean, info.std, images.dtype, images.device)
     return (images - mean) / std
 
 
@@ -117,7 +119,7 @@ def functional_forward(
     """Forward pass of `model` with the given parameters.
 
     Args:
-        model: a network with timm's API and `pretrained_cfg` (mean and std).
+        model: any classifier that `network_info` knows.
         params: parameters (and buffers) by name; those not given come from `model`.
         images: `(B, 3, H, W)` in [0, 1].
         source: whose batch-norm statistics are used.
@@ -127,7 +129,7 @@ def functional_forward(
     Returns:
         Logits `(B, N)`, or features `(B, D)`.
     """
-    forward = partial(_features, model) if features else model
+    forward = network_info(model).features if features else network_info(model).logits
     images = prepare(model, images)
     parts = _parts(images) if source == "running" else (images,)
     with batch_norm_from(model, source, second_order=second_order):
@@ -146,8 +148,7 @@ def batch_statistics(model: nn.Module, params: Mapping[str, Tensor], images: Ten
         variance, mean = variance_and_mean(inputs[0])
         found[f"{name}.running_mean"], found[f"{name}.running_var"] = mean.flatten(), variance.flatten()
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in batch_norms(model).items()]
     try:
         with torch.no_grad():
             functional_forward(model, params, images, source="batch", second_order=False)
@@ -191,9 +192,3 @@ class _Owner(nn.Module):
 
     def forward(self, work: Callable[[], Result]) -> Result:
         return work()
-
-
-def _features(model: nn.Module, images: Tensor) -> Tensor:
-    """A forward pass that stops before the classifier."""
-    maps = model.forward_features(images)  # type: ignore[operator]
-    return model.forward_head(maps, pre_logits=True)  # type: ignore[operator]

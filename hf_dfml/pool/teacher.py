@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import PoolEntry
-from hf_dfml.pool.formats import transformers_layout as transformers_members
 from hf_dfml.pool.teacher_pool import Member
 from hf_dfml.utils.images import resize
 
@@ -21,7 +19,7 @@ class Teacher(Member, nn.Module):
 
     Args:
         entry: the member's metadata; needs `input_size`, `mean`, `std` and `num_classes`.
-        network: its network: logits from normalised images, in timm's API or that of transformers.
+        network: its network: any that `network_info` knows.
     """
 
     mean: Tensor
@@ -57,25 +55,16 @@ class Teacher(Member, nn.Module):
         Returns:
             Logits `(B, num_classes)`.
         """
-        pixels = self._prepare(images)
-        return self.network(pixel_values=pixels).logits if self._is_transformers else self.network(pixels)
+        return network_info(self.network).logits(self._prepare(images))
 
     def features(self, images: Tensor) -> Tensor:
         """The penultimate features: `(B, 3, h, w)` in [0, 1] -> `(B, D)`, what the classifier layer is given."""
-        pixels = self._prepare(images)
-        if self._is_transformers:
-            return transformers_members.features(self.network, self.num_classes, pixels)
-        network: Any = self.network
-        return network.forward_head(network.forward_features(pixels), pre_logits=True)
+        return network_info(self.network).features(self._prepare(images))
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode: a member is never trained."""
         super().train(False)
         return self
-
-    @property
-    def _is_transformers(self) -> bool:
-        return self.entry.library == "transformers"
 
     def _prepare(self, images: Tensor) -> Tensor:
         _, height, width = self.entry.input_size  # type: ignore[misc]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hf_dfml.networks.functional import variance_and_mean
+from hf_dfml.networks.info import batch_norms
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
 
@@ -79,9 +80,9 @@ def watch_batch_norm(teacher: nn.Module) -> Iterator[BatchNormDistance]:
     """
     distance = BatchNormDistance()
     handles = [
-        module.register_forward_pre_hook(distance.observe)
-        for module in teacher.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        layer.register_forward_pre_hook(distance.observe)
+        for layer in batch_norms(teacher).values()
+        if layer.running_mean is not None
     ]
     try:
         yield distance

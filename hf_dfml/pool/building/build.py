@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_dfml.data.few_shot import FewShotDataset, load_dataset
 from hf_dfml.networks import create_network
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.building.member_card import member_card
 from hf_dfml.pool.building.training import PoolRecipe, train_member
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME
@@ -125,7 +126,7 @@ def _build_member(
     config = {
         "architecture": arch,
         "num_classes": len(names),
-        "num_features": network.num_features,
+        "num_features": network_info(network).num_features,
         "label_names": names,
         "model_args": {},
         "pretrained_cfg": _pretrained_cfg(network, dataset),
@@ -165,7 +166,7 @@ def _train_and_held_out(
 
 
 def _pretrained_cfg(network: torch.nn.Module, dataset: FewShotDataset) -> dict[str, Any]:
-    own: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
+    own = network_info(network).settings
     return {
         "input_size": [3, dataset.image_size, dataset.image_size],
         "fixed_input_size": bool(own.get("fixed_input_size", False)),

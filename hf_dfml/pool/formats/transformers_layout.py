@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hf_dfml.networks.info import set_input
 from hf_dfml.pool.entry import PREPROCESSOR_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import check_input, check_labels, is_count, one_line, read_json
 
@@ -107,38 +108,8 @@ def load(entry: PoolEntry) -> nn.Module:
     for what, keys in (("is missing", missing), ("does not fit", report["mismatched_keys"])):
         if keys:
             raise MemberError(entry.id, f"tensors do not fit the config: {sorted(map(str, keys))[0]} {what}")
+    set_input(network, entry.input_size or (), entry.mean or (), entry.std or ())
     return network
-
-
-def classifier_layer(network: nn.Module, num_classes: int) -> nn.Module:
-    """The last layer with one output per class: what it is given are the features.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    layers = [
-        module
-        for module in network.modules()
-        if (isinstance(module, nn.Linear) and module.out_features == num_classes)
-        or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes)
-    ]
-    if not layers:
-        raise ValueError(f"{type(network).__name__} has no layer with {num_classes} outputs to take features before.")
-    return layers[-1]
-
-
-def features(network: nn.Module, num_classes: int, pixels: Tensor) -> Tensor:
-    """What the classifier layer is given, tokens averaged: `(B, 3, H, W)` normalised pixels -> `(B, D)`."""
-    seen: list[Tensor] = []
-    hook = classifier_layer(network, num_classes).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        network(pixel_values=pixels)
-    finally:
-        hook.remove()
-    given = seen[-1]
-    if given.dim() == 4:
-        return given.mean(dim=(2, 3))
-    return given.mean(dim=1) if given.dim() == 3 else given
 
 
 def _check_keys(id: str, config: dict[str, Any]) -> None:
