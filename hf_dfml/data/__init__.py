@@ -1,9 +1,8 @@
-"""What a task is: few-shot data sets split by class, episodes drawn from them, the embedded `glyphs`, sinusoids."""
+"""What a task is: few-shot data sets split by class, episodes drawn from them, the embedded `glyphs`."""
 
 from hf_dfml.data.episodes import Episodes, EpisodeSampler
 from hf_dfml.data.few_shot import FewShotDataset, load_dataset
 from hf_dfml.data.registry import DATASETS, SPLITS, DatasetInfo, dataset_info
-from hf_dfml.sinusoids.tasks import SinusoidTasks
 
 __all__ = [
     "DATASETS",
@@ -12,7 +11,6 @@ __all__ = [
     "EpisodeSampler",
     "Episodes",
     "FewShotDataset",
-    "SinusoidTasks",
     "dataset_info",
     "load_dataset",
 ]
