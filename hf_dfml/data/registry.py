@@ -135,5 +135,5 @@ def dataset_info(name: str) -> DatasetInfo:
         ('uoft-cs/cifar100', [64, 16, 20])
     """
     if name not in DATASETS:
-        raise ValueError(f"There is no data set '{name}': choose one of {', '.join(DATASETS)}.")
+        raise ValueError(f"Data set '{name}' is unknown: expected one of {', '.join(DATASETS)}.")
     return DATASETS[name]

@@ -1,4 +1,4 @@
-"""When learning has stopped paying: the switch of PURER's curriculum and of BiDf-MKD's next visit to a teacher."""
+"""The plateau switch of PURER's curriculum and of BiDf-MKD's next visit to a teacher."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 class PlateauSwitch:
     """Is on for one step whenever the accuracy has not improved on its phase's best for `patience` steps.
 
-    PURER (CVPR 2023) harvests harder images at such a step (gradient switch, SYSTEMS 3.1), BiDf-MKD (ICML 2023) asks
-    the next API (SYSTEMS 4.1). A phase ends when the switch is on; the next one starts without a best accuracy. The
+    PURER (Hu et al., CVPR 2023) harvests harder images at such a step (its gradient switch), BiDf-MKD (Hu et al., ICML
+    2023) asks the next API. A phase ends when the switch is on; the next one starts without a best accuracy. The
     steps without improvement need not follow one another, only no accuracy of the phase may lie above its best.
 
     Attributes:

@@ -35,7 +35,7 @@ def fisher_embedding(
         labels: `(B,)` class indices.
         generator: draws the head's batches and the sampled labels.
         head_epochs: passes of Adam over the cached features to fit the head.
-        head_lr: rate of these passes.
+        head_lr: learning rate of these passes.
         chunk_size: images whose gradients are held in memory at a time.
 
     Returns:
@@ -111,7 +111,7 @@ class _Extractor(nn.Module):
 
 
 def _filter_weights(extractor: _Extractor) -> dict[str, Tensor]:
-    """Weights of the layers before the classifier: batch norm, biases and the head are no part of the embedding."""
+    """Weights of the layers before the classifier: without batch norm, biases and the head."""
     network = extractor.teacher.network
     info = network_info(network)
     return {

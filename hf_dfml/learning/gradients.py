@@ -92,7 +92,7 @@ def sequential_gradient(
 
     Returns:
         :math:`(\theta - \tilde\theta_b) / (\alpha b)` by name, so that for small alpha it is `average_gradient` and
-        the rate of the optimiser that is given it stands for epsilon; and the metrics `loss` and
+        the learning rate of the optimiser that it is passed to stands for epsilon; and the metrics `loss` and
         `gradient_inner_product`, both at `params`, as of the other functions here.
     """
     gradients, losses = zip(*(_gradient(task, params) for task in tasks), strict=True)

@@ -64,7 +64,7 @@ def adapt(
         params: the initial parameters by name.
         support: `(N*K, 3, H, W)` in [0, 1].
         labels: `(N*K,)` integers.
-        loop: steps, rate, scope and batch-norm mode.
+        loop: steps, learning rate, scope and batch-norm mode.
         under_vmap: whether the call comes from inside `torch.func.vmap`.
 
     Returns:
@@ -156,7 +156,7 @@ def _support_norm(loop: InnerLoop) -> Literal["running", "batch"]:
 def unroll(
     loss: TaskLoss, params: Parameters, *, steps: int, lr: float, second_order: bool, under_vmap: bool = False
 ) -> Parameters:
-    """Where `steps` SGD steps of rate `lr` lead from `params`, differentiable through the steps if `second_order`."""
+    """Where `steps` SGD steps of size `lr` lead from `params`, differentiable through the steps if `second_order`."""
     gradient = torch.func.grad(loss) if second_order or under_vmap else partial(_constant_gradient, loss)
     for _ in range(steps):
         gradients = gradient(params)

@@ -48,8 +48,8 @@ def one_cycle(done: float, *, warmup: float = 0.3, start: float = 0.04) -> float
 
     Args:
         done: share of the run that is over, in [0, 1].
-        warmup: share of the run in which the rate goes up.
-        start: the first rate.
+        warmup: share of the run in which the learning rate rises.
+        start: the first learning rate.
 
     Examples:
         >>> [round(one_cycle(done), 2) for done in (0.0, 0.15, 0.3, 0.65, 1.0)]

@@ -17,7 +17,7 @@ from hf_dfml.utils.processes import ALONE, Processes
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """MAML on episodes of recovered images; the defaults are TGR's (SYSTEMS 1.5 and 6.5)."""
+    """MAML on episodes of recovered images; the defaults are those of TGR's released scripts."""
 
     outer_lr: float = field(default=1e-3, metadata={"help": "Rate of the meta-model's Adam."})
     inner_lr: float = field(default=0.01, metadata={"help": "Rate of the inner SGD steps."})
@@ -39,7 +39,7 @@ class EpisodeConfig:
 
 @dataclass(frozen=True)
 class ReplayConfig(EpisodeConfig):
-    """The replay of recovered tasks from a bank; the defaults are TGR's (SYSTEMS 6.5)."""
+    """The replay of recovered tasks from a bank; the defaults are those of TGR's released scripts."""
 
     bank_per_class: int = field(default=600, metadata={"help": "Recovered images kept for each class name."})
     bank_memory_gb: float = field(
@@ -115,7 +115,9 @@ def replay_until_plateau(
     ways: int,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Outer steps until the query accuracy has not improved for `replay_patience` of them (SYSTEMS 5.3, 6.5).
+    """Outer steps until the query accuracy has not improved for `replay_patience` of them.
+
+    The replay of FREE (Wei et al., CVPR 2024, Eq. 4) and TGR, with the stopping rule of their released code.
 
     Nothing happens while the bank has fewer than `ways` classes with enough images.
     """

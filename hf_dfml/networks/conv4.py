@@ -1,4 +1,4 @@
-"""Conv-4, the four-block network of the few-shot literature (SYSTEMS 1.3)."""
+"""Conv-4, the four-block network of the few-shot literature (Vinyals et al., NeurIPS 2016)."""
 
 from __future__ import annotations
 
@@ -101,5 +101,5 @@ def conv4_64(pretrained: bool = False, **kwargs: Any) -> Conv4:
 
 @register_model
 def conv4_global(pretrained: bool = False, **kwargs: Any) -> Conv4:
-    """Conv-4 with 32 channels and global max pooling, for images of any size (multi-domain runs, SYSTEMS 1.3)."""
+    """Conv-4 with 32 channels and global max pooling, for images of any size (pools of several data sets)."""
     return _conv4("conv4_global", pretrained, **{"width": 32, "global_pool": "max", **kwargs})

@@ -184,7 +184,7 @@ def _parts(images: Tensor) -> tuple[Tensor, ...]:
 
 
 class _Owner(nn.Module):
-    """A module that does what it is told, so that `functional_call` is a scope for more than one forward pass."""
+    """A module whose forward pass is any work, so that `functional_call` is a scope for more than one forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

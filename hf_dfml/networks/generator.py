@@ -1,4 +1,4 @@
-"""The DCGAN-style generator that BiDf-MKD, FREE and TGR recover tasks with (SYSTEMS 1.4)."""
+"""The DCGAN-style generator that BiDf-MKD, FREE and TGR recover tasks with (that of CMI, Fang et al., IJCAI 2021)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class HyperNetwork(nn.Module):
 
         torch's default for a linear layer depends on D alone, so that the largest eigenvalue of `W^T W` grows with P
         (61 for the 7,861 parameters of DRO's conv4) and gradient descent on the embeddings diverges at the paper's
-        rate of 0.03; here it starts near 1 whatever the network.
+        learning rate of 0.03; here it starts near 1 whatever the network.
         """
         with torch.no_grad():
             self.weight.normal_(0, 1 / math.sqrt(self.num_targets), generator=generator)

@@ -1,4 +1,4 @@
-"""Residual networks of the few-shot literature: CIFAR-stem ResNet-10 and -18 (SYSTEMS 1.3), and ResNet-12."""
+"""Residual networks: ResNet-10 and -18 of Chen et al. (ICLR 2019) with a CIFAR stem, and ResNet-12."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 def _resnet(variant: str, pretrained: bool, pretrained_cfg: Any = None, **kwargs: Any) -> ResNet:
-    # Fully convolutional: the size of the images is no property of the network.
+    # Fully convolutional: the network takes images of any size.
     settings = default_settings(classifier="fc", first_conv="stem.0") | {"fixed_input_size": False}
     kwargs.pop("img_size", None)
     return build_model_with_cfg(ResNet, variant, pretrained, pretrained_cfg=pretrained_cfg or settings, **kwargs)

@@ -21,7 +21,7 @@ def random_crop_flip(
 
     What enters at the border is zeros (`constant`) or the image mirrored at its border (`reflect`).
 
-    The released systems draw one crop and one flip for the whole batch (SYSTEMS 1.4); each image has its own here.
+    The released systems draw one crop and one flip for the whole batch; each image has its own here.
     """
     count, _, height, width = images.shape
     device = images.device
@@ -41,7 +41,7 @@ def random_crop_flip(
 def random_roll(images: Tensor, generator: torch.Generator, *, pixels: int = 2, flip: bool = False) -> Tensor:
     """Roll the whole batch by one random offset of up to `pixels` in both directions, and perhaps mirror it.
 
-    This is the jitter of DeepInversion and PURER (SYSTEMS 3.1).
+    This is the jitter of DeepInversion (Yin et al., CVPR 2020) and PURER (Hu et al., CVPR 2023).
     """
     down, right = torch.randint(-pixels, pixels + 1, (2,), generator=generator).tolist()
     images = images.roll((down, right), dims=(2, 3))

@@ -23,7 +23,7 @@ from hf_dfml.utils.seeding import spawn
 
 @dataclass(frozen=True)
 class DynamicDatasetConfig:
-    """How the images of a pool's classes are learnt; the defaults are PURER's (SYSTEMS 3.1)."""
+    """How the images of a pool's classes are learnt; the defaults are those of PURER's released scripts."""
 
     images_per_class: int = field(
         default=20,
@@ -43,7 +43,7 @@ class DynamicDatasetConfig:
 
 
 class DynamicDataset(RecoveredImages):
-    """Learnable images by class name under one Adam (PURER, CVPR 2023; SYSTEMS 3.1).
+    """Learnable images by class name under one Adam (episode curriculum inversion: PURER, Hu et al., CVPR 2023).
 
     Classes of different members with the same name share their images. Pixels are learnt in the normalised space of
     the meta-model and brought back to [0, 1] after each step; a teacher resizes and normalises for itself, so that
@@ -51,7 +51,7 @@ class DynamicDataset(RecoveredImages):
     normalisation only.)
 
     Args:
-        config: number of images, rate and objective.
+        config: number of images, learning rate and objective.
         size: height and width of the images.
         mean: per channel, of pixels in [0, 1]: with `std` the space in which pixels are learnt.
         std: per channel.
@@ -104,7 +104,7 @@ class DynamicDataset(RecoveredImages):
         Returns:
             images `(B, 3, H, W)` in [0, 1] with a graph to the pixels, class after class, and labels `(B,)`, which
             count in the order of `class_names`, whatever the order of the classes here (the released PURER-Plus
-            mislabels classes that a member does not list in ascending order, SYSTEMS 3.2).
+            mislabels classes that a member does not list in ascending order).
         """
         places = torch.tensor([self._place[name] for name in class_names], device=self.pixels.values.device)
         labels = torch.arange(len(places), device=places.device).repeat_interleave(self.config.images_per_class)

@@ -2,7 +2,7 @@
 
 A recovery optimises whatever makes its images (pixels, a generator) and needs, at each step, the gradient of its loss
 with respect to the images that the teacher is shown. That gradient is treated as a constant and pulled back from the
-images to what makes them by autograd (the chain rule of BiDf-MKD, SYSTEMS 4.3).
+images to what makes them by autograd (the chain rule of BiDf-MKD, Hu et al., ICML 2023).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ZeroOrderGradient:
         directions_at_once: directions whose images are in memory together.
         central, orthogonal, frequencies, memory: see above; 0 frequencies: all pixels.
         resolution: least root mean square change of a pixel over a difference, whatever `mu` says. Images that travel
-            as 8-bit PNG are told apart in steps of 1 / 255: smaller differences drown in the rounding.
+            as 8-bit PNG differ in steps of 1 / 255: smaller differences drown in the rounding.
         queries: images that the loss was asked for so far, `B * queries_per_image` a call.
     """
 

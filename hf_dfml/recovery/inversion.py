@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RecoveryConfig:
-    """How one task is recovered from one teacher; the defaults are TGR's (SYSTEMS 1.4 and 6.2)."""
+    """How one task is recovered from one teacher; the defaults are those of TGR's released scripts."""
 
     recovery: Literal["generator", "pixels"] = field(
         default="generator",

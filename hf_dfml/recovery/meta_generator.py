@@ -24,7 +24,7 @@ BETAS = (0.5, 0.999)
 
 @dataclass(frozen=True)
 class MetaGeneratorConfig(RecoveryConfig):
-    """How tasks are recovered by a meta-generator; the defaults are the paper's (section 5.1; SYSTEMS 5.1)."""
+    """How tasks are recovered by a meta-generator; the defaults are the paper's (section 5.1)."""
 
     images_per_class: int = field(default=20, metadata={"help": "Images recovered for each class of a teacher."})
     bn_weight: float = field(
@@ -46,10 +46,10 @@ class MetaGenerator:
     loss there, which the meta-generator takes for its own (first order): a step along :math:`\frac1b\sum_i g_i`.
 
     The released code takes both from before the last step, sums over the teachers and forgets Adam's moments after
-    every step (SYSTEMS 5.1); here the optimiser persists.
+    every step; here the optimiser persists.
 
     Args:
-        config: steps, rates, and the weights of the objective.
+        config: steps, learning rates, and the weights of the objective.
         size: height and width of the images; each teacher resizes to its own.
         device: where the generator lives.
     """

@@ -20,7 +20,7 @@ from hf_dfml.pool.teacher import Teacher
 
 @dataclass(frozen=True)
 class InversionWeights:
-    """Weights of the terms of the inversion loss (SYSTEMS sections 3.1, 4.2, 5.1, 6.2)."""
+    """Weights of the terms of the inversion loss of PURER, BiDf-MKD, FREE (Eq. 1) and TGR."""
 
     ce: float = field(default=1.0, metadata={"help": "Cross-entropy of the teacher on the wanted labels."})
     bn: float = field(

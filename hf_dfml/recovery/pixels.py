@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Pixels:
-    """Images as a leaf of the graph, in a normalised space so that one rate suits all channels.
+    """Images as a leaf of the graph, in a normalised space so that one learning rate suits all channels.
 
     Args:
         start: `(..., 3, H, W)` normalised pixels, for example standard normal numbers.

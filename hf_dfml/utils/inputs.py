@@ -37,7 +37,7 @@ def as_batch(images: Images, size: tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: for another number of channels, pixels outside [0, 1], a file that is no image, or no image at all.
-        TypeError: for a thing that is no image.
+        TypeError: for anything but an image.
         FileNotFoundError: for a path where there is nothing.
     """
     if isinstance(images, str | Path) and Path(images).is_dir():

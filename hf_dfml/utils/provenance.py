@@ -1,4 +1,4 @@
-"""Where a number came from, told without telling whose machine it was: command lines and machines."""
+"""Where a number came from, without private paths: command lines and machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plateau switch on scripted accuracies (SYSTEMS 14.5)."""
+"""The plateau switch on scripted accuracies."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Distillation: a divergence is zero at equality and positive elsewhere; the released form is not (SYSTEMS 14.9)."""
+"""Distillation: a divergence is zero at equality and positive elsewhere; the form in the released code is not."""
 
 import pytest
 import torch

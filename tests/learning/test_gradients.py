@@ -1,4 +1,4 @@
-"""Gradient regularisation and BELL on quadratics, where everything has a closed form (SYSTEMS 14.3 and 14.4)."""
+"""Gradient regularisation and BELL on quadratics, where everything has a closed form."""
 
 from functools import partial
 
@@ -84,7 +84,7 @@ def test_the_parameters_are_left_alone(problem):
 
 @pytest.mark.parametrize("lr", [1e-2, 1e-3])
 def test_bell_descends_the_sum_minus_alpha_times_the_earlier_gradients_through_the_later_hessians(problem, lr):
-    """SYSTEMS 14.4: (theta - theta~) / alpha = sum_i g_i - alpha sum_{j<i} H_i g_j + O(alpha^2)."""
+    """FREE, Lemma 1: (theta - theta~) / alpha = sum_i g_i - alpha sum_{j<i} H_i g_j + O(alpha^2)."""
     losses, params, gradients, *_ = problem
     zero = torch.zeros(SIZE, dtype=torch.float64)
     hessians = [

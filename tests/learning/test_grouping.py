@@ -1,4 +1,4 @@
-"""Grouping: dissimilarity as affinity mixes planted clusters, similarity separates them (SYSTEMS 14.12)."""
+"""Grouping: dissimilarity as affinity mixes planted clusters, similarity separates them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Channels that belong together, transport plans, and fusion with a permuted copy (SYSTEMS 14.11)."""
+"""Channels that belong together, transport plans, and fusion with a permuted copy."""
 
 import pytest
 import timm

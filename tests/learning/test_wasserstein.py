@@ -1,4 +1,4 @@
-"""The worst embedding in a Wasserstein ball, and the two traps of the formulation (SYSTEMS 2.4, 14.13)."""
+"""The worst embedding in a Wasserstein ball, and the two traps of the formulation (DRO, Eq. 8)."""
 
 from dataclasses import replace
 

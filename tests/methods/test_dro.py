@@ -1,4 +1,4 @@
-"""DRO: Algorithms 1 to 3, the ball, the stream, and exact resume (SYSTEMS 2, 14.13)."""
+"""DRO: Algorithms 1 to 3, the ball, the stream, and exact resume."""
 
 from dataclasses import replace
 

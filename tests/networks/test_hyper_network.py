@@ -12,7 +12,7 @@ def shapes_of(network):
 
 
 def test_dro_sizes():
-    # 51 x P for embeddings of 50 numbers: 400,911 for conv4 with 16 filters (SYSTEMS 2.4).
+    # 51 x P for embeddings of 50 numbers: 400,911 for conv4 with 16 filters (DRO, section 5.3).
     hyper = HyperNetwork(shapes_of(create_network("conv4_16")), embedding_dim=50)
     assert hyper.num_targets == 7861
     assert sum(parameter.numel() for parameter in hyper.parameters()) == 400_911

@@ -1,4 +1,4 @@
-"""The bank: first in first out, names survive, episodes cross teachers (SYSTEMS 14.6)."""
+"""The bank: first in first out, names survive, episodes cross teachers."""
 
 import pytest
 import torch

@@ -103,7 +103,7 @@ def test_a_further_term_is_added_to_the_members():
 
 
 def test_labels_follow_the_members_order_of_classes_however_it_is_listed():
-    """PURER-Plus hands out images in ascending and labels in listed order (SYSTEMS 14.7)."""
+    """PURER-Plus hands out images in ascending and labels in listed order."""
     dataset = dataset_of(*ALL)
     with torch.no_grad():
         for grey in range(len(dataset.class_names)):

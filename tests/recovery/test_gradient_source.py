@@ -1,4 +1,4 @@
-"""Gradients by autograd and by queries: exact, unbiased, as good as theory says, and counted (SYSTEMS 14.1, 14.2)."""
+"""Gradients by autograd and by queries: exact, unbiased, as good as theory says, and counted."""
 
 import pytest
 import torch
@@ -124,7 +124,7 @@ def test_the_chain_rule_gives_the_generator_its_jacobian_times_the_estimate(teac
 
 @pytest.mark.parametrize("kind", ["pixels", "generator"])
 def test_a_recovery_by_queries_returns_the_images_of_the_lowest_loss_it_has_seen(teacher, kind):
-    """And not those of the lowest surrogate <x, g^>, as the released code does (SYSTEMS 4.3)."""
+    """And not those of the lowest surrogate <x, g^>, as the released code does."""
     config = RecoveryConfig(
         recovery=kind, recovery_steps=25, recovery_lr=0.05, images_per_class=2, generator_width=4, latent_dim=8,
         bn_weight=0.0, shift=0, flip=False,

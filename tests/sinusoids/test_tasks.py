@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from hf_dfml.data import SinusoidTasks
+from hf_dfml.sinusoids.tasks import SinusoidTasks
 
 
 def seeded(seed: int) -> torch.Generator:
