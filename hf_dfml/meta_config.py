@@ -10,8 +10,8 @@ from torch import nn
 
 from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.evaluation.results import Result, result_from_json
-from hf_dfml.networks.build import OURS
 from hf_dfml.networks.info import network_info
+from hf_dfml.networks.timm_network import OURS
 from hf_dfml.pool.entry import META_BLOCK, PoolEntry
 from hf_dfml.utils.provenance import scrub_command
 from hf_dfml.version import __version__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +107,7 @@ def load_dataset(
     else:
         table = _read_table(info, data_dir)
         rows, labels = _rows_of_classes(info, table, class_names)
-        images = _decode(table.select(rows), info.image_column)
+        images = (row[info.image_column] for row in table.select(rows).select_columns(info.image_column))
         images = progress(images, description=f"{name} {split}", total=len(rows), unit="image")
     stored = np.empty((len(labels), 3, size, size), dtype=np.uint8)
     for index, image in enumerate(images):
@@ -197,12 +197,6 @@ def _rows_of_classes(
         )
     rows = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
     return rows, labels[rows]
-
-
-def _decode(table: datasets.Dataset, column: str) -> Iterator[Image.Image]:
-    """The images of one column, one after the other."""
-    for row in table.select_columns(column):
-        yield row[column]
 
 
 def _pixels(image: Image.Image, size: int) -> np.ndarray:

@@ -35,12 +35,12 @@ class DatasetInfo:
     name: str
     hub_id: str | None
     folder: str
-    image_column: str
-    label_column: str
-    merged_splits: tuple[str, ...]
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    image_column: str = "image"
+    label_column: str = "label"
+    merged_splits: tuple[str, ...] = ("train", "test")
 
     @property
     def classes(self) -> Mapping[str, tuple[str, ...]]:
@@ -62,7 +62,6 @@ _INFOS = (
         folder="cifar100",
         image_column="img",
         label_column="fine_label",
-        merged_splits=("train", "test"),
         image_size=32,
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
@@ -73,8 +72,6 @@ _INFOS = (
         name="mini-imagenet",
         hub_id="timm/mini-imagenet",
         folder="mini-imagenet",
-        image_column="image",
-        label_column="label",
         merged_splits=("train", "validation"),
         image_size=84,
         mean=IMAGENET_MEAN,
@@ -85,9 +82,6 @@ _INFOS = (
         name="cub",
         hub_id="bentrevett/caltech-ucsd-birds-200-2011",
         folder="cub",
-        image_column="image",
-        label_column="label",
-        merged_splits=("train", "test"),
         image_size=84,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -98,9 +92,6 @@ _INFOS = (
         name="omniglot",
         hub_id=None,
         folder="omniglot",
-        image_column="image",
-        label_column="label",
-        merged_splits=("train", "test"),
         image_size=32,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
@@ -110,8 +101,6 @@ _INFOS = (
         name="glyphs",
         hub_id=None,
         folder="glyphs",
-        image_column="image",
-        label_column="label",
         merged_splits=(),
         image_size=32,
         mean=(0.214, 0.231, 0.211),

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 
@@ -253,14 +253,3 @@ def _unknown(node: fx.Node, what: object) -> ValueError:
         f"Channels cannot be followed through {what} (at '{node.name}'): optimal-transport fusion knows convolutions, "
         f"linear layers, batch norm, activations, pooling, flatten and sums; use the plain average instead."
     )
-
-
-def permute_channels(state: dict[str, Tensor], groups: list[ChannelGroup], orders: list[Tensor]) -> dict[str, Tensor]:
-    """The same function with its channels in another order: new channel k of group g is old channel `orders[g][k]`."""
-    state = dict(state)
-    for group, order in zip(groups, orders, strict=True):
-        for tied in group.axes:
-            cells = torch.arange(tied.cells)
-            index = (order[:, None] * tied.cells + cells).flatten()
-            state[tied.tensor] = state[tied.tensor].index_select(tied.axis, index)
-    return state

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from hf_dfml.networks.functional import with_parameters
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher import Teacher
 
@@ -46,11 +47,16 @@ def fisher_embedding(
     weight, bias = _fit_head(features, labels, generator, head_epochs, head_lr)
     probabilities = F.softmax(F.linear(features, weight, bias), dim=-1).cpu()
     sampled = torch.multinomial(probabilities, 1, generator=generator).squeeze(1).to(images.device)
-    extractor = _Extractor(probe)
-    params = _filter_weights(extractor)
+    # The layers before the classifier: neither batch norm, nor biases, nor the head.
+    info = network_info(probe.network)
+    params = {
+        f"network.{name}": parameter.detach()
+        for name, parameter in probe.network.named_parameters()
+        if parameter.dim() >= 2 and not info.in_classifier(name)
+    }
 
     def negative_log_likelihood(current: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        features = torch.func.functional_call(extractor, current, (image[None],))
+        features = with_parameters(probe, current, lambda: probe.features(image[None]))
         return F.cross_entropy(F.linear(features, weight, bias), label[None])
 
     per_sample = torch.func.vmap(torch.func.grad(negative_log_likelihood), in_dims=(None, 0, 0))
@@ -97,25 +103,3 @@ def _fit_head(
             loss.backward()
             optimizer.step()
     return weight.detach(), bias.detach()
-
-
-class _Extractor(nn.Module):
-    """A teacher whose forward pass stops at the features."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.teacher.features(images)
-
-
-def _filter_weights(extractor: _Extractor) -> dict[str, Tensor]:
-    """Weights of the layers before the classifier: without batch norm, biases and the head."""
-    network = extractor.teacher.network
-    info = network_info(network)
-    return {
-        f"teacher.network.{name}": parameter.detach()
-        for name, parameter in network.named_parameters()
-        if parameter.dim() >= 2 and not info.in_classifier(name)
-    }

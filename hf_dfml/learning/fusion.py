@@ -35,7 +35,7 @@ def average_state(states: Iterable[Mapping[str, Tensor]], names: Sequence[str] |
         if not count:
             first = state
             total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in state.items()}
-        check_same_tensors(first, state, _label(names, 0), _label(names, count))
+        check_same_tensors(first, state, member_label(names, 0), member_label(names, count))
         for name, tensor in state.items():
             total[name] += tensor.double()
         count += 1
@@ -70,5 +70,6 @@ def check_same_tensors(
             )
 
 
-def _label(names: Sequence[str] | None, index: int) -> str:
+def member_label(names: Sequence[str] | None, index: int) -> str:
+    """How an error calls a member."""
     return names[index] if names is not None else f"member {index}"

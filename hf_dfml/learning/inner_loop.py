@@ -201,30 +201,6 @@ def query_outputs(
     return forward(params, query, source="running")
 
 
-def adapt_and_predict(
-    model: nn.Module, params: Parameters, episodes: Episodes, loop: InnerLoop, *, chunk_size: int | None = None
-) -> Tensor:
-    """Adapt to each episode and give the logits `(E, N*Q, N)` of its queries, without a graph.
-
-    Args:
-        model: the network.
-        params: the initial parameters, or any subset of them that adapts.
-        episodes: `E` episodes.
-        loop: the inner loop.
-        chunk_size: episodes at a time; see `meta_gradient`.
-    """
-    first_order = InnerLoop(loop.steps, loop.lr, loop.bn, loop.scope, second_order=False)
-
-    def one_episode(support: Tensor, labels: Tensor, query: Tensor, *, under_vmap: bool = False) -> Tensor:
-        adapted = adapt(model, params, support, labels, first_order, under_vmap=under_vmap)
-        return query_outputs(model, adapted, support, query, loop.bn, under_vmap=under_vmap)
-
-    tensors = (episodes.support, episodes.support_labels, episodes.query)
-    with torch.no_grad():
-        parts = [_over_episodes(one_episode, part) for part in _chunks(tensors, chunk_size)]
-    return torch.cat(parts)
-
-
 def outer_loss(
     model: nn.Module,
     params: Parameters,

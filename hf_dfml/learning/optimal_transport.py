@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hf_dfml.learning.channels import ChannelGroup, TiedAxis
-from hf_dfml.learning.fusion import State, average_state, check_same_tensors
+from hf_dfml.learning.fusion import State, average_state, check_same_tensors, member_label
 
 Solver = Literal["emd", "sinkhorn"]
 
@@ -47,8 +47,7 @@ def fuse_ot(
 
     def aligned() -> Iterator[State]:
         for index, state in enumerate(states):
-            name = names[index] if names is not None else f"member {index}"
-            check_same_tensors(reference, state, "the reference", name)
+            check_same_tensors(reference, state, "the reference", member_label(names, index))
             yield align_state(state, reference, groups, solver, regularisation)[0]
 
     return average_state(aligned(), names)

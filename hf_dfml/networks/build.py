@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from hf_dfml.networks.info import set_input
-
-OURS = ("conv4", "conv4_16", "conv4_64", "conv4_global", "resnet10", "resnet12", "resnet18_cifar")
+from hf_dfml.networks.timm_network import OURS
 
 
 def create_network(
@@ -28,8 +27,7 @@ def create_network(
     """A fresh network of timm's or ours.
 
     Args:
-        arch: a name that timm knows; ours are conv4, conv4_16, conv4_64, conv4_global, resnet10, resnet12 and
-            resnet18_cifar.
+        arch: a name that timm knows; `OURS` among them.
         num_classes: outputs.
         image_size: height and width of its images.
         in_chans: channels of its images.

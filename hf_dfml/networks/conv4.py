@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from hf_dfml.networks.timm_network import TimmNetwork, default_settings
+from hf_dfml.networks.timm_network import TimmNetwork, default_settings, register
 
 
 class ConvBlock(nn.Module):
@@ -81,25 +81,25 @@ def _conv4(variant: str, pretrained: bool, pretrained_cfg: Any = None, **kwargs:
     return build_model_with_cfg(Conv4, variant, pretrained, pretrained_cfg=settings, **kwargs)
 
 
-@register_model
+@register
 def conv4(pretrained: bool = False, **kwargs: Any) -> Conv4:
     """Conv-4 with 32 channels, the meta-learner of PURER, BiDf-MKD, FREE and TGR."""
     return _conv4("conv4", pretrained, **{"width": 32, **kwargs})
 
 
-@register_model
+@register
 def conv4_16(pretrained: bool = False, **kwargs: Any) -> Conv4:
     """Conv-4 with 16 channels (DRO)."""
     return _conv4("conv4_16", pretrained, **{"width": 16, **kwargs})
 
 
-@register_model
+@register
 def conv4_64(pretrained: bool = False, **kwargs: Any) -> Conv4:
     """Conv-4 with 64 channels."""
     return _conv4("conv4_64", pretrained, **{"width": 64, **kwargs})
 
 
-@register_model
+@register
 def conv4_global(pretrained: bool = False, **kwargs: Any) -> Conv4:
     """Conv-4 with 32 channels and global max pooling, for images of any size (pools of several data sets)."""
     return _conv4("conv4_global", pretrained, **{"width": 32, "global_pool": "max", **kwargs})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from hf_dfml.networks.timm_network import TimmNetwork, default_settings
+from hf_dfml.networks.timm_network import TimmNetwork, default_settings, register
 
 
 class BasicBlock(nn.Module):
@@ -113,7 +113,7 @@ def _resnet(variant: str, pretrained: bool, pretrained_cfg: Any = None, **kwargs
     return build_model_with_cfg(ResNet, variant, pretrained, pretrained_cfg=pretrained_cfg or settings, **kwargs)
 
 
-@register_model
+@register
 def resnet10(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-10 with a CIFAR stem."""
     return _resnet(
@@ -121,7 +121,7 @@ def resnet10(pretrained: bool = False, **kwargs: Any) -> ResNet:
     )
 
 
-@register_model
+@register
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-18 with a CIFAR stem."""
     return _resnet(
@@ -129,7 +129,7 @@ def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> ResNet:
     )
 
 
-@register_model
+@register
 def resnet12(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-12 of the few-shot literature, 64-128-256-512 channels."""
     return _resnet(

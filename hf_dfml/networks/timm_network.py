@@ -6,7 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.models import register_model
 from torch import Tensor, nn
+
+OURS: list[str] = []
+"""Names of the architectures that `register` made known to timm: their images' size is an argument, `img_size`."""
+
+
+def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Make an architecture of this library known to timm under its function's name."""
+    OURS.append(build.__name__)
+    return register_model(build)
 
 
 class TimmNetwork(nn.Module):

@@ -52,7 +52,7 @@ class Processes:
         self._index = accelerator.process_index if accelerator else 0
         self.is_main = self._index == 0
         device = accelerator.device if accelerator else torch.device("cpu")
-        # One of several processes on CPUs is given "cpu:0", which safetensors does not know.
+        # One of several processes on CPUs is told "cpu:0", which safetensors does not know.
         self.device = torch.device("cpu") if device.type == "cpu" else device
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:

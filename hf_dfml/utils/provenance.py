@@ -53,14 +53,13 @@ def this_command() -> str:
     program, *arguments = sys.argv
     if Path(program).name == "__main__.py":
         words = ["python", "-m", Path(program).parent.name]
+    elif program.endswith(".py"):
+        # `accelerate launch` leaves its precision in the environment.
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        words = [*(("accelerate", "launch") if launched else ("python",)), program]
     else:
-        words = [*_launcher(), program] if program.endswith(".py") else [Path(program).name]
+        words = [Path(program).name]
     return scrub_command(shlex.join([*words, *arguments]))
-
-
-def _launcher() -> list[str]:
-    """What a script was started by: `accelerate launch` leaves its precision in the environment."""
-    return ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
 
 
 def describe_machine(device: torch.device | str = "cpu") -> str:

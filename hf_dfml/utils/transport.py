@@ -59,7 +59,7 @@ def unpack(message: bytes, device: torch.device | str = "cpu") -> Any:
         found = class_of(name)
         ours = name.startswith("hf_dfml.") and isinstance(found, type) and is_dataclass(found)
         if kind != "dataclass" or not ours:
-            raise ValueError(f"Another process sent a {name}: expected a dataclass that this process has imported.")
+            raise ValueError(f"Another process has sent a {name}, which is no dataclass that is known here.")
         return found(**restore(described, tensors, rebuild))
 
     return restore(structure, tensors, rebuild)

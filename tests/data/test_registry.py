@@ -49,5 +49,5 @@ def test_cub_split_goes_by_index_modulo_four():
 
 
 def test_unknown_set_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="no data set 'imagenet-fs': choose one of cifar-fs, mini-imagenet"):
+    with pytest.raises(ValueError, match="Data set 'imagenet-fs' is unknown: expected one of cifar-fs, mini-imagenet"):
         dataset_info("imagenet-fs")

@@ -1,5 +1,8 @@
 """Inner loops against loops written out by hand, in float64."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,6 @@ from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning.inner_loop import (
     InnerLoop,
     adapt,
-    adapt_and_predict,
     meta_gradient,
     outer_loss,
     query_outputs,
@@ -59,12 +61,20 @@ def by_hand(model, episodes, index, loop):
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])
 @pytest.mark.parametrize("scope", ["all", "head"])
 def test_predictions_of_all_episodes_at_once_are_those_of_a_loop(model, episodes, bn, scope):
-    loop = InnerLoop(3, 0.1, bn, scope)
-    together = adapt_and_predict(model, dict(model.named_parameters()), episodes, loop)
+    loop = InnerLoop(3, 0.1, bn, scope, second_order=False)
+    params = {name: value.detach() for name, value in model.named_parameters()}
+
+    def predict(support, labels, query, under_vmap=False):
+        adapted = adapt(model, params, support, labels, loop, under_vmap=under_vmap)
+        return query_outputs(model, adapted, support, query, bn, under_vmap=under_vmap)
+
+    tensors = (episodes.support, episodes.support_labels, episodes.query)
+    together = torch.func.vmap(partial(predict, under_vmap=True))(*tensors)
     for index in range(EPISODES):
-        assert torch.allclose(together[index], by_hand(model, episodes, index, loop)[0], atol=1e-10)
-    chunked = adapt_and_predict(model, dict(model.named_parameters()), episodes, loop, chunk_size=2)
-    assert torch.allclose(together, chunked, atol=1e-10)
+        expected = by_hand(model, episodes, index, replace(loop, second_order=True))[0]
+        assert torch.allclose(together[index], expected, atol=1e-10)
+        with torch.no_grad():
+            assert torch.allclose(predict(*(part[index] for part in tensors)), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])

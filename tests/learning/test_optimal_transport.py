@@ -5,10 +5,11 @@ import timm
 import torch
 from torch import nn
 
-from hf_dfml.learning.channels import channel_groups, permute_channels
+from hf_dfml.learning.channels import channel_groups
 from hf_dfml.learning.optimal_transport import align_state, fuse_ot, transport_plan
 from hf_dfml.networks import create_network
 from hf_dfml.sinusoids.mlp import Mlp
+from tests.learning.permuting import permute_channels
 
 IMAGE = (3, 32, 32)
 

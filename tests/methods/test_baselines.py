@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from hf_dfml.learning.channels import channel_groups, permute_channels
+from hf_dfml.learning.channels import channel_groups
 from hf_dfml.learning.fusion import average_state
 from hf_dfml.methods.base import NoOptions
 from hf_dfml.methods.baselines import OTA, BestMember, OTAConfig, PoolAverage, RandomInit
 from hf_dfml.methods.weight_space import run_without_trainer
 from hf_dfml.pool import ModelPool
 from hf_dfml.sinusoids.pool import StatePool
+from tests.learning.permuting import permute_channels
 from tests.methods.pools import OnceOnly, make_context, make_model, make_pool
 from tests.pool.members import state_of, write_member
 
