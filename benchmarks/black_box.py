@@ -146,7 +146,7 @@ def cost(learner: BiDfMKD, network: nn.Module) -> int:
     """Queries of one API episode to a member of as many classes as the meta-model has outputs."""
     config, source = learner.config, learner.source
     assert isinstance(source, ZeroOrderGradient)
-    images = int(network.num_classes) * config.images_per_class  # type: ignore[arg-type]
+    images = network_info(network).num_classes * config.images_per_class
     return 2 * images * (config.recovery_steps * source.queries_per_image + 1)
 
 

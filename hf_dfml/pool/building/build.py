@@ -174,7 +174,7 @@ def _pretrained_cfg(network: torch.nn.Module, dataset: FewShotDataset) -> dict[s
         "crop_pct": 1.0,
         "mean": list(dataset.mean),
         "std": list(dataset.std),
-        "num_classes": network.num_classes,
+        "num_classes": network_info(network).num_classes,
         "first_conv": own.get("first_conv"),
         "classifier": own.get("classifier"),
     }

@@ -81,6 +81,7 @@ def build(entry: PoolEntry) -> nn.Module:
         raise MemberError(
             entry.id, f"config.json says '{entry.architecture}' but describes a {type(network).__name__}"
         )
+    set_input(network, entry.input_size or (), entry.mean or (), entry.std or ())
     return network
 
 

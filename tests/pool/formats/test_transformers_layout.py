@@ -7,7 +7,11 @@ import pytest
 import torch
 import transformers
 
+from hf_dfml.data import FewShotDataset
+from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_features
+from hf_dfml.networks import network_info
 from hf_dfml.pool import ModelPool, Teacher
+from hf_dfml.pool.formats.loading import build_network
 
 LABELS = {0: "cat", 1: "dog", 2: "fox"}
 PREPROCESSOR = {
@@ -59,6 +63,7 @@ def test_entries_say_what_config_and_preprocessor_say(pool):
     assert (resnet.library, resnet.architecture) == ("transformers", "ResNetForImageClassification")
     assert (resnet.num_classes, resnet.class_names, resnet.input_size) == (3, ("cat", "dog", "fox"), (3, 32, 32))
     assert resnet.mean == pytest.approx((0.5, 0.4, 0.3)) and resnet.std == pytest.approx((0.2, 0.3, 0.4))
+    assert network_info(build_network(vit)).input_size == (3, 32, 32)
     # Placeholders are nobody's names: LABEL_0 of two members is not one class.
     assert vit.class_names == ("vit#0", "vit#1", "vit#2", "vit#3")
 
@@ -82,6 +87,26 @@ def test_features_are_what_the_classifier_is_given(pool, index, width):
     classifier = teacher.network.classifier
     linear = classifier[-1] if isinstance(classifier, torch.nn.Sequential) else classifier
     torch.testing.assert_close(linear(features), teacher(images))
+
+
+def test_members_are_evaluated_like_those_of_timm(pool):
+    """ViT has no batch norm, so that all sources of statistics are one; ResNet's features are the teacher's."""
+    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, names = torch.arange(8).repeat_interleave(5), tuple("abcdefgh")
+    data = FewShotDataset("noise", "validation", images, labels, names, (0.5,) * 3, (0.25,) * 3)
+
+    def mean(index, **how):
+        protocol = EvaluationProtocol(ways=5, queries=3, shots=(2,), episodes=6, split="validation", **how)
+        return evaluate(pool.load(index).network, data, protocol, method="member", progress=False)[0].mean
+
+    protocol = EvaluationProtocol(ways=5, queries=3, shots=(2,), episodes=6, split="validation", head="prototype")
+    for index in (0, 1):
+        (row,) = evaluate_features(pool.load(index).features, data, protocol, method="member", progress=False)
+        assert mean(index, head="prototype", bn="running") == row.mean
+    assert mean(1, head="prototype", bn="support") == mean(1, head="prototype", bn="transductive") == row.mean
+    before = {name: value.clone() for name, value in pool.load(1).network.state_dict().items()}
+    assert 0 < mean(1, head="finetune", bn="running") < 100  # Five ways; the member has four outputs.
+    assert all(torch.equal(before[name], value) for name, value in pool.load(1).network.state_dict().items())
 
 
 def test_pixels_that_are_not_rescaled_to_one_are_converted(folder, tmp_path):
