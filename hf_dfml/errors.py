@@ -34,7 +34,7 @@ def explain(error: Exception) -> str | None:
     """One line about an error that a user can mend; None for any other."""
     from huggingface_hub.utils import httpx
 
-    from hf_dfml.pool.sources.hub import endpoint
+    from hf_dfml.pool.sources.client import endpoint
 
     if isinstance(error, httpx.TransportError):
         return f"The Hub ({endpoint()}) could not be reached: {error or type(error).__name__}."

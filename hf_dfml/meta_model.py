@@ -28,7 +28,8 @@ from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import read_json
 from hf_dfml.pool.formats.loading import build_network, load_teacher
 from hf_dfml.pool.formats.reading import read_entry
-from hf_dfml.pool.sources import hub
+from hf_dfml.pool.sources.client import USUAL, check_id, looking_for, retry
+from hf_dfml.pool.sources.download import download, resolve_revision
 from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.inputs import Images, as_batch, list_class_folders, read_files
@@ -246,11 +247,11 @@ class MetaModel:
         Raises:
             ValueError: if `repo_id` is none, or the repository exists, is public, and a private one was asked for.
         """
-        hub.check_id(repo_id)
-        api = hub.hub_api()
+        check_id(repo_id)
+        api = USUAL.api()
         # None leaves it to the organisation's setting.
-        address = hub.retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True, token=token))
-        if private and not hub.retry(lambda: api.model_info(address.repo_id, token=token)).private:
+        address = retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True, token=token))
+        if private and not retry(lambda: api.model_info(address.repo_id, token=token)).private:
             raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
         source = Path(folder) if folder is not None else self.folder
         with tempfile.TemporaryDirectory() as name:
@@ -260,7 +261,7 @@ class MetaModel:
             copy = MetaModel(self.network, self.config)
             copy.save_pretrained(staged)
             _name_repository(staged / CARD_NAME, str(address.repo_id))
-            hub.retry(
+            retry(
                 lambda: api.upload_folder(
                     repo_id=address.repo_id,
                     folder_path=staged,
@@ -319,12 +320,12 @@ def _locate(name: str | Path, revision: str | None) -> tuple[Path, str, str | No
         raise FileNotFoundError(f"There is no folder {name}: expected a meta-model's folder or a Hub id (org/name).")
     id, _, tag = name.partition("@")
     try:
-        with hub.looking_for(name):
-            sha = hub.resolve_revision(id, revision or tag or None)
+        with looking_for(name):
+            _, sha = resolve_revision(id, revision or tag or None)
     except MemberError as error:
         raise MemberError(id, f"{error.reason} (and there is no folder of that name here)") from error
-    config = hub.download(id, CONFIG_NAME, sha)
-    hub.download(id, WEIGHTS_NAME, sha)
+    config = download(id, CONFIG_NAME, sha)
+    download(id, WEIGHTS_NAME, sha)
     return config.parent, id, sha
 
 

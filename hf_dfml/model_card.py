@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hf_dfml.data.registry import DATASETS
 from hf_dfml.evaluation.results import Result, markdown_table
 from hf_dfml.meta_config import MetaConfig, Source
-from hf_dfml.pool.sources.hub import endpoint
+from hf_dfml.pool.sources.client import endpoint
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import scrub_command
 from hf_dfml.utils.text import counted

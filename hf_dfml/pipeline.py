@@ -23,8 +23,7 @@ from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.base import Method, refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
-from hf_dfml.pool import ModelPool, TeacherPool
-from hf_dfml.pool.black_box.endpoints import is_remote, open_remote
+from hf_dfml.pool import ModelPool, TeacherPool, opening
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
 from hf_dfml.trainer import Outcome, Trainer
@@ -62,7 +61,7 @@ def run(
     )
     _check_launch(accelerator, config)
     processes = Processes(accelerator)
-    if config.black_box != "none" or is_remote(config.pool):
+    if config.black_box != "none" or opening.is_service(config.pool):
         refuse_black_boxes(method_class)
     pool = open_teachers(config, processes.device)
     method_config = method_class.config_for(method_config, pool)
@@ -182,8 +181,8 @@ def open_teachers(config: RunConfig, device: torch.device | str = "cpu") -> Teac
         ValueError: as `open_pool`, or if a service has another output than was asked for.
     """
     budget = config.max_queries or None
-    if is_remote(config.pool):
-        service = open_remote(config.pool, max_queries=budget)
+    if opening.is_service(config.pool):
+        service = opening.open_pool(config.pool, max_queries=budget)
         if config.black_box not in ("none", service.output):
             raise ValueError(
                 f"The output of {config.pool} is {service.output}, not {config.black_box}: leave --black_box out."

@@ -65,17 +65,14 @@ def pool_ls(pool: PoolName) -> None:
     """
     from rich.console import Console
 
-    from hf_dfml.pool import ModelPool
-    from hf_dfml.pool.black_box.endpoints import is_remote, open_remote
-    from hf_dfml.pool.inspection import pool_table
+    from hf_dfml.pool import open_pool, pool_table
 
-    if is_remote(pool):
-        service = open_remote(pool)
-        Console().print(pool_table(service))
-        typer.echo(f"Black boxes: their answers are {service.output}, and nothing else is known of them.")
-        return
-    Console().print(pool_table(ModelPool.open(pool)))
-    typer.echo("Weights were not opened; `hf-dfml pool check` opens them.")
+    members = open_pool(pool)
+    Console().print(pool_table(members))
+    if members.answers_only:
+        typer.echo(f"Black boxes: their answers are {members.output}, and nothing else is known of them.")
+    else:
+        typer.echo("Weights were not opened; `hf-dfml pool check` opens them.")
 
 
 @pool_app.command("check")

@@ -4,6 +4,7 @@ from hf_dfml.pool.black_box.pool import BlackBox, BlackBoxPool, QueryBudgetError
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.inspection import check_pool, pool_table
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.opening import open_pool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 
@@ -18,5 +19,6 @@ __all__ = [
     "Teacher",
     "TeacherPool",
     "check_pool",
+    "open_pool",
     "pool_table",
 ]

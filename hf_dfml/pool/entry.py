@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,50 @@ class MemberError(ValueError):
         self.reason = reason
 
 
+class PoolSource(ABC):
+    """One kind of place where members come from. A pool's name goes to the first source that matches it.
+
+    Another kind is one class, put before the others: see `hf_dfml.pool.sources.registry`.
+
+    Args:
+        options: `hf_dfml.pool.sources.client.HubOptions`, for sources that ask the Hub.
+    """
+
+    def __init__(self, options: Any = None) -> None:
+        self.options = options
+
+    @staticmethod
+    @abstractmethod
+    def matches(name: str) -> bool:
+        """Whether a pool's name is one for this source, by its look or by what exists on this disk; asks nobody."""
+
+    @abstractmethod
+    def entries(self, name: str) -> list[PoolEntry]:
+        """The members; their configs need not be read if this source is their `source`.
+
+        A member that cannot be used is an entry with a problem.
+
+        Raises:
+            FileNotFoundError: if there is no pool of that name, or no member in it.
+        """
+
+    def fetch(
+        self, entry: PoolEntry, name: str, *, limit: int, admit: Callable[[int], None] | None = None
+    ) -> PoolEntry:
+        """The entry with one of its files in its `location` on this disk; here for members whose files are there.
+
+        Args:
+            entry: one of those that `entries` gave.
+            name: the file: `config.json`, `model.safetensors`, `preprocessor_config.json`.
+            limit: bytes that it may have at most.
+            admit: to be called with its bytes before it takes room on this disk; may refuse by raising.
+
+        Raises:
+            MemberError: if the member has no such file, or one that is too large or may not be read.
+        """
+        return entry
+
+
 @dataclass(frozen=True)
 class PoolEntry:
     """The metadata of one pool member.
@@ -36,7 +82,7 @@ class PoolEntry:
     only what the list says (`resolved` is False) and the fields that come from its config are None or empty.
 
     Attributes:
-        id: `org/name` on the Hub, or the folder's name.
+        id: `org/name` on the Hub (`org/name@revision` where the pool has several commits of it), or the folder's name.
         location: the folder that holds the member's files; None while they are only on the Hub.
         revision: the commit sha on the Hub that config and weights are both read from.
         library: `timm` or `transformers`.
@@ -53,6 +99,7 @@ class PoolEntry:
         val_accuracy: accuracy of the stored weights on held-out images, in [0, 1].
         sha256: what its files must hash to, by file name; empty where no lock file says so.
         problem: why the member cannot be used; None if nothing is known against it.
+        source: brings its files to this disk; None where they are there already.
     """
 
     id: str
@@ -72,6 +119,17 @@ class PoolEntry:
     val_accuracy: float | None = None
     sha256: dict[str, str] = field(default_factory=dict, hash=False)
     problem: str | None = None
+    source: PoolSource | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def repository(self) -> str:
+        """The repository on the Hub: the id without a revision."""
+        return self.id.partition("@")[0]
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the member's config and weights need not be fetched."""
+        return self.location is not None and (self.location / WEIGHTS_NAME).is_file()
 
     @property
     def resolved(self) -> bool:
@@ -81,7 +139,7 @@ class PoolEntry:
     @property
     def identity(self) -> tuple[str, str]:
         """What makes it this member and no other, whether its config has been read or not."""
-        return self.id, self.revision or str(self.location)
+        return (self.repository, self.revision) if self.revision else (self.id, str(self.location))
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,15 +15,26 @@ from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, QueryCount, to_ans
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.loading import load_teacher
-from hf_dfml.pool.sources import hub
-from hf_dfml.pool.sources import listing as sources
-from hf_dfml.pool.sources.lock import write_lock
+from hf_dfml.pool.sources.author import HubAuthor
+from hf_dfml.pool.sources.client import HubOptions
+from hf_dfml.pool.sources.collection import HubCollection
+from hf_dfml.pool.sources.download import MAX_FILE_BYTES
+from hf_dfml.pool.sources.fetching import fetch_all, resolve_all
+from hf_dfml.pool.sources.folder import Folder
+from hf_dfml.pool.sources.ids import list_ids
+from hf_dfml.pool.sources.lock import LockFile, write_lock
 from hf_dfml.pool.sources.prefetch import WORKERS, Prefetcher
+from hf_dfml.pool.sources.registry import Spec, list_entries
 from hf_dfml.pool.sources.storage import Storage
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.text import counted
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from hf_dfml.pool.sources.client import HubArguments
 
 logger = logging.getLogger(__name__)
 
@@ -78,60 +89,67 @@ class ModelPool(TeacherPool):
         Raises:
             FileNotFoundError: if there is no such folder, or no member in it.
         """
-        return cls(sources.list_folder(folder), cache_bytes=cache_bytes)
+        return cls(Folder().entries(str(folder)), cache_bytes=cache_bytes)
 
     @classmethod
-    def from_hub(cls, members: str | Sequence[str], *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
+    def from_hub(
+        cls, members: str | Sequence[str], *, cache_bytes: int = CACHE_BYTES, **hub: Unpack[HubArguments]
+    ) -> ModelPool:
         """Members on the Hub, or in the local cache of the Hub under `HF_HUB_OFFLINE=1`.
 
         Args:
             members: the name of a user or organisation (every model of theirs), or a list of repository ids, each
                 optionally pinned as `org/name@revision`.
             cache_bytes: how many bytes of loaded teachers are kept at most.
+            **hub: `token`, `revision` (of what is not pinned), `cache_dir`, `local_files_only`, as in huggingface_hub.
 
         Raises:
             FileNotFoundError: if there is no such organisation or repository.
         """
-        entries = sources.list_author(members) if isinstance(members, str) else sources.list_ids(members)
+        options = HubOptions(**hub)
+        entries = HubAuthor(options).entries(members) if isinstance(members, str) else list_ids(members, options)
         return cls(entries, cache_bytes=cache_bytes)
 
     @classmethod
-    def from_collection(cls, slug: str, *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
+    def from_collection(cls, slug: str, *, cache_bytes: int = CACHE_BYTES, **hub: Unpack[HubArguments]) -> ModelPool:
         """The models of a collection on the Hub, such as `org/my-teachers-64f9a55bb3115b4f513ec026`.
+
+        Takes what `from_hub` takes.
 
         Raises:
             FileNotFoundError: if there is no such collection.
         """
-        return cls(sources.list_collection(slug), cache_bytes=cache_bytes)
+        return cls(HubCollection(HubOptions(**hub)).entries(slug), cache_bytes=cache_bytes)
 
     @classmethod
-    def from_lock(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
+    def from_lock(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES, **hub: Unpack[HubArguments]) -> ModelPool:
         """The very pool that a run wrote into its `pool.lock.json`: same members, same order, same bytes.
 
-        A member whose files are others has a problem, or is refused when it is loaded; the rest can be used.
+        A member whose files are others has a problem, or is refused when it is loaded; the rest can be used. Takes
+        what `from_hub` takes; the file alone says which revisions.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it is no lock file.
         """
-        return cls(sources.list_lock(path), cache_bytes=cache_bytes)
+        return cls(LockFile(HubOptions(**hub)).entries(str(path)), cache_bytes=cache_bytes)
 
     @classmethod
-    def open(cls, spec: str | Path | Sequence[str], *, cache_bytes: int = CACHE_BYTES) -> ModelPool:
-        """The pool that a command line or a recipe names.
+    def open(cls, spec: Spec, *, cache_bytes: int = CACHE_BYTES, **hub: Unpack[HubArguments]) -> ModelPool:
+        """The pool that a command line or a recipe names; `open_pool` opens services too.
 
         Args:
             spec: a folder, the `pool.lock.json` of an earlier run, a user or organisation, a collection, a repository
                 id (`org/name` or `org/name@revision`), or several of these as a list or separated by commas. What
-                exists on this disk goes before a Hub name.
+                exists on this disk goes before a Hub name; a prefix settles doubts: `hf:`, `dir:`, `lock:`,
+                `collection:`; see `hf_dfml.pool.sources.registry`.
             cache_bytes: how many bytes of loaded teachers are kept at most.
+            **hub: `token`, `revision`, `cache_dir`, `local_files_only`, as in huggingface_hub.
 
         Raises:
             FileNotFoundError: if a part is none of these.
         """
-        parts = [spec] if isinstance(spec, str | Path) else spec
-        names = [name.strip() for part in parts for name in str(part).split(",") if name.strip()]
-        return cls(sources.list_any(names), cache_bytes=cache_bytes)
+        return cls(list_entries(spec, HubOptions(**hub)), cache_bytes=cache_bytes)
 
     def __add__(self, other: ModelPool) -> ModelPool:
         """Both pools; a member that is in both is there once.
@@ -179,9 +197,7 @@ class ModelPool(TeacherPool):
         self.prefetcher.start(
             entry
             for entry in entries
-            if entry.problem is None
-            and not sources.is_on_disk(entry)
-            and (entry.identity, self.device) not in self.cache
+            if entry.problem is None and not entry.on_disk and (entry.identity, self.device) not in self.cache
         )
 
     def walk(self, indices: Iterable[int] | None = None, *, ahead: int = WORKERS) -> Iterator[int]:
@@ -259,7 +275,7 @@ class ModelPool(TeacherPool):
         *,
         memory_gb: float = CACHE_BYTES / GB,
         disk_gb: float | None = None,
-        file_gb: float = hub.MAX_FILE_BYTES / GB,
+        file_gb: float = MAX_FILE_BYTES / GB,
     ) -> ModelPool:
         """The same pool within stated budgets (gigabytes of 2^30 bytes).
 
@@ -314,7 +330,7 @@ class ModelPool(TeacherPool):
         """The same pool with every member's config read; fetches the small config files that are not on this disk."""
         if all(entry.resolved for entry in self):
             return self
-        return self._like(sources.resolve_all(self._entries))
+        return self._like(resolve_all(self._entries))
 
     def fetch(self) -> ModelPool:
         """The same pool with all files of its members on this disk, downloaded several at a time.
@@ -324,7 +340,7 @@ class ModelPool(TeacherPool):
         """
         if self.storage.max_bytes is not None:
             return self.resolve()
-        return self._like(sources.fetch_all(self._entries, self.storage.fetch))
+        return self._like(fetch_all(self._entries, self.storage.fetch))
 
     def usable(self, *, weights: bool | None = None) -> ModelPool:
         """The members that can be used; a warning says of each other member why it cannot.
@@ -341,7 +357,7 @@ class ModelPool(TeacherPool):
         order = pool.walk() if weights else range(len(pool))
         for index in progress(order, description="Checking the pool", total=len(pool), unit="member"):
             entry = pool[index]
-            problem = self.check(entry, weights=sources.is_on_disk(entry) if weights is None else weights)
+            problem = self.check(entry, weights=entry.on_disk if weights is None else weights)
             if problem is None:
                 kept.append(entry)
             else:

@@ -51,8 +51,9 @@ from hf_dfml.pool.black_box.service import (
 )
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import check_input, check_labels
-from hf_dfml.pool.sources import hub
-from hf_dfml.pool.sources import listing as sources
+from hf_dfml.pool.sources.client import user_agent
+from hf_dfml.pool.sources.fetching import resolve
+from hf_dfml.pool.sources.ids import HubIds
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,6 @@ _ROW = {"url", "model", "id", "labels", "image_size"}
 _SUFFIXES = (".yaml", ".yml")
 _NO_JSON = (400, 415, 422)
 Result = TypeVar("Result")
-
-
-def is_remote(name: str) -> bool:
-    """Whether the name of a pool is that of one behind HTTP: URLs, or a file that lists some."""
-    return name.startswith(("http://", "https://")) or name.endswith(_SUFFIXES)
 
 
 def open_remote(name: str, *, max_queries: int | None = None, **options: Any) -> BlackBoxPool:
@@ -153,7 +149,7 @@ class RemoteModel:
         self._loop = loop or Loop()
         token = _token_for(url) if token is None else token
         # An empty header rather than none: the client would fill in the user's Hugging Face token.
-        headers = {"authorization": f"Bearer {token}" if token else "", "user-agent": hub.user_agent()}
+        headers = {"authorization": f"Bearer {token}" if token else "", "user-agent": user_agent()}
         self._plain = AsyncInferenceClient(timeout=timeout, headers={**headers, "content-type": "image/png"})
         self._asking = AsyncInferenceClient(timeout=timeout, headers=headers)
         self._top_k = len(self.labels) if len(self.labels) > USUAL_TOP_K else None
@@ -351,8 +347,7 @@ def _endpoint(
 
 def _on_the_hub(model: Any) -> PoolEntry:
     """What the Hub says of a model: id, labels and image size; no weights are fetched."""
-    (entry,) = sources.list_ids([str(model)])
-    entry = sources.resolve(entry)
+    entry = resolve(HubIds().entries(str(model))[0])
     if entry.problem is not None:
         raise ValueError(f"The model {model} of an endpoint cannot be used: {entry.problem}.")
     return entry

@@ -13,7 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 from hf_dfml.pool.building.member_card import member_card
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.pool.sources import hub
+from hf_dfml.pool.sources.client import USUAL, retry
+from hf_dfml.pool.sources.parallel import quiet_uploads
 from hf_dfml.utils.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def push_pool(
         ValueError: if two members would get one repository name, or `private` is asked for and a repository of that
             name is public already.
     """
-    api = hub.hub_api()
+    api = USUAL.api()
     pool = pool.usable(weights=True)
     targets = [f"{org}/{entry.id.split('/')[-1]}" for entry in pool]
     for target in targets:
@@ -50,8 +51,8 @@ def push_pool(
         if targets.count(target) > 1:
             raise ValueError(f"Two members would both become {target}: push their pools to different organisations.")
     shas = []
-    with hub.quiet_client():
-        there = {info.id: info for info in hub.list_models(org)}
+    with quiet_uploads():
+        there = {info.id: info for info in retry(lambda: list(api.list_models(author=org, full=True)), tries=3)}
         public = [target for target in targets if target in there and not there[target].private]
         if private and public:
             raise ValueError(
@@ -70,9 +71,9 @@ def _push_member(
     api: HfApi, files: dict[str, bytes], target: str, there: ModelInfo | None, *, private: bool, message: str
 ) -> str:
     if there is None:
-        hub.retry(lambda: api.create_repo(target, private=private, exist_ok=True))
+        retry(lambda: api.create_repo(target, private=private, exist_ok=True))
     else:
-        known = hub.retry(lambda: api.get_paths_info(target, list(files)))
+        known = retry(lambda: api.get_paths_info(target, list(files)))
         found = {file.path: file for file in known if isinstance(file, RepoFile)}
         files = {name: content for name, content in files.items() if not _is_same(content, found.get(name))}
         if not files:
@@ -84,7 +85,7 @@ def _push_member(
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         return api.create_commit(target, operations, commit_message=message).oid
 
-    return hub.retry(commit)
+    return retry(commit)
 
 
 def _files(entry: PoolEntry, target: str) -> dict[str, bytes]:

@@ -20,10 +20,14 @@ from typing import Any
 
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import read_json
-from hf_dfml.pool.sources import hub
+from hf_dfml.pool.sources.client import check_id, is_sha, printable
 from hf_dfml.pool.sources.digests import sha256_of
+from hf_dfml.pool.sources.fetching import read_pinned
+from hf_dfml.pool.sources.folder import with_weights
+from hf_dfml.pool.sources.ids import HubIds
 from hf_dfml.utils.checkpoint import atomic_write
 
+PREFIX = "lock:"
 LOCK_NAME = "pool.lock.json"
 FORMAT = 1
 _KEY = "hf_dfml_pool_lock"
@@ -62,32 +66,70 @@ def published_lock(path: Path) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def read_lock(path: Path | str) -> list[PoolEntry]:
-    """The entries of a lock file, in its order; nothing is asked of the Hub, nothing is read of a folder.
+class LockFile(HubIds):
+    """The members of a lock file, in its order: the very pool of the run that wrote it. Nothing is asked of the Hub.
 
-    Returns:
-        Entries with `sha256`. `location` is set for members in folders: the folder named, relative to the lock file,
-        or else one of the member's name beside the lock file. A member that the file does not describe properly, or
-        whose folder is not there, is an entry with a problem.
+    A member that the file does not describe properly, or whose folder is not there or has other files, is an entry
+    with a problem, or is refused when its weights are used. Folders are looked for where the file says, relative to
+    itself, or else by the member's name beside it.
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no lock file that this version reads.
+    Args:
+        options: how the Hub is asked for the files of its members.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no lock file {path}.")
-    try:
-        content = read_json(path.name, path)
-    except MemberError as error:
-        raise ValueError(f"{path} is no lock file: {error.reason}.") from error
-    if content.get(_KEY) != FORMAT or not isinstance(content.get("members"), list):
-        raise ValueError(f"{path} is no lock file of this version: expected '{_KEY}': {FORMAT} and a list 'members'.")
-    rows = content["members"]
-    for row in rows:
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-            raise ValueError(f"{path} has a member without an id: expected objects with 'id', found {str(row)[:80]}.")
-    return [_entry(row, path.parent) for row in rows]
+
+    @staticmethod
+    def matches(name: str) -> bool:
+        """A file that exists, or one of the usual name."""
+        path = Path(name).expanduser()
+        return name.startswith(PREFIX) or path.name == LOCK_NAME or path.is_file()
+
+    def entries(self, name: str) -> list[PoolEntry]:
+        """The members, those in folders with their configs read.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no lock file that this version reads, or locks nothing.
+        """
+        path = Path(name.removeprefix(PREFIX)).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no lock file {path}.")
+        try:
+            content = read_json(path.name, path)
+        except MemberError as error:
+            raise ValueError(f"{path} is no lock file: {error.reason}.") from error
+        rows = content.get("members")
+        if content.get(_KEY) != FORMAT or not isinstance(rows, list):
+            expected = f"expected '{_KEY}': {FORMAT} and a list 'members'"
+            raise ValueError(f"{path} is no lock file of this version: {expected}.")
+        for row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+                found = f"expected objects with 'id', found {str(row)[:80]}"
+                raise ValueError(f"{path} has a member without an id: {found}.")
+        if not rows:
+            raise ValueError(f"{path} locks no members.")
+        return [self._entry(row, path.parent) for row in rows]
+
+    def _entry(self, row: dict[str, Any], base: Path) -> PoolEntry:
+        revision, hashes = row.get("revision"), row.get("sha256", {})
+        entry = PoolEntry(id=printable(row["id"]))
+        try:
+            if not isinstance(hashes, dict) or not all(
+                name in _FILES and isinstance(value, str) and _SHA256.fullmatch(value)
+                for name, value in hashes.items()
+            ):
+                reason = f"has sha256 of {_FILES} in the lock file that are not 64 hexadecimal digits"
+                raise MemberError(entry.id, reason)
+            entry = replace(entry, sha256=hashes)
+            if revision is None:
+                location = _find_folder(entry.id, row.get("folder"), base)
+                return with_weights(read_pinned(replace(entry, location=location)))
+            check_id(entry.repository)
+            if not isinstance(revision, str) or not is_sha(revision):
+                raise MemberError(entry.id, f"is locked to revision {str(revision)[:80]!r}: expected a commit sha")
+        except MemberError as error:
+            return replace(entry, problem=error.reason)
+        # The commit is named, and so none is noted as the present one.
+        return replace(entry, revision=revision, source=HubIds(replace(self.options, revision=revision)))
 
 
 def _row(entry: PoolEntry, base: Path) -> dict[str, Any]:
@@ -104,36 +146,14 @@ def _row(entry: PoolEntry, base: Path) -> dict[str, Any]:
     return row | {"sha256": dict(sorted(hashes.items()))}
 
 
-def _entry(row: dict[str, Any], base: Path) -> PoolEntry:
-    id, revision, hashes, folder = row["id"], row.get("revision"), row.get("sha256", {}), row.get("folder")
-    entry = PoolEntry(id=hub.printable(id))
-    if not isinstance(hashes, dict) or not all(
-        name in _FILES and isinstance(value, str) and _SHA256.fullmatch(value) for name, value in hashes.items()
-    ):
-        return replace(entry, problem=f"has sha256 of {_FILES} in the lock file that are not 64 hexadecimal digits")
-    entry = replace(entry, sha256=hashes)
-    if revision is not None:
-        return _remote(entry, revision)
-    return _local(entry, folder, base)
-
-
-def _remote(entry: PoolEntry, revision: Any) -> PoolEntry:
-    try:
-        hub.check_id(entry.id)
-    except MemberError as error:
-        return replace(entry, problem=error.reason)
-    if not isinstance(revision, str) or not hub.is_sha(revision):
-        return replace(entry, problem=f"is locked to revision {str(revision)[:80]!r}: expected a commit sha")
-    return replace(entry, revision=revision)
-
-
-def _local(entry: PoolEntry, folder: Any, base: Path) -> PoolEntry:
+def _find_folder(id: str, folder: Any, base: Path) -> Path:
     candidates = [base / folder] if isinstance(folder, str) else []
     # Not a path: an id such as '../x' would lead out of the lock file's folder.
-    if re.fullmatch(r"\w[\w.\- ]*", entry.id):
-        candidates.append(base / entry.id)
+    if re.fullmatch(r"\w[\w.\- ]*", id):
+        candidates.append(base / id)
     for candidate in candidates:
         if candidate.is_dir():
-            return replace(entry, location=candidate.absolute())
-    where = f"{folder} or beside the lock file" if folder else "beside the lock file"
-    return replace(entry, problem=f"has no folder {where}")
+            return candidate.absolute()
+    raise MemberError(
+        id, f"has no folder {folder} or beside the lock file" if folder else "has no folder beside the lock file"
+    )

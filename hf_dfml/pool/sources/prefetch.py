@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
 from hf_dfml.pool.entry import PoolEntry
-from hf_dfml.pool.sources import hub
 
 WORKERS = 4
 """Members that are fetched at a time; also how many `ModelPool.stream` looks ahead."""
@@ -21,7 +20,7 @@ class Prefetcher:
     that is stopped does not wait for what nobody wants any more.
 
     Args:
-        fetch: brings a member's files to this disk; see `sources.fetch`.
+        fetch: brings a member's files to this disk; see `Storage.fetch`.
         workers: members fetched at a time in the background.
     """
 
@@ -83,8 +82,7 @@ class Prefetcher:
                 entry, future = self._queue.popleft()
                 begins = future.set_running_or_notify_cancel()
             if begins:
-                with hub.quiet_client():
-                    self._run(entry, future)
+                self._run(entry, future)
 
     def _run(self, entry: PoolEntry, future: Future[PoolEntry]) -> None:
         try:

@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_dfml.pool.entry import WEIGHTS_NAME, MemberError, PoolEntry
-from hf_dfml.pool.sources import hub
-from hf_dfml.pool.sources import listing as sources
 from hf_dfml.pool.sources.digests import sha256_of
+from hf_dfml.pool.sources.download import MAX_FILE_BYTES
+from hf_dfml.pool.sources.fetching import fetch
+from hf_dfml.pool.sources.ids import HubIds
+from hf_dfml.pool.sources.local_cache import cached_file, discard
 
 Key = tuple[str, str]
 """Id and commit of a member."""
@@ -38,7 +40,7 @@ class Storage:
         self,
         max_bytes: int | None = None,
         *,
-        max_file_bytes: int = hub.MAX_FILE_BYTES,
+        max_file_bytes: int = MAX_FILE_BYTES,
         entries: Iterable[PoolEntry] = (),
     ) -> None:
         if (max_bytes is not None and max_bytes < 0) or max_file_bytes < 0:
@@ -65,10 +67,10 @@ class Storage:
             MemberError: if the member cannot be used, its weights being larger than is allowed included.
         """
         if self.max_bytes is None or entry.revision is None:
-            return sources.fetch(entry, limit=self.max_file_bytes)
+            return fetch(entry, limit=self.max_file_bytes)
         key = entry.identity
         try:
-            fetched = sources.fetch(entry, limit=self.max_file_bytes, admit=self._admission(key))
+            fetched = fetch(entry, limit=self.max_file_bytes, admit=self._admission(key))
             self._keep(fetched)
         finally:
             with self._changed:
@@ -91,7 +93,7 @@ class Storage:
             self._pinned[key] += 1
         try:
             fetched = fetch(entry)
-            if not sources.is_on_disk(fetched):
+            if not fetched.on_disk:
                 fetched = self.fetch(fetched)  # It was here before, and gone before it was pinned.
             with self._changed:
                 if key in self._held:
@@ -114,8 +116,8 @@ class Storage:
     def _find(self, entries: Iterable[PoolEntry]) -> None:
         found = []
         for entry in entries:
-            if entry.revision is not None and entry.problem is None:
-                path = hub.cached_file(entry.id, WEIGHTS_NAME, entry.revision)
+            if isinstance(entry.source, HubIds) and entry.revision is not None and entry.problem is None:
+                path = cached_file(entry.repository, WEIGHTS_NAME, entry.revision, entry.source.options)
                 if path.is_file():
                     found.append((path.stat().st_mtime, entry.identity, path, path.stat().st_size))
         for _, key, path, size in sorted(found):
@@ -159,6 +161,6 @@ class Storage:
         path, _ = self._held.pop(key)
         if path.is_file():
             self._digests[key] = sha256_of(path)
-            hub.discard(path)
+            discard(path)
         self.evicted += 1
         return True

@@ -25,7 +25,7 @@ from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.pipeline import run
 from hf_dfml.pool import QueryBudgetError, ServiceError
 from hf_dfml.pool.black_box import endpoints
-from hf_dfml.pool.black_box.endpoints import RemoteModel, is_remote, open_remote
+from hf_dfml.pool.black_box.endpoints import RemoteModel, open_remote
 from hf_dfml.pool.black_box.service import PNG_STEP
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.run_config import RunConfig
@@ -311,7 +311,6 @@ def test_a_file_lists_endpoints_and_served_pools(members, tmp_path):
         path.write_text(json.dumps({"output": "probs", "endpoints": rows}))
         with pytest.raises(ValueError, match="tells probs and .* tells topk"):
             open_remote(str(path))
-    assert is_remote(str(path)) and is_remote(url) and not is_remote("org/name") and not is_remote("pools/x")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from hf_dfml import ModelPool
 from hf_dfml.pool import MemberError
 from hf_dfml.pool.building.publishing import push_pool
-from hf_dfml.pool.sources import hub as client
+from hf_dfml.pool.sources import client
 from tests.hub_faults import Faults
 from tests.hub_server import Answer
 

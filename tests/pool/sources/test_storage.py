@@ -16,7 +16,8 @@ from hf_dfml.pool import MemberError
 from hf_dfml.pool.building.publishing import push_pool
 from hf_dfml.pool.formats.checks import MAX_JSON_BYTES
 from hf_dfml.pool.model_pool import GB
-from hf_dfml.pool.sources import hub as client
+from hf_dfml.pool.sources.download import _promised_hash, download
+from hf_dfml.pool.sources.local_cache import cached_file, discard
 from hf_dfml.pool.sources.storage import Storage
 from tests.hub_server import HubServer
 from tests.pool.members import files_of
@@ -101,7 +102,7 @@ def test_what_was_in_the_cache_before_counts_and_other_commits_do_not(org, membe
     before = ModelPool.from_hub("org")
     org.add_repo("org/m-4", files_of(members / "m-0"))
     downloads(org)
-    os.utime(client.cached_file("org/m-2", "model.safetensors", before[2].revision), (1, 1))  # The oldest.
+    os.utime(cached_file("org/m-2", "model.safetensors", before[2].revision), (1, 1))  # The oldest.
     pool = ModelPool.from_hub("org").with_limits(disk_gb=4 * size / GB)
     assert pool.storage.bytes == 4 * size, "m-4 is there at another commit"
     pool.load(4)
@@ -174,19 +175,19 @@ def test_one_copy_for_many_repositories_is_checked_by_its_hash_and_deleted_with_
     """The layout of newer clients for what they get through Xet: blobs are links into a store with other hashes."""
     pool = ModelPool.from_hub(["org/m-0", "org/m-1"])
     cache = Path(constants.HF_HUB_CACHE)
-    path = client.download("org/m-0", "model.safetensors", pool[0].revision)
+    path = download("org/m-0", "model.safetensors", pool[0].revision)
     blob = path.resolve()
     store = cache / "blobs" / "ab" / ("ab" + "0" * 62)
     store.parent.mkdir(parents=True)
     blob.rename(store)
     blob.symlink_to(store)
-    assert client._promised_hash(path)[0] == client._promised_hash(path)[1] == blob.name
+    assert _promised_hash(path)[0] == _promised_hash(path)[1] == blob.name
     other = cache / "models--org--m-1" / "blobs" / blob.name
     other.parent.mkdir(parents=True, exist_ok=True)
     other.symlink_to(store)
-    client.discard(path)
+    discard(path)
     assert not path.is_symlink() and not blob.is_symlink() and store.is_file(), "the other repository has it still"
-    client.discard(other)
+    discard(other)
     assert not store.exists()
 
 
