@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import hf_dfml  # noqa: F401  (registers conv4_16 with timm)
+from hf_dfml.pool import PoolEntry
+from tests.hub_server import HubServer
 
 WAYS = 3
 
@@ -65,3 +68,20 @@ def write_pool(folder: Path, count: int) -> Path:
 def files_of(folder: Path) -> dict[str, bytes]:
     """The files of a member, to put into a repository."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def ids(pool: Iterable[PoolEntry]) -> list[str]:
+    """The members' ids."""
+    return [entry.id for entry in pool]
+
+
+def requests_of(hub: HubServer) -> list[str]:
+    """The requests since the last call."""
+    seen = [f"{request.method} {request.path}" for request in hub.requests]
+    hub.requests.clear()
+    return seen
+
+
+def images() -> torch.Tensor:
+    """Two images of 16 pixels, the same each time."""
+    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -145,6 +145,8 @@ def _meter(id: str, name: str, limit: int, admit: Admit | None) -> type[tqdm]:
             raise MemberError(id, f"{name} has {size:,} bytes or more; at most {limit:,} are downloaded")
 
     class Meter(tqdm):
+        monitor_interval = 0  # No thread of tqdm's for each file.
+
         def __init__(
             self, *args: Any, total: float | None = None, disable: bool | None = None, **options: Any
         ) -> None:

@@ -46,7 +46,7 @@ def names_of(spec: Spec) -> list[str]:
     names = [name.strip() for part in parts for name in str(part).split(",") if name.strip()]
     if not names:
         raise FileNotFoundError("No pool was named: expected a folder, a user or organisation, a collection or ids.")
-    return [without_page(name) for name in names]
+    return list(dict.fromkeys(map(without_page, names)))
 
 
 def source_of(name: str) -> type[PoolSource]:

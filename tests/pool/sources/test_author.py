@@ -3,29 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
-import timm
 import torch
-import transformers
 from huggingface_hub import constants
 
 from hf_dfml.pool import MemberError, ModelPool
-from tests.hub_server import Answer, HubServer
-from tests.pool.members import config_of, files_of, write_member
-
-
-def ids(pool: ModelPool) -> list[str]:
-    return [entry.id for entry in pool]
-
-
-def requests_of(hub: HubServer) -> list[str]:
-    """The requests since the last call."""
-    seen = [f"{request.method} {request.path}" for request in hub.requests]
-    hub.requests.clear()
-    return seen
-
-
-def images() -> torch.Tensor:
-    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+from tests.hub_server import Answer
+from tests.pool.members import config_of, files_of, ids, images, requests_of, write_member
 
 
 def test_an_organisation_is_listed_by_pages_and_by_nothing_else(hub):
@@ -117,32 +100,6 @@ def test_offline_finds_what_was_used_and_says_what_was_not(org, monkeypatch):
     assert requests_of(org) == []
 
 
-def test_revisions_are_branches_tags_or_commits(org, tmp_path):
-    first = org.repos["org/m-0"].branches["main"]
-    org.repos["org/m-0"].tags["v1"] = first
-    org.add_repo("org/m-0", files_of(write_member(tmp_path / "new", seed=7)))
-    newest = org.repos["org/m-0"].branches["main"]
-    pool = ModelPool.from_hub(["org/m-0@v1", "org/m-1@main"])
-    assert pool[0].revision == first and pool[1].revision == org.repos["org/m-1"].branches["main"]
-    assert ModelPool.from_hub(["org/m-0"])[0].revision == newest
-    assert "has no such revision" in ModelPool.from_hub(["org/m-0@v9"])[0].problem
-
-
-@pytest.mark.parametrize(
-    "id", ["../x", "/etc/x", "a/../../b", "org/..", "org/m-1@../../x", "org/m-1@/x", "a--b/c", "~/x"]
-)
-def test_an_id_that_would_leave_the_cache_is_refused_before_anything_is_sent(org, tmp_path, id):
-    before = sorted(tmp_path.rglob("*"))
-    pool = ModelPool.from_hub([id, "org/m-0"])
-    assert pool[0].problem is not None and "is not a" in pool[0].problem
-    with pytest.raises(MemberError) as caught:
-        pool.load(0)
-    assert str(caught.value).startswith(id.split("@")[0]) and "\n" not in str(caught.value)
-    assert requests_of(org) == ["GET /api/models/org/m-0"]
-    assert sorted(tmp_path.rglob("*")) == before
-    assert ids(pool.usable(weights=True)) == ["org/m-0"]
-
-
 def test_a_server_that_lists_hostile_ids_and_revisions_is_not_believed(org, tmp_path):
     sha = "0" * 40
     rows = [{"id": id, "sha": sha} for id in ("../../evil", "org/../../evil", "/evil")]
@@ -193,63 +150,6 @@ def test_a_hostile_repository_is_named_and_the_others_are_used(org, members):
     assert "'nope' is not one" in pool.check("org/x-arch")
 
 
-def test_a_collection_gives_its_models(org):
-    slug = "org/teachers-64f9a55bb3115b4f513ec026"
-    org.add_collection(slug, [("model", "org/m-3"), ("dataset", "org/d"), ("model", "org/m-1")])
-    org.add_collection("org/short-123", [("model", "org/m-0")])
-    assert ids(ModelPool.from_collection(slug)) == ["org/m-3", "org/m-1"]
-    assert ids(ModelPool.open(slug)) == ["org/m-3", "org/m-1"]
-    assert ids(ModelPool.open("org/short-123")) == ["org/m-0"]
-    with pytest.raises(FileNotFoundError, match="no collection 'org/none'"):
-        ModelPool.from_collection("org/none")
-
-
-def test_a_hostile_collection_names_its_members_and_leads_nowhere(org, tmp_path):
-    slug = "org/teachers-64f9a55bb3115b4f513ec026"
-    hostile = ["../../evil", "org/../evil", "/evil", "org/evil\n", "org/m-2@../evil"]
-    org.add_collection(slug, [("model", id) for id in (*hostile, "org/m-1")])
-    pool = ModelPool.from_collection(slug)
-    assert all("is not a" in entry.problem for entry in pool[:5]) and pool[5].problem is None
-    assert requests_of(org) == ["GET /api/collections/" + slug, "GET /api/models/org/m-1"]
-    assert ids(pool.usable(weights=True)) == ["org/m-1"] and not list(tmp_path.rglob("*evil*"))
-
-
-def test_open_tells_apart_what_was_typed(org, members):
-    assert len(ModelPool.open("org")) == 5
-    assert ids(ModelPool.open("org/m-2")) == ["org/m-2"]
-    assert ids(ModelPool.open("org/m-2@main,org/m-0")) == ["org/m-2", "org/m-0"]
-    assert ids(ModelPool.open(["org/m-2", str(members / "m-1")])) == ["org/m-2", "m-1"]
-    with pytest.raises(FileNotFoundError, match="'org/none' is neither a folder here nor a repository or collection"):
-        ModelPool.open("org/none")
-    with pytest.raises(FileNotFoundError, match="'nobody' has no models on http://127.0.0.1"):
-        ModelPool.open("nobody")
-    with pytest.raises(FileNotFoundError, match="No pool was named"):
-        ModelPool.open(" , ")
-
-
-def test_a_transformers_repository_is_a_member(org, tmp_path):
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
-    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
-    settings = {"size": 32, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-    (tmp_path / "resnet" / "preprocessor_config.json").write_text(json.dumps(settings))
-    org.add_repo("org/resnet", files_of(tmp_path / "resnet"))
-    teacher = ModelPool.from_hub("org").load("org/resnet")
-    assert len([request for request in requests_of(org) if "/org/resnet/" in request]) == 6  # HEAD and GET of 3 files.
-    local = ModelPool.from_dir(tmp_path / "resnet").load(0)
-    assert torch.equal(teacher(images()), local(images()))
-
-
-def test_a_private_repository_needs_the_token_and_the_token_is_never_shown(org, monkeypatch, caplog):
-    caplog.set_level("DEBUG")
-    org.repos["org/m-0"].private = True
-    assert ModelPool.from_hub(["org/m-0"]).load(0).num_classes == 3
-    monkeypatch.delenv("HF_TOKEN")
-    entry = ModelPool.from_hub(["org/m-0"])[0]
-    assert "or a private one that your token may not read" in entry.problem
-    assert ids(ModelPool.from_hub("org")) == [f"org/m-{index}" for index in range(1, 5)]
-    assert org.token not in caplog.text
-
-
 def test_every_request_says_who_asks(org):
     ModelPool.from_hub("org").load(0)
     assert all(request.headers["user-agent"].startswith("hf_dfml/") for request in org.requests)
@@ -261,10 +161,3 @@ def test_a_broken_connection_is_not_blamed_on_the_member(org):
     with pytest.raises(Exception) as caught:  # noqa: PT011 (whichever the client's version raises)
         pool.load(0)
     assert not isinstance(caught.value, MemberError)
-
-
-def test_plain_timm_loads_a_member_from_a_folder(members):
-    network = timm.create_model(f"local-dir:{members / 'm-0'}", pretrained=True).eval()
-    teacher = ModelPool.from_dir(members).load(0)
-    assert torch.equal(network(images()), teacher.network(images()))
-    assert network.pretrained_cfg["label_names"] == ["cat", "dog", "fox"]
