@@ -8,7 +8,7 @@ from hf_dfml.pool.black_box.endpoints import open_remote
 from hf_dfml.pool.entry import MemberError, PoolEntry, PoolSource
 from hf_dfml.pool.sources.download import Admit
 
-_NO_FILES = "is behind a service, which has no files to fetch: open it with hf_dfml.pool.open_pool"
+_NO_FILES = "is behind a service, which has no files to fetch: open it with open_pool"
 
 
 class Service(PoolSource):
