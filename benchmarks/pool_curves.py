@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from students import HEADS, classes_of, last_snapshot, prepared
+from students import FLIPS, classes_of, last_snapshot, prepared
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
@@ -73,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     folder = Path(config.output_dir)
     counts = sorted({min(count or len(pool), len(pool)) for count in points.members})
     budgets = sorted({*points.budgets, method.recovery_steps})
-    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running")
+    protocol = EvaluationProtocol(
+        ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running", head="prototype"
+    )
     dataset = classes_of("test", pool, config)
     for count in counts:
         if not (folder / f"{count}-members" / "results.json").is_file():
@@ -111,7 +113,7 @@ def student(
     """Train one student and let its last snapshot is evaluated."""
     model = last_snapshot(pool[: point.members], replace(method, recovery_steps=point.budget), config, point.name)
     name = f"Pool distillation, {point.members} members, {point.budget} steps"
-    return [row for head in HEADS for row in evaluate(model, dataset, replace(protocol, head=head), method=name)]
+    return [row for each in FLIPS for row in evaluate(model, dataset, replace(protocol, flips=each), method=name)]
 
 
 def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
 
 
 def _mean(rows: Sequence[Result], shots: int) -> float:
-    return next(row.mean for row in rows if row.shots == shots and row.head == "prototype")
+    return next(row.mean for row in rows if row.shots == shots and row.how == "prototype")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from torch import nn
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate, print_table, read_results, write_results
-from hf_dfml.evaluation.heads import Head
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.pipeline import RunConfig, meta_network, open_pool
 from hf_dfml.pool import ModelPool
@@ -25,7 +24,7 @@ from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import deterministic
 
-HEADS: tuple[Head, ...] = ("prototype", "mirrored")
+FLIPS = (False, True)
 EPISODES_SEED = 1
 """Of the episodes of a trial; those of the recipe's own validation are of seed 0."""
 
@@ -103,18 +102,19 @@ def trial(
         shots=config.shots,
         episodes=config.validation_episodes,
         bn="running",
+        head="prototype",
         seed=EPISODES_SEED,
         split="validation",
     )
     for name, student in students.items():
         if not (folder / name / "results.json").is_file():
             model = student()
-            rows = [row for head in HEADS for row in evaluate(model, dataset, protocol(head=head), method=name)]
+            rows = [row for flips in FLIPS for row in evaluate(model, dataset, protocol(flips=flips), method=name)]
             write_results(folder / name, rows)
     results = {name: read_results(folder / name) for name in students}
     print_table([row for rows in results.values() for row in rows])
     means = {
-        name: {f"{row.head}, {row.shots}-shot": round(row.mean, 2) for row in rows} for name, rows in results.items()
+        name: {f"{row.how}, {row.shots}-shot": round(row.mean, 2) for row in rows} for name, rows in results.items()
     }
     key = f"prototype, {max(config.shots)}-shot"
     others = (name for name in means if name not in (given, beside))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from hf_dfml.evaluation.heads import Adaptation
-from hf_dfml.evaluation.results import Result, result_from_json
+from hf_dfml.evaluation.results import Result, result_from_json, with_todays_head
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.timm_network import OURS
 from hf_dfml.pool.entry import META_BLOCK, PoolEntry
@@ -110,7 +110,7 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
         )
     _check_format(block, entry)
     try:
-        adapt = Adaptation(**block["adapt"])
+        adapt = Adaptation(**with_todays_head(block["adapt"]))
         if adapt.steps > MAX_STEPS:
             raise ValueError(f"adapt.steps is {adapt.steps}, at most {MAX_STEPS} are done.")
         return MetaConfig(

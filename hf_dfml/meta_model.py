@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hf_dfml.evaluation.heads import Adaptation, Adapted, Adapter, Head
+from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
 from hf_dfml.evaluation.results import RESULTS_NAME, Result
 from hf_dfml.meta_config import MetaConfig, describe_network, from_json, sources_of
 from hf_dfml.model_card import CARD_NAME, EVAL_RESULTS_FOLDER, THIS_REPOSITORY, write_card
@@ -147,10 +147,11 @@ class MetaModel:
         images: Images,
         labels: Sequence[Hashable] | Tensor | np.ndarray | None = None,
         *,
-        head: Head | None = None,
+        head: str | None = None,
         bn: BatchNorm | None = None,
         steps: int | None = None,
         lr: float | None = None,
+        flips: bool | None = None,
     ) -> Classifier:
         """Learn new classes from a few images of each.
 
@@ -162,26 +163,20 @@ class MetaModel:
                 of PIL images, arrays, tensors or files; or a folder with one folder of images for each class, of which
                 files that cannot be read are left out with a warning. Grey images and mixed sizes are fine.
             labels: the class of each image, anything hashable; left out with a folder.
-            head: `finetune` (SGD on all parameters), `prototype` (nearest class mean by cosine), `mirrored` (the
-                same, each image seen together with its mirror image), `linear` (logistic regression on features) or
-                `icfil` (SGD and PURER's calibration, slow); the config's by default.
+            head: a name of `hf_dfml.evaluation.HEADS`, each of which has a line of `help`; the config's by default.
             bn: whose batch-norm statistics normalise the queries; the config's by default. `support`: those of the
                 support set, so that a prediction does not depend on what else is asked. `running`: the stored ones.
                 `transductive`: those of all queries of a call to `predict` together, as in the papers' evaluations.
-            steps: SGD steps of `finetune`.
-            lr: their rate.
+            steps: SGD steps of heads that adapt the network.
+            lr: their learning rate.
+            flips: whether each image is seen together with its mirror image (heads on features); the config's by
+                default, where the head is the config's too.
 
         Raises:
             ValueError: for fewer than two classes, a class folder without images, more or fewer labels than
                 images, or images that cannot be used.
         """
-        usual = self.config.adapt
-        how = Adaptation(
-            bn=bn or usual.bn,
-            head=head or usual.head,
-            steps=usual.steps if steps is None else steps,
-            lr=usual.lr if lr is None else lr,
-        )
+        how = self.config.adapt.but(head, flips, bn=bn, steps=steps, lr=lr)
         if labels is None:
             if not isinstance(images, str | Path):
                 raise ValueError(
@@ -199,10 +194,10 @@ class MetaModel:
         index = {name: way for way, name in enumerate(classes)}
         support = support.to(self.device)
         targets = torch.tensor([index[name] for name in names], device=self.device)
-        adapter = Adapter(self.network, len(classes), how)
+        fitted = HEADS[how.head](self.network, len(classes), how)
         with torch.no_grad():
-            adapted = adapter.fit(support, targets)
-        return Classifier(adapter, adapted, support, classes, self.config.input_size[1:])
+            adapted = fitted.fit(support, targets)
+        return Classifier(fitted, adapted, support, classes, self.config.input_size[1:])
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json`, `model.safetensors` and, where there is none yet, a card; the folder.
@@ -281,14 +276,14 @@ class Classifier:
     """
 
     def __init__(
-        self, adapter: Adapter, adapted: Adapted, support: Tensor, classes: Sequence[Any], size: tuple[int, int]
+        self, head: Head, adapted: Adapted, support: Tensor, classes: Sequence[Any], size: tuple[int, int]
     ) -> None:
         self.classes = tuple(classes)
-        self._adapter, self._adapted, self._support, self._size = adapter, adapted, support, size
+        self._head, self._adapted, self._support, self._size = head, adapted, support, size
 
     def __repr__(self) -> str:
         shown = [repr(name) for name in self.classes[:5]] + ["..."] * (len(self.classes) > 5)
-        how = self._adapter.how
+        how = self._head.how
         return f"Classifier({len(self.classes)} classes: {', '.join(shown)}; head={how.head}, bn={how.bn})"
 
     def predict(self, images: Images) -> list[Any]:
@@ -302,10 +297,10 @@ class Classifier:
     def predict_proba(self, images: Images) -> Tensor:
         """Probabilities `(B, N)` on the CPU, columns as `classes`."""
         queries = as_batch(images, self._size).to(self._support.device)
-        whole = self._adapter.how.bn == "transductive"
+        whole = self._head.how.bn == "transductive"
         parts = [queries] if whole else queries.split(QUERIES_AT_ONCE)
         with torch.no_grad():
-            logits = torch.cat([self._adapter.logits(self._adapted, self._support, part) for part in parts])
+            logits = torch.cat([self._head.logits(self._adapted, self._support, part) for part in parts])
         return logits.softmax(-1).cpu()
 
 

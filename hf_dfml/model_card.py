@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_dfml.data.registry import DATASETS
+from hf_dfml.evaluation.heads import HEADS
 from hf_dfml.evaluation.results import Result, markdown_table
 from hf_dfml.meta_config import MetaConfig, Source
 from hf_dfml.pool.sources.client import endpoint
@@ -108,6 +109,11 @@ def write_card(
         repository=repo_id or THIS_REPOSITORY,
         adapt=config.adapt,
         table=markdown_table(config.results),
+        heads=", ".join(
+            f"`{name}` ({HEADS[name].help})"
+            for name in sorted({row.head or "" for row in config.results} & HEADS.keys())
+        ),
+        adapts=not HEADS[config.adapt.head].on_features,
         charts=_pictures(charts, folder),
         limits=limits(config, training),
         pictures=_pictures(pictures, folder),
@@ -153,7 +159,7 @@ def own_results(config: MetaConfig) -> list[Result]:
     rows: dict[tuple, Result] = {}
     for row in config.results:
         if row.method == config.method and row.metric == "accuracy":
-            rows.setdefault((row.dataset, row.split, row.ways, row.shots, row.bn, row.head), row)
+            rows.setdefault((row.dataset, row.split, row.ways, row.shots, row.bn, row.how), row)
     return list(rows.values())
 
 
@@ -193,7 +199,8 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
             "How well it works is not known: it was made without labelled images, so that the last checkpoint was "
             "taken and no evaluation was made."
         )
-    by_default = [row for row in own if (row.bn, row.head) == (config.adapt.bn, config.adapt.head)]
+    how = config.adapt
+    by_default = [row for row in own if (row.bn, row.head, row.flips) == (how.bn, how.head, how.flips)]
     for row in by_default or own:
         found += [_comparison(row, other) for other in config.results if _is_prototype_baseline(row, other)]
     for split in sorted({row.split for row in own} - {"test"}):
@@ -201,7 +208,7 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
             f"The evaluation was made on {split} classes, which choices were made on too: expect less on new classes."
         )
     if own:
-        modes = sorted({f"bn={row.bn}, head={row.head}" for row in own})
+        modes = sorted({f"bn={row.bn}, head={row.how}" for row in own})
         found.append(f"Measured with {' and '.join(modes)} only; other modes of `adapt` can do better or worse.")
         sets = ", ".join(sorted({row.dataset for row in own}))
         found.append(f"Measured on {sets} only. Other kinds of images were not tried.")
@@ -213,7 +220,7 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
 
 def conditions(row: Result) -> str:
     """How a row was obtained, in one line."""
-    return f"{row.ways}-way {row.shots}-shot, {row.episodes} episodes, bn={row.bn}, head={row.head}"
+    return f"{row.ways}-way {row.shots}-shot, {row.episodes} episodes, bn={row.bn}, head={row.how}"
 
 
 def _comparison(row: Result, other: Result) -> str:
@@ -224,7 +231,7 @@ def _comparison(row: Result, other: Result) -> str:
     else:
         verdict = f"is {abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
     return (
-        f"{row.ways}-way {row.shots}-shot, head={row.head}: its {row.mean:.1f} ± {row.ci95:.1f} {verdict} what the "
+        f"{row.ways}-way {row.shots}-shot, head={row.how}: its {row.mean:.1f} ± {row.ci95:.1f} {verdict} what the "
         f"pool gives without meta-learning, '{other.method}' ({other.mean:.1f} ± {other.ci95:.1f}, bn={other.bn}), on "
         "the same episodes."
     )
@@ -261,6 +268,9 @@ def _eval_result(row: Result) -> EvalResult:
             "episodes": row.episodes,
             "bn": row.bn,
             "head": row.head,
+            "flips": row.flips,
+            "inner_steps": row.inner_steps,
+            "inner_lr": row.inner_lr,
             "ci95": round(row.ci95, 2),
             "seed": row.seed,
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,15 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from hf_dfml.evaluation import Result, results_chart, write_results
-from hf_dfml.evaluation.in_runs import best_head, meta_test, suited, validation
-from hf_dfml.evaluation.results import Record, ignore
+from hf_dfml.data import load_dataset
+from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, results_chart, write_results
+from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
+from hf_dfml.evaluation.selection import best_head, validation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.base import Method, refuse_black_boxes
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
@@ -69,8 +71,12 @@ def run(
     method = method_class(method_config, network)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
-    suits = suited(method)
-    validate = validation(config, suits, processes) if config.dataset else None
+    suits = Adaptation(bn=method.eval_bn, head=method.eval_head)
+    names = [name.strip() for name in (config.dataset or "").split(",") if name.strip()]
+    choosing = [load_dataset(name, "validation", data_dir=config.data_dir) for name in names]
+    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes)
+    validating = replace(protocol, episodes=config.validation_episodes, split="validation")
+    validate = validation(choosing, validating, suits, processes) if names else None
     accelerator.config = hyper_parameters(
         method=method.name, options=method_config, run=config, members=len(pool), pool=scrub_command(config.pool)
     )
@@ -78,11 +84,28 @@ def run(
     lock = partial(pool.lock, config.output_dir)
     outcome = Trainer(method, pool, config, accelerator, validate, lock).fit()
     folder = Path(config.output_dir)
-    adapt, results = suits, []
-    if outcome.finished and config.dataset:
-        adapt = best_head(outcome.model, config, processes)
-        record: Record = partial(write_results, folder) if processes.is_main else ignore
-        results = meta_test(method.name, outcome.model, pool, config, (suits, adapt), command, processes, record)
+    adapt = suits
+    results: list[Result] = []
+
+    def record(rows: list[Result]) -> None:
+        results.extend(rows)
+        if processes.is_main:
+            write_results(folder, results)
+
+    if outcome.finished and names:
+        adapt = best_head(outcome.model, choosing, validating, processes)
+        size = network_info(outcome.model).image_size
+        meta_test(
+            outcome.model,
+            (load_dataset(name, "test", data_dir=config.data_dir, image_size=size) for name in names),
+            protocols_of_run(protocol, (suits, adapt), config.icfil_episodes),
+            pool,
+            method=method.name,
+            baselines=protocol if config.baselines else None,
+            command=command,
+            processes=processes,
+            record=record,
+        )
     accelerator.end_training()  # From here on each process is alone.
     if not outcome.finished or not processes.is_main:
         return results
@@ -158,7 +181,7 @@ def meta_network(pool: TeacherPool, config: RunConfig) -> nn.Module:
 
 
 def adapt_to_folder(
-    name: str, support: Path, query: Path, *, head: str | None = None
+    name: str, support: Path, query: Path, *, head: str | None = None, flips: bool | None = None
 ) -> Iterator[tuple[Path, str, float]]:
     """Adapt a stored meta-model to a folder of class folders and classify pictures: (file, label, probability).
 
@@ -167,7 +190,7 @@ def adapt_to_folder(
     from hf_dfml.utils.inputs import list_images, read_files
 
     meta = MetaModel.from_pretrained(name)
-    classifier = meta.adapt(support, head=head)  # type: ignore[arg-type]
+    classifier = meta.adapt(support, head=head, flips=flips)
     images, files = read_files([query] if query.is_file() else list_images(query), meta.config.input_size[1:])
     for file, probabilities in zip(files, classifier.predict_proba(images), strict=True):
         best = int(probabilities.argmax())

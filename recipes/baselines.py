@@ -34,6 +34,7 @@ from hf_dfml.evaluation import (
     read_results,
     write_results,
 )
+from hf_dfml.evaluation.baselines import pool_kind
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.baselines import OTA, OTAConfig
 from hf_dfml.methods.dro import DRO, DROConfig
@@ -110,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         context = Context(generator=fork(config.seed, method.name), device=device, seed=config.seed)
         network = run_without_trainer(method, pool, context)
         print(f"{method.name}: {time.monotonic() - started:.0f} seconds of training.", flush=True)
-        rows += evaluate(network, dataset, protocol, method=method.name)
+        ours = evaluate(network, dataset, protocol, method=method.name)
+        rows += [replace(row, pool=pool_kind(pool)) for row in ours]
         write_results(config.output_dir, rows)
     print_table(rows)
     print(f"Wrote {Path(config.output_dir) / RESULTS_NAME}.")

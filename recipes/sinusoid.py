@@ -128,7 +128,7 @@ def print_report(errors: Errors, tuned: Mapping[tuple[str, int], Tuned], config:
             mean, spread = mean_and_spread(errors[name, shots])
             paper = published(name, "sinusoid", None, shots)
             how = tuned[name, shots]
-            row += [f"{mean:.3f} ± {spread:.3f}", f"{paper[0]:.3f} ± {paper[1]:.2f}" if paper else "-"]
+            row += [f"{mean:.3f} ± {spread:.3f}", f"{paper.mean:.3f} ± {paper.spread:.2f}" if paper else "-"]
             row.append(f"{how.lr:g}, {how.steps}")
         table.add_row(*row)
     console = Console()

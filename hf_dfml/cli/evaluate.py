@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_dfml.cli.options import DataDir, Seed
+from hf_dfml.cli.options import DataDir, Flips, HeadName, Seed
 
 
 def evaluate(
@@ -21,10 +21,8 @@ def evaluate(
         str | None,
         typer.Option(help="Batch-norm statistics: support, running or transductive; the model's own by default."),
     ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(help="Head: finetune, prototype, mirrored, linear or icfil (slow); the model's own by default."),
-    ] = None,
+    head: HeadName = None,
+    flips: Flips = None,
     split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
     output_dir: Annotated[
         Path | None,
@@ -36,29 +34,39 @@ def evaluate(
     seed: Seed = 0,
 ) -> None:
     """Measure mean accuracy and 95 % interval over episodes of classes that no member has seen."""
+    from hf_dfml.data import load_dataset
     from hf_dfml.evaluation import EvaluationProtocol
-    from hf_dfml.evaluation.in_runs import evaluate_meta_model
+    from hf_dfml.evaluation.heads import find_head
+    from hf_dfml.evaluation.reporting import evaluate_stored
     from hf_dfml.meta_model import MetaModel
+    from hf_dfml.pool import ModelPool
 
     meta = MetaModel.from_pretrained(model)
-    own = meta.config.adapt
-    adaptation: dict = {"bn": bn or own.bn, "head": head or own.head, "inner_steps": own.steps, "inner_lr": own.lr}
-    protocol = EvaluationProtocol(ways=ways, shots=shots, episodes=episodes, seed=seed, split=split, **adaptation)
+    how = meta.config.adapt.but(find_head(head), flips and flips == "true", bn=bn)
+    protocol = EvaluationProtocol(ways=ways, shots=shots, episodes=episodes, seed=seed, split=split).under(how)
     folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"
-    evaluate_meta_model(meta, dataset, protocol, folder, pool=pool, data_dir=data_dir)
+    evaluate_stored(
+        meta.network,
+        load_dataset(dataset, split, data_dir=data_dir, image_size=meta.config.input_size[-1]),
+        protocol,
+        folder,
+        method=meta.config.method,
+        pool=ModelPool.open(pool) if pool else None,
+        kind=next((row.pool for row in meta.config.results if row.pool), None),
+    )
 
 
 def adapt(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a meta-model.")],
     support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
     query: Annotated[Path, typer.Option(help="An image, or a folder of images, to classify.")],
-    head: Annotated[
-        str | None,
-        typer.Option(help="finetune, prototype, mirrored, linear or icfil; the model's own choice by default."),
-    ] = None,
+    head: HeadName = None,
+    flips: Flips = None,
 ) -> None:
     """Learn new classes from a few pictures of each and classify others."""
+    from hf_dfml.evaluation.heads import find_head
     from hf_dfml.pipeline import adapt_to_folder
 
-    for path, label, probability in adapt_to_folder(model, support, query, head=head):
+    flipped = flips and flips == "true"
+    for path, label, probability in adapt_to_folder(model, support, query, head=find_head(head), flips=flipped):
         typer.echo(f"{path}\t{label}\t{probability:.3f}")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hf_dfml.cli.evaluate import adapt, evaluate
-from hf_dfml.cli.options import Seed
+from hf_dfml.cli.options import Seed, WithHeads
 from hf_dfml.cli.pool import pool_app
 from hf_dfml.cli.serve import serve
 from hf_dfml.cli.train import train_app
@@ -60,8 +60,9 @@ def quickstart(
 
 app.add_typer(pool_app, name="pool")
 app.add_typer(train_app, name="train")
-for _command in (evaluate, adapt, serve):
-    app.command()(_command)
+for _command in (evaluate, adapt):
+    app.command(cls=WithHeads)(_command)
+app.command()(serve)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

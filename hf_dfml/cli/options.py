@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,3 +15,30 @@ DataDir = Annotated[
     Path | None, typer.Option(help="Folder of local copies of the data sets (else HF_DFML_DATA, else the Hub).")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+HeadName = Annotated[
+    str | None, typer.Option(help="Head: one of those below, or FILE.py:CLASS; the model's own by default.")
+]
+Flips = Annotated[
+    Literal["true", "false"] | None,
+    typer.Option(
+        help="See each image together with its mirror image (heads on features); the model's own by default."
+    ),
+]
+
+
+class WithHeads(typer.core.TyperCommand):
+    """A command whose help lists the heads, which are imported for it alone, as that takes seconds."""
+
+    def format_help(self, *args: Any) -> None:
+        """As in the base class."""
+        from hf_dfml.evaluation.heads import choices, heads_on_features
+
+        for option in self.params:
+            if option.name == "head":
+                option.help = f"Head: {choices()}, or FILE.py:CLASS; the model's own by default."  # type: ignore[attr-defined]
+            if option.name == "flips":
+                option.help = (  # type: ignore[attr-defined]
+                    f"See each image together with its mirror image ({', '.join(heads_on_features())}); the model's "
+                    "own by default."
+                )
+        super().format_help(*args)

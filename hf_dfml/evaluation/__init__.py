@@ -2,7 +2,7 @@
 
 from hf_dfml.evaluation.baselines import evaluate_baselines
 from hf_dfml.evaluation.frozen_features import evaluate_features
-from hf_dfml.evaluation.heads import Adaptation, Adapter
+from hf_dfml.evaluation.heads import HEADS, Adaptation, Head
 from hf_dfml.evaluation.meta_testing import evaluate
 from hf_dfml.evaluation.protocol import EvaluationProtocol
 from hf_dfml.evaluation.published import published
@@ -19,10 +19,11 @@ from hf_dfml.evaluation.results import (
 )
 
 __all__ = [
+    "HEADS",
     "RESULTS_NAME",
     "Adaptation",
-    "Adapter",
     "EvaluationProtocol",
+    "Head",
     "Result",
     "evaluate_baselines",
     "evaluate",

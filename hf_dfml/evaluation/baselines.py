@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.frozen_features import evaluate_features
-from hf_dfml.evaluation.heads import Head
 from hf_dfml.evaluation.meta_testing import evaluate
 from hf_dfml.evaluation.protocol import EvaluationProtocol
 from hf_dfml.evaluation.results import Record, Result, ignore
@@ -22,10 +22,80 @@ from hf_dfml.learning.fusion import average_state
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.formats.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.seeding import fork
 
 logger = logging.getLogger(__name__)
+
+Rows = list[Result]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What baselines are evaluated on.
+
+    Attributes:
+        pool: the teachers.
+        kind: those of the most common network that timm builds, or None where timm builds none of them.
+        protocol: the protocol of networks.
+        frozen: the protocols of features, under running statistics.
+        networks: `evaluate`, but for network, protocol and method.
+        features: `evaluate_features`, likewise.
+    """
+
+    pool: ModelPool
+    kind: ModelPool | None
+    protocol: EvaluationProtocol
+    frozen: Sequence[EvaluationProtocol]
+    networks: Callable[..., Rows]
+    features: Callable[..., Rows]
+
+
+def random_init(at: Setting) -> Rows:
+    """The members' architecture with fresh weights, under the evaluation's head and batch norm."""
+    if not at.kind:
+        return []
+    return at.networks(random_network(at.kind[0], at.protocol), protocol=at.protocol, method="Random init")
+
+
+def average(at: Setting) -> Rows:
+    """The element-wise average of the members of the most common architecture, likewise."""
+    if not at.kind:
+        return []
+    name = "Average" if len(at.kind) == len(at.pool) else f"Average, {len(at.kind)} of {len(at.pool)} members"
+    return at.networks(average_network(at.kind), protocol=at.protocol, method=name)
+
+
+def best(at: Setting) -> Rows:
+    """The member with the highest stored accuracy, likewise; nothing where `best_features` are the same rows."""
+    member, name = best_member(at.pool)
+    if member.library != "timm" or at.protocol in at.frozen:
+        return []
+    return at.networks(at.pool.load(member).network, protocol=at.protocol, method=name)
+
+
+def best_features(at: Setting) -> Rows:
+    """The same member's features, its running statistics, nearest class mean by cosine."""
+    member, name = best_member(at.pool)
+    extract = at.pool.load(member).features
+    return [row for each in at.frozen for row in at.features(extract, protocol=each, method=f"{name} + prototype")]
+
+
+def all_features(at: Setting) -> Rows:
+    """All members' features side by side, likewise; passes every image of the split through every member."""
+    name, count = f"All {len(at.pool)} members + prototype", len(at.pool)
+    return [
+        row
+        for each in at.frozen
+        for row in at.features(
+            (at.pool.load(entry).features for entry in at.pool), protocol=each, method=name, num_extractors=count
+        )
+    ]
+
+
+BASELINES: tuple[Callable[[Setting], Rows], ...] = (random_init, average, best, best_features, all_features)
+"""In the order of the tables."""
 
 
 def evaluate_baselines(
@@ -33,8 +103,8 @@ def evaluate_baselines(
     dataset: FewShotDataset,
     protocol: EvaluationProtocol,
     *,
-    all_features: bool = True,
-    heads: Sequence[Head] = ("prototype",),
+    baselines: Sequence[Callable[[Setting], Rows]] = BASELINES,
+    flips: bool = False,
     device: torch.device | str = "cpu",
     command: str | None = None,
     progress: bool = True,
@@ -43,29 +113,22 @@ def evaluate_baselines(
 ) -> list[Result]:
     """Evaluate the pool without any meta-learning, on the episodes of every other row.
 
-    - `Random init`: the members' architecture with fresh weights, under the evaluation's head and batch norm.
-    - `Average`: the element-wise average of the members of the most common architecture, likewise.
-    - `Best member`: the member with the highest stored accuracy, likewise. (`First member` where none stores one.)
-    - `Best member + prototype`: the same member's features, its running statistics, nearest class mean by cosine.
-    - `All members + prototype`: all members' features side by side, likewise.
-
-    The first three need networks that timm builds; a pool of transformers models has the last two only, and a warning
-    says so.
+    A pool of transformers models has rows on features only, and a warning says so.
 
     Args:
         pool: the teachers.
         dataset: classes of the evaluation.
         protocol: the protocol.
-        all_features: whether to run the last one, which passes every image of the split through every member.
-        heads: how features are compared in the last two: `prototype`, `mirrored`, or both.
+        baselines: which of `BASELINES`.
+        flips: whether rows on features are made with flips too.
         device: where.
         command: what a user types to get the rows again.
         progress: whether to show bars.
         processes: among which each evaluation is divided.
-        record: is given the rows so far after each contestant.
+        record: is given the rows of each baseline as they are measured.
 
     Returns:
-        One row a contestant and number of shots.
+        One row a contestant and number of shots. (`First member` stands for the best where none stores an accuracy.)
 
     Raises:
         ValueError: if the pool is empty.
@@ -74,38 +137,31 @@ def evaluate_baselines(
         raise ValueError("The pool has no member, so it sets no baseline: give one with at least one usable member.")
     pool = pool.resolve().to(device)
     options: dict[str, Any] = {"device": device, "command": command, "progress": progress, "processes": processes}
-    best, best_name = best_member(pool)
-    results: list[Result] = []
-    kind = largest_kind(pool)
-    if kind:
-        results += evaluate(random_network(kind[0], protocol), dataset, protocol, method="Random init", **options)
-        record(results)
-        name = "Average" if len(kind) == len(pool) else f"Average, {len(kind)} of {len(pool)} members"
-        results += evaluate(average_network(kind), dataset, protocol, method=name, **options)
-        record(results)
-    shown_below = protocol.bn == "running" and protocol.head in heads
-    if best.library == "timm" and not shown_below:
-        results += evaluate(pool.load(best).network, dataset, protocol, method=best_name, **options)
-        record(results)
-    if not kind or best.library != "timm":
+    prototypes = protocol.under(replace(protocol.adaptation, bn="running", head="prototype", flips=False))
+    at = Setting(
+        pool=pool,
+        kind=largest_kind(pool),
+        protocol=protocol,
+        frozen=[replace(prototypes, flips=each) for each in ((False, True) if flips else (False,))],
+        networks=partial(evaluate, dataset=dataset, **options),
+        features=partial(evaluate_features, dataset=dataset, **options),
+    )
+    if not at.kind or best_member(pool)[0].library != "timm":
         logger.warning("The pool's transformers members cannot be fine-tuned: some baselines are left out.")
-    for head in heads:
-        frozen = replace(protocol, head=head, bn="running")
-        results += evaluate_features(
-            pool.load(best).features, dataset, frozen, method=f"{best_name} + prototype", **options
-        )
-        record(results)
-        if all_features:
-            results += evaluate_features(
-                (pool.load(entry).features for entry in pool),
-                dataset,
-                frozen,
-                method=f"All {len(pool)} members + prototype",
-                num_extractors=len(pool),
-                **options,
-            )
-            record(results)
+    results: Rows = []
+    for baseline in baselines:
+        rows = [replace(row, pool=pool_kind(pool)) for row in baseline(at)]
+        results += rows
+        record(rows)
     return results
+
+
+def pool_kind(pool: TeacherPool) -> str:
+    """What kind of pool it is, as the papers' tables tell them apart: `one architecture`, `several domains`, ..."""
+    if len({entry.dataset for entry in pool}) > 1:
+        return "several domains"
+    count = len({entry.architecture for entry in pool})
+    return {1: "one architecture", 3: "three architectures"}.get(count, f"{count} architectures")
 
 
 def best_member(pool: ModelPool) -> tuple[PoolEntry, str]:

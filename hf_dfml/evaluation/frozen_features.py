@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation.heads import ON_FEATURES, class_means, logistic_regression, mirrored
+from hf_dfml.evaluation.heads import HEADS, FeatureHead, class_means, heads_on_features, with_flips
 from hf_dfml.evaluation.protocol import (
     EvaluationProtocol,
     draw_episodes,
@@ -43,15 +44,15 @@ def evaluate_features(
 ) -> list[Result]:
     """Evaluate frozen features; each image of the split is seen once and indexed by the episodes.
 
-    Several extractors are put side by side, each L2-normalised. But for the `linear` head they are streamed: inner
+    Several extractors are put side by side, each L2-normalised. For a head `by_class_means` they are streamed: inner
     products add up over the parts of a concatenated feature, so that one extractor at a time is in memory, whatever
-    the size of the pool. `linear` keeps all features, in half precision.
+    the size of the pool. For other heads all features are kept, in half precision.
 
     Args:
         extract: one extractor or several, which may be loaded as they are asked for.
         dataset: classes of the evaluation.
-        protocol: the protocol; `head` is `prototype`, `mirrored` or `linear`. Rows say `bn` is `running`, as features
-            must not depend on the batch.
+        protocol: the protocol; `head` is one on features. Rows say `bn` is `running`, as features must not depend on
+            the batch.
         method: how the table calls them.
         num_extractors: how many, for the progress bar, where `extract` has no length.
         device: where.
@@ -65,10 +66,13 @@ def evaluate_features(
     Raises:
         ValueError: if the evaluation's head is another, or the data set has too few classes or images.
     """
-    if protocol.head not in ON_FEATURES:
+    head = HEADS[protocol.head]
+    if not issubclass(head, FeatureHead):
         raise ValueError(
-            f"Frozen features cannot be fine-tuned: ask for an evaluation with one of {', '.join(ON_FEATURES)}."
+            f"Frozen features cannot be fine-tuned: choose a head on features ({', '.join(heads_on_features())}), "
+            f"found head='{protocol.head}'."
         )
+    protocol = replace(protocol, bn="running")
     started = time.monotonic()
     device = torch.device(device)
     extractors: Iterable[FeatureExtractor] = [extract] if callable(extract) else extract
@@ -76,20 +80,22 @@ def evaluate_features(
     needed = torch.unique(torch.cat([rows.flatten() for pair in drawn.values() for rows in pair]))
     position = torch.full((len(dataset),), -1).index_put_((needed,), torch.arange(len(needed)))
     places = {shots: tuple(position[rows].to(device) for rows in pair) for shots, pair in drawn.items()}
-    scorer = _Linear(protocol, places) if protocol.head == "linear" else _Prototypes(protocol, places)
+    scorer = (_ByClassMeans if head.by_class_means else _Kept)(protocol, places)
     total = len(extractors) if isinstance(extractors, list | tuple) else num_extractors
     for extractor in watched(extractors, method, total, "extractor", progress and total != 1):
-        seen = mirrored(extractor) if protocol.head == "mirrored" else extractor
+        seen = with_flips(extractor) if protocol.flips else extractor
         scorer.add(_all_features(seen, dataset, needed, device, processes))
     accuracies = {shots: scorer.accuracies(shots).cpu() for shots in protocol.shots}
     seconds = (time.monotonic() - started) / len(protocol.shots)
     return [
-        result_row(dataset, protocol, shots, method, accuracies[shots], seconds, command, bn="running")
+        result_row(
+            dataset, protocol, shots, method, accuracies[shots], seconds, command, int(dataset.images.shape[-1])
+        )
         for shots in protocol.shots
     ]
 
 
-class _Prototypes:
+class _ByClassMeans:
     """Nearest class mean by cosine on features that arrive in parts."""
 
     def __init__(self, protocol: EvaluationProtocol, places: dict[int, tuple[Tensor, ...]]) -> None:
@@ -116,11 +122,12 @@ class _Prototypes:
         return (cosines.argmax(-1) == labels).float().mean(-1)
 
 
-class _Linear:
-    """Logistic regression on features that arrive in parts."""
+class _Kept:
+    """Any head on features that arrive in parts."""
 
     def __init__(self, protocol: EvaluationProtocol, places: dict[int, tuple[Tensor, ...]]) -> None:
         self.protocol, self.places = protocol, places
+        self.head: type[FeatureHead] = HEADS[protocol.head]  # type: ignore[assignment]
         self.parts: list[Tensor] = []
 
     def add(self, features: Tensor) -> None:
@@ -132,7 +139,7 @@ class _Linear:
         support_labels, query_labels = episode_labels(self.protocol, shots, features.device)
         accuracies = []
         for support, query in zip(*self.places[shots], strict=True):
-            weight, bias = logistic_regression(features[support].float(), support_labels)
+            weight, bias = self.head.classifier(features[support].float(), support_labels, self.protocol.ways)
             logits = F.linear(features[query].float(), weight, bias)
             accuracies.append((logits.argmax(-1) == query_labels).float().mean())
         return torch.stack(accuracies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.frozen_features import evaluate_features
-from hf_dfml.evaluation.heads import ON_FEATURES, Adapter
+from hf_dfml.evaluation.heads import HEADS, Head
 from hf_dfml.evaluation.protocol import (
     EvaluationProtocol,
     draw_episodes,
@@ -67,13 +68,12 @@ def evaluate(
         ValueError: if the data set has too few classes or images for the evaluation.
     """
     device = torch.device(device) if device is not None else next(network.parameters()).device
-    network = network.to(device)
-    if protocol.head in ON_FEATURES and protocol.bn == "running":
-        size = _input_size(network)
+    network, size = network.to(device), _input_size(network)
+    if HEADS[protocol.head].on_features and protocol.bn == "running":
         was_training = network.training
         network.eval()
         try:
-            return evaluate_features(
+            rows = evaluate_features(
                 lambda images: functional_forward(network, {}, resize(images, size), source="running", features=True),
                 dataset,
                 protocol,
@@ -83,6 +83,7 @@ def evaluate(
                 progress=progress,
                 processes=processes,
             )
+            return [replace(row, image_size=size[-1]) for row in rows]
         finally:
             network.train(was_training)
     results = []
@@ -97,7 +98,8 @@ def evaluate(
             processes=processes,
             description=f"{method}, {shots}-shot" if progress else "",
         )
-        results.append(result_row(dataset, protocol, shots, method, accuracies, time.monotonic() - started, command))
+        seconds = time.monotonic() - started
+        results.append(result_row(dataset, protocol, shots, method, accuracies, seconds, command, size[-1]))
     return results
 
 
@@ -128,7 +130,7 @@ def episode_accuracies(
     if weights.device.type == "cpu":
         keep_freed_memory()
     size = _input_size(network)
-    adapter = Adapter(network, protocol.ways, protocol.adaptation, protocol.icfil)
+    head = HEADS[protocol.head](network, protocol.ways, protocol.adaptation, protocol.options)
     support_rows, query_rows = draw_episodes(dataset, protocol, shots)
     support_labels, query_labels = episode_labels(protocol, shots, weights.device)
     at_once = how_many(network, protocol.ways * shots * size[0] * size[1])
@@ -141,7 +143,7 @@ def episode_accuracies(
         return images_of_rows(dataset, rows, size, weights.device).to(weights.dtype)
 
     def accuracies_of(rows: tuple[Tensor, Tensor]) -> Tensor:
-        predicted = _episode_logits(adapter, rows, images_of, support_labels, at_once).argmax(-1)
+        predicted = _episode_logits(head, rows, images_of, support_labels, at_once).argmax(-1)
         return (predicted == query_labels).float().mean(-1).cpu()
 
     bar = watched(chunks, description, len(chunks), "chunk", bool(description))
@@ -149,7 +151,7 @@ def episode_accuracies(
 
 
 def _episode_logits(
-    adapter: Adapter,
+    head: Head,
     rows: tuple[Tensor, Tensor],
     images_of: Callable[[Tensor], Tensor],
     labels: Tensor,
@@ -158,22 +160,21 @@ def _episode_logits(
     """Logits `(E, N*Q, N)` of a chunk of episodes; rows `(E, N*K)` of the support and `(E, N*Q)` of the queries."""
 
     def one(support: Tensor, query: Tensor) -> Tensor:
-        return adapter.logits(adapter.fit(support, labels, under_vmap=True), support, query, under_vmap=True)
+        return head.logits(head.fit(support, labels, under_vmap=True), support, query, under_vmap=True)
 
-    def some(adapter: Adapter, rows: tuple[Tensor, Tensor]) -> Tensor:
+    def some(head: Head, rows: tuple[Tensor, Tensor]) -> Tensor:
         support, query = map(images_of, rows)
-        adapted = adapter.fit_each(support, labels)
-        return torch.stack([adapter.logits(*each) for each in zip(adapted, support, query, strict=True)])
+        adapted = head.fit_each(support, labels)
+        return torch.stack([head.logits(*each) for each in zip(adapted, support, query, strict=True)])
 
     with torch.no_grad():
-        if adapter.how.head in ("linear", "icfil"):
-            # scikit-learn takes one at a time, and an optimiser has threads of its own.
-            return some(adapter, rows)
+        if not head.vectorises:
+            return some(head, rows)
         if labels.device.type != "cpu":
             return torch.func.vmap(one)(*map(images_of, rows))
         # vmap has nothing to fill here: each thread takes as many episodes as are best worked on at once.
         groups = list(zip(*(part.split(at_once) for part in rows), strict=True))
-        return torch.cat(thread_map(lambda: partial(some, copy.deepcopy(adapter)), groups))
+        return torch.cat(thread_map(lambda: partial(some, copy.deepcopy(head)), groups))
 
 
 def _input_size(network: nn.Module) -> tuple[int, int]:

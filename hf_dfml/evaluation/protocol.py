@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hf_dfml.data.episodes import EpisodeSampler
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation.heads import HEADS, Adaptation, Head
-from hf_dfml.evaluation.icfil import ICFILConfig
+from hf_dfml.evaluation.heads import HEADS, Adaptation, choices
 from hf_dfml.evaluation.results import Result, mean_and_interval
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.utils.images import resize, to_unit
@@ -35,16 +34,19 @@ class EvaluationProtocol:
         default="support",
         metadata={"help": "Statistics that normalise the queries: of the support set, stored, or of all queries."},
     )
-    head: Head = field(default="finetune", metadata={"help": f"One of {', '.join(HEADS)}."})
+    head: str = field(default="finetune", metadata={"help": f"From a support set to a classifier: {choices()}."})
     inner_steps: int = field(
-        default=10, metadata={"help": "SGD steps of `finetune` (and before `icfil`) on the support set."}
+        default=10, metadata={"help": "SGD steps on the support set of heads that adapt the network."}
     )
     inner_lr: float = field(default=0.01, metadata={"help": "Learning rate of these steps."})
+    flips: bool = field(
+        default=False, metadata={"help": "See each image together with its mirror image (heads on features)."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the episodes: with the same seed all get the same ones."})
     split: str = field(
         default="test", metadata={"help": "Classes to load: validation to choose, test once at the end."}
     )
-    icfil: ICFILConfig = field(default_factory=ICFILConfig, metadata={"help": "What `icfil` does."})
+    options: Any = field(default=None, metadata={"help": "The head's own options, where it has any."})
 
     def __post_init__(self) -> None:
         if self.episodes < 2:
@@ -59,7 +61,20 @@ class EvaluationProtocol:
     @property
     def adaptation(self) -> Adaptation:
         """How a network is adapted to a support set in this evaluation."""
-        return Adaptation(self.bn, self.head, self.inner_steps, self.inner_lr)
+        return Adaptation(self.bn, self.head, self.inner_steps, self.inner_lr, self.flips)
+
+    def under(self, how: Adaptation) -> EvaluationProtocol:
+        """The same episodes under another adaptation; options of a head stay with that head."""
+        options = self.options if how.head == self.head else None
+        return replace(
+            self,
+            bn=how.bn,
+            head=how.head,
+            inner_steps=how.steps,
+            inner_lr=how.lr,
+            flips=how.flips,
+            options=options,
+        )
 
 
 def draw_episodes(dataset: FewShotDataset, protocol: EvaluationProtocol, shots: int) -> tuple[Tensor, Tensor]:
@@ -88,17 +103,21 @@ def result_row(
     accuracies: Tensor,
     seconds: float,
     command: str | None,
-    bn: BatchNorm | None = None,
+    image_size: int,
 ) -> Result:
     """The row of one contestant and number of shots; accuracies `(E,)` in [0, 1]."""
     mean, interval = mean_and_interval(100 * accuracies)
+    adapts = not HEADS[protocol.head].on_features
     return Result(
         method=method,
         dataset=dataset.name,
         ways=protocol.ways,
         shots=shots,
-        bn=bn or protocol.bn,
+        bn=protocol.bn,
         head=protocol.head,
+        flips=protocol.flips,
+        inner_steps=protocol.inner_steps if adapts else None,
+        inner_lr=protocol.inner_lr if adapts else None,
         episodes=protocol.episodes,
         metric="accuracy",
         mean=round(mean, 4),
@@ -107,6 +126,7 @@ def result_row(
         split=dataset.split,
         seconds=round(seconds, 2),
         command=command or this_command(),
+        image_size=image_size,
     )
 
 

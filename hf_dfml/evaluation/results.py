@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from hf_dfml.evaluation.published import Figure, published
+from hf_dfml.evaluation.published import Published, published
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.pictures import bar_chart
 from hf_dfml.utils.provenance import scrub_command
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 RESULTS_NAME = "results.json"
-PAPER_NOTE = (
-    "paper: as printed there; FREE's tables (1 and 5 shots) are transductive, fine-tuned, with the checkpoint chosen "
-    "on the test classes."
-)
 NARROWEST = 140
 """Columns of a table that goes to a file or a pipe."""
 
@@ -37,7 +33,10 @@ class Result:
         ways: classes of an episode; None for regression.
         shots: support images a class.
         bn: whose statistics normalised the queries (`support`, `running`, `transductive`); None without batch norm.
-        head: `finetune`, `prototype`, `linear` or `icfil`.
+        head: name of one of `hf_dfml.evaluation.heads`.
+        flips: whether each image was seen together with its mirror image.
+        inner_steps: SGD steps on the support set; None for heads without, and where an older file does not say.
+        inner_lr: their learning rate; likewise.
         episodes: how many.
         metric: `accuracy` in percent, or `mse`.
         mean: mean over the episodes.
@@ -46,6 +45,8 @@ class Result:
         split: `test`, `validation` or `train`.
         seconds: wall time of the evaluation that gave the row, shared equally by its shots.
         command: what a user types to get the row again.
+        image_size: pixels of a side of the images; None where an older file does not say.
+        pool: what kind of pool the row is over (`pool_kind`); None for none, and where that is not known.
     """
 
     method: str
@@ -54,6 +55,9 @@ class Result:
     shots: int
     bn: str | None
     head: str | None
+    flips: bool = field(default=False, kw_only=True)
+    inner_steps: int | None = field(default=None, kw_only=True)
+    inner_lr: float | None = field(default=None, kw_only=True)
     episodes: int
     metric: Literal["accuracy", "mse"]
     mean: float
@@ -62,15 +66,26 @@ class Result:
     split: str
     seconds: float
     command: str
+    image_size: int | None = None
+    pool: str | None = None
 
     @property
-    def paper(self) -> Figure | None:
-        """The figure of the papers for this method in this evaluation; None on other classes than the test classes."""
-        return published(self.method, self.dataset, self.ways, self.shots) if self.split == "test" else None
+    def how(self) -> str:
+        """The head with all that belongs to it: `finetune, 10 x 0.01`, or `prototype, flips`."""
+        steps = [f"{self.inner_steps} x {self.inner_lr:g}"] if self.inner_steps is not None else []
+        return ", ".join([self.head or "-", *steps, *["flips"] * self.flips])
+
+    @property
+    def paper(self) -> Published | None:
+        """What a paper reports for the same thing; None on other classes than the test classes, and with flips."""
+        if self.split != "test" or self.flips:
+            return None
+        keys = {"head": self.head, "bn": self.bn, "image_size": self.image_size, "pool": self.pool}
+        return published(self.method, self.dataset, self.ways, self.shots, **keys)  # type: ignore[arg-type]
 
 
 Record = Callable[[list[Result]], Any]
-"""Is given all rows so far, whenever an evaluation has new ones, so that a failure later loses none."""
+"""Is given each list of new rows as it is measured, so that a failure later loses none."""
 
 
 def ignore(rows: list[Result]) -> None:
@@ -98,9 +113,9 @@ def merged(earlier: Iterable[Result], newer: Iterable[Result]) -> list[Result]:
 
 
 def _contestant(row: Result) -> tuple:
-    """Who was evaluated how: everything about a row but what came out and what it cost."""
-    outcome = ("mean", "ci95", "seconds", "command")
-    return tuple(getattr(row, field.name) for field in fields(row) if field.name not in outcome)
+    """Who was evaluated how: all of a row but what came out, what it cost, and what the contestant is made of."""
+    outcome = ("mean", "ci95", "seconds", "command", "image_size", "pool")
+    return tuple(getattr(row, each.name) for each in fields(row) if each.name not in outcome)
 
 
 def write_results(folder: Path | str, results: Iterable[Result]) -> Path:
@@ -130,16 +145,22 @@ def read_results(path: Path | str) -> list[Result]:
 
 
 def result_from_json(row: object, where: str) -> Result:
-    """A row from JSON.
+    """A row from JSON; rows of earlier versions lack the fields that have a default, or name the head `mirrored`.
 
     Raises:
-        ValueError: if it does not have exactly the fields of `Result`; `where` says whose row it is.
+        ValueError: if it does not have the fields of `Result`; `where` says whose row it is.
     """
-    names = {field.name for field in fields(Result)}
-    if not isinstance(row, dict) or set(row) != names:
+    optional = {each.name for each in fields(Result) if each.default is not MISSING}
+    needed = {each.name for each in fields(Result)} - optional
+    if not isinstance(row, dict) or not needed <= set(row) <= needed | optional:
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{where}: expected result rows with the fields {sorted(names)}, found {found}.")
-    return Result(**row)
+        raise ValueError(f"{where}: expected result rows with the fields {sorted(needed | optional)}, found {found}.")
+    return Result(**with_todays_head(row))
+
+
+def with_todays_head(row: dict[str, Any]) -> dict[str, Any]:
+    """A stored row or adaptation, with `prototype` and flips for what was the head `mirrored` in earlier versions."""
+    return {**row, "head": "prototype", "flips": True} if row["head"] == "mirrored" else row
 
 
 def print_table(results: Sequence[Result], console: Console | None = None) -> None:
@@ -155,7 +176,7 @@ def print_table(results: Sequence[Result], console: Console | None = None) -> No
     console = console or Console()
     if console.width < NARROWEST and not console.is_terminal:
         console.width = NARROWEST  # a file or a pipe does not break lines
-    for title, header, rows in tables(results):
+    for title, header, rows, sources in tables(results):
         # Not the table's own title, which would be broken to the table's width.
         console.print(title, style="table.title", soft_wrap=True)
         table = Table(caption_justify="left")
@@ -164,8 +185,8 @@ def print_table(results: Sequence[Result], console: Console | None = None) -> No
             table.add_column(header[index], justify="left" if index < 3 else "right", no_wrap=index > 0)
         for row in rows:
             table.add_row(*(_with_paper(header, row, index) for index in kept))
-        if "paper" in header:
-            table.caption = f"In brackets, paper{PAPER_NOTE.removeprefix('paper')}"
+        if sources:
+            table.caption = "\n".join(f"In brackets: {source}." for source in sources)
         console.print(table)
 
 
@@ -178,30 +199,57 @@ def _with_paper(header: list[str], row: list[str], index: int) -> str:
 def markdown_table(results: Sequence[Result]) -> str:
     """The same tables as Markdown."""
     parts = []
-    for title, header, rows in tables(results):
+    for title, header, rows, sources in tables(results):
         lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-        if "paper" in header:
-            lines += ["", PAPER_NOTE]
+        lines += [line for source in sources for line in ("", f"paper: {source}.")]
         parts.append("\n".join([f"**{title}**", "", *lines]))
     return "\n\n".join(parts)
 
 
-def tables(results: Sequence[Result]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and rows of a table for each evaluation: one row a method, one column a number of shots."""
+Table = tuple[str, list[str], list[list[str]], list[str]]
+
+
+def tables(results: Sequence[Result]) -> list[Table]:
+    """Title, header, rows and sources of the papers' figures of a table for each evaluation.
+
+    A table has one row a method and head, one column a number of shots.
+    """
     protocols: dict[tuple, list[Result]] = {}
-    for result in results:
+    for result in [*results, *means_over_domains(results)]:
         protocol = (result.dataset, result.split, result.ways, result.episodes, result.seed, result.metric)
         protocols.setdefault(protocol, []).append(result)
     return [_table(rows) for rows in protocols.values()]
 
 
+def means_over_domains(results: Sequence[Result]) -> list[Result]:
+    """For runs over a pool of several domains, the mean of each method's rows on all data sets, as papers report it.
+
+    The interval is that of the mean of independent evaluations.
+    """
+    datasets = sorted({result.dataset for result in results})
+    kinds: dict[tuple, list[Result]] = {}
+    for result in results:
+        if result.pool == "several domains":
+            kinds.setdefault(_contestant(replace(result, dataset="")), []).append(result)
+    return [
+        replace(
+            rows[0],
+            dataset=", ".join(datasets),
+            mean=sum(row.mean for row in rows) / len(rows),
+            ci95=sum(row.ci95**2 for row in rows) ** 0.5 / len(rows),
+        )
+        for rows in kinds.values()
+        if len(rows) == len(datasets) > 1
+    ]
+
+
 def results_chart(results: Sequence[Result], path: Path | str) -> Path:
     """Draw the rows of one evaluation as bars with their 95 % intervals; the path written."""
-    title = tables(results)[0][0]
+    title, *_ = tables(results)[0]
     bars: dict[str, dict[str, tuple[float, float]]] = {}
     for result in results:
         # "Best member + prototype" says its head itself.
-        how = [result.head] if result.head and result.head not in result.method else []
+        how = [result.how] if result.head and result.head not in result.method else ["flips"] * result.flips
         how += [f"bn {result.bn}"] if result.bn else []
         name = "\n".join([result.method, ", ".join(how)])
         bars.setdefault(name, {})[f"{result.shots}-shot"] = (result.mean, result.ci95)
@@ -209,30 +257,32 @@ def results_chart(results: Sequence[Result], path: Path | str) -> Path:
     return bar_chart(bars, path, title=title, label=label)
 
 
-def _table(results: Sequence[Result]) -> tuple[str, list[str], list[list[str]]]:
+def _table(results: Sequence[Result]) -> Table:
     first = results[0]
     unit = "accuracy in %" if first.metric == "accuracy" else "mean squared error"
     ways = f"{first.ways}-way, " if first.ways else ""
     title = f"{first.dataset}, {first.split} classes, {ways}{first.episodes} episodes, seed {first.seed}: {unit}"
     shots = sorted({result.shots for result in results})
-    with_paper = any(result.paper for result in results)
+    sources = list(dict.fromkeys(result.paper.source for result in results if result.paper))
     header = ["method", "head", "bn"]
     for count in shots:
-        header += [f"{count}-shot", "paper"] if with_paper else [f"{count}-shot"]
+        header += [f"{count}-shot", "paper"] if sources else [f"{count}-shot"]
     digits = 2 if first.metric == "accuracy" else 3
+    cells: dict[tuple[str, ...], dict[int, Result]] = {}
+    for result in results:
+        cells.setdefault((result.method, result.how, result.bn or "-"), {})[result.shots] = result
     rows = []
-    for key in dict.fromkeys((result.method, result.head, result.bn) for result in results):
-        row = [str(part or "-") for part in key]
-        ours = {result.shots: result for result in results if (result.method, result.head, result.bn) == key}
+    for key, ours in cells.items():
+        row = list(key)
         for count in shots:
-            result = ours.get(count)
-            row.append(_figure((result.mean, result.ci95), digits) if result else "-")
-            if with_paper:
-                row.append(_figure(result.paper, digits) if result and result.paper else "-")
+            found = ours.get(count)
+            row.append(_figure(found.mean, found.ci95, digits) if found else "-")
+            if sources:
+                paper = found.paper if found else None
+                row.append(_figure(paper.mean, paper.spread, digits) if paper else "-")
         rows.append(row)
-    return title, header, rows
+    return title, header, rows, sources
 
 
-def _figure(figure: Figure, digits: int) -> str:
-    mean, interval = figure
-    return f"{mean:.{digits}f}" + (f" ± {interval:.{digits}f}" if interval is not None else "")
+def _figure(mean: float, spread: float | None, digits: int) -> str:
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")

@@ -1,7 +1,7 @@
 """ICFIL: calibration of an adapted meta-model by images inverted from itself (PURER, CVPR 2023, at meta-test).
 
 Inversion Calibration Following Inner Loop. There is no public code; what the paper's description leaves open has the
-defaults of SYSTEMS 3.3.
+defaults of this file's `ICFILConfig`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dfml.evaluation.heads.base import Adapted
+from hf_dfml.evaluation.heads.finetune import Finetune
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters, adapt
 from hf_dfml.learning.optimisation import calibrate_batch_norm
 from hf_dfml.networks.functional import BatchNorm, Source, functional_forward
@@ -36,7 +38,7 @@ class ICFILConfig(RecoveryConfig):
         default="pixels", metadata={"help": "What is optimised: the pixels (as in ECI), or a generator."}
     )
     recovery_steps: int = field(default=200, metadata={"help": "Adam steps of the inversion."})
-    recovery_lr: float = field(default=0.25, metadata={"help": "Rate of Adam in the inversion."})
+    recovery_lr: float = field(default=0.25, metadata={"help": "Learning rate of Adam in the inversion."})
     images_per_class: int = field(
         default=5, metadata={"help": "Pseudo images of each class, or as many as there are shots if these are more."}
     )
@@ -47,10 +49,30 @@ class ICFILConfig(RecoveryConfig):
     flip: bool = field(default=False, metadata={"help": "Mirror images at random in the inversion."})
     temperature: float = field(default=0.1, metadata={"help": "tau of the contrastive loss."})
     calibration_steps: int = field(default=10, metadata={"help": "Adam steps on all layers but the last."})
-    calibration_lr: float = field(default=1e-3, metadata={"help": "Rate of these steps."})
+    calibration_lr: float = field(default=1e-3, metadata={"help": "Learning rate of these steps."})
     head_steps: int = field(default=10, metadata={"help": "SGD steps of the last layer on the support set after it."})
-    head_lr: float = field(default=0.01, metadata={"help": "Rate of these steps."})
+    head_lr: float = field(default=0.01, metadata={"help": "Learning rate of these steps."})
     inversion_seed: int = field(default=0, metadata={"help": "Seed of the inversion, the same for each support set."})
+
+
+class ICFIL(Finetune):
+    """SGD on all parameters, followed by the calibration; an optimiser with threads of its own takes one at a time."""
+
+    name = "icfil"
+    help = "SGD and PURER's calibration, slow"
+    Options = ICFILConfig
+    vectorises = False
+    by_default = False
+    compared_with = "finetune"
+
+    def fit(self, support: Tensor, labels: Tensor, *, under_vmap: bool = False) -> Adapted:
+        """As in the base class."""
+        params = super().fit(support, labels, under_vmap=under_vmap)
+        return calibrate(self.network, params, support, labels, bn=self.how.bn, config=self.options)  # type: ignore[arg-type]
+
+    def fit_each(self, support: Tensor, labels: Tensor) -> list[Adapted]:
+        """As in the base class."""
+        return [self.fit(images, labels) for images in support]
 
 
 def calibrate(
@@ -74,7 +96,7 @@ def calibrate(
         support: `(S, 3, H, W)` in [0, 1].
         labels: `(S,)` in 0..N-1.
         bn: whose statistics normalise the queries; all but `running` take the support set's here.
-        config: steps, rates and weights.
+        config: steps, learning rates and weights.
 
     Returns:
         The calibrated parameters by name, without a graph.

@@ -1,0 +1,80 @@
+"""Heads that leave the network as it is: linear classifiers of its L2-normalised features."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_dfml.evaluation.heads.base import Adapted, Head
+from hf_dfml.learning.inner_loop import query_outputs
+
+
+class FeatureHead(Head):
+    """A linear classifier of features; a subclass defines `classifier`.
+
+    Attributes:
+        by_class_means: whether the logits are multiples of the cosines to the class means. These add up over the parts
+            of a concatenated feature, so that the features of a large pool need not be in memory together.
+    """
+
+    on_features = True
+    by_class_means: ClassVar[bool] = False
+
+    @staticmethod
+    @abstractmethod
+    def classifier(features: Tensor, labels: Tensor, ways: int) -> tuple[Tensor, Tensor]:
+        """Weights `(N, D)` and biases `(N,)` from L2-normalised features `(S, D)` with labels `(S,)` in 0..N-1."""
+
+    def fit(self, support: Tensor, labels: Tensor, *, under_vmap: bool = False) -> Adapted:
+        """As in the base class."""
+        features = F.normalize(self._seen(self.features)(support), dim=-1)
+        return dict(zip(("weight", "bias"), self.classifier(features, labels, self.ways), strict=True))
+
+    def logits(self, adapted: Adapted, support: Tensor, query: Tensor, *, under_vmap: bool = False) -> Tensor:
+        """As in the base class."""
+        extract = partial(
+            query_outputs, self.network, self.params, bn=self.how.bn, features=True, under_vmap=under_vmap
+        )
+        return F.linear(F.normalize(self._seen(extract)(support, query), dim=-1), adapted["weight"], adapted["bias"])
+
+    def _seen(self, extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return with_flips(extract) if self.how.flips else extract
+
+
+def with_flips(extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Features `(B, D)` of images together with those of their mirror images, each L2-normalised, from `extract`.
+
+    All arguments are images `(..., W)` and are mirrored together.
+    """
+
+    def both(*images: Tensor) -> Tensor:
+        views = (images, [part.flip(-1) for part in images])
+        first, second = (F.normalize(extract(*view), dim=-1) for view in views)
+        return first + second
+
+    return both
+
+
+def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Mean feature of each class.
+
+    Args:
+        features: `(..., S, D)`.
+        labels: `(..., S)` in 0..N-1; each class occurs.
+        ways: N.
+
+    Returns:
+        `(..., N, D)`.
+
+    Examples:
+        >>> class_means(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2).tolist()
+        [[2.0], [5.0]]
+    """
+    members = (labels[..., None] == torch.arange(ways, device=labels.device)).to(features.dtype)
+    return members.transpose(-1, -2) @ features / members.sum(-2)[..., None]

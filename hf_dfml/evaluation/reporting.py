@@ -1,0 +1,143 @@
+"""The one look at the test classes: rows of a meta-model under several protocols, beside those of the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.evaluation.baselines import evaluate_baselines, pool_kind
+from hf_dfml.evaluation.heads import HEADS, Adaptation
+from hf_dfml.evaluation.meta_testing import evaluate
+from hf_dfml.evaluation.protocol import EvaluationProtocol
+from hf_dfml.evaluation.results import (
+    RESULTS_NAME,
+    Record,
+    Result,
+    ignore,
+    merged,
+    print_table,
+    read_results,
+    write_results,
+)
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.utils.processes import ALONE, Processes
+from hf_dfml.utils.text import counted
+
+
+def with_comparison(protocol: EvaluationProtocol) -> list[EvaluationProtocol]:
+    """The protocol, and before it that of the head that its own is compared with, on the same episodes."""
+    other = HEADS[protocol.head].compared_with
+    return [replace(protocol, head=other, options=None), protocol] if other else [protocol]
+
+
+def protocols_of_run(
+    protocol: EvaluationProtocol, chosen: Sequence[Adaptation], icfil_episodes: int = 0
+) -> list[EvaluationProtocol]:
+    """Under what a run's meta-model is evaluated.
+
+    Args:
+        protocol: episodes, and the papers' adaptation.
+        chosen: the method's own adaptation, whose rows come first, and others, whose rows come last.
+        icfil_episodes: of another evaluation, with and without PURER's calibration; 0: none.
+    """
+    usual = protocol.adaptation
+    common = [usual, replace(usual, bn="transductive"), replace(usual, head="prototype")]
+    protocols = [protocol.under(how) for how in (chosen[0], *common, *chosen[1:])]
+    if icfil_episodes:
+        protocols += with_comparison(replace(protocol, episodes=icfil_episodes, head="icfil"))
+    return [each for index, each in enumerate(protocols) if each not in protocols[:index]]
+
+
+def meta_test(
+    model: nn.Module,
+    datasets: Iterable[FewShotDataset],
+    protocols: Sequence[EvaluationProtocol],
+    pool: TeacherPool,
+    *,
+    method: str,
+    baselines: EvaluationProtocol | None = None,
+    command: str | None = None,
+    processes: Processes = ALONE,
+    record: Record = ignore,
+) -> list[Result]:
+    """Evaluate a run's meta-model and the baselines on test classes; printed as a table.
+
+    Args:
+        model: the meta-model's network.
+        datasets: test classes.
+        protocols: see `protocols_of_run`.
+        pool: its teachers. Without their weights and features there are no baselines.
+        method: how the table calls the model.
+        baselines: their protocol; None for no baselines.
+        command: what a user types to get the rows again.
+        processes: among which each evaluation is divided.
+        record: is given each list of new rows as it is measured.
+    """
+    device, kind = next(model.parameters()).device, pool_kind(pool)
+    results: list[Result] = []
+
+    def add(rows: list[Result]) -> None:
+        results.extend(rows)
+        record(rows)
+
+    for dataset in datasets:
+        for each in protocols:
+            rows = evaluate(model, dataset, each, method=method, command=command, processes=processes)
+            add([replace(row, pool=kind) for row in rows])
+        if baselines and not pool.answers_only:
+            evaluate_baselines(
+                pool,  # type: ignore[arg-type]  # Members that are seen whole are those of a `ModelPool`.
+                dataset,
+                baselines,
+                flips=any(each.flips for each in protocols),
+                device=device,
+                command=command,
+                processes=processes,
+                record=add,
+            )
+    if processes.is_main:
+        print_table(results)
+    return results
+
+
+def evaluate_stored(
+    network: nn.Module,
+    dataset: FewShotDataset,
+    protocol: EvaluationProtocol,
+    folder: Path | str,
+    *,
+    method: str,
+    pool: ModelPool | None = None,
+    kind: str | None = None,
+) -> list[Result]:
+    """Evaluate a stored meta-model; prints the table and adds its rows to `results.json`.
+
+    Rows of other evaluations and contestants that stand there already are kept, the same ones are replaced.
+
+    Args:
+        network: the meta-model's.
+        dataset: classes of the evaluation.
+        protocol: the protocol. The table has also the rows of the head that the protocol's is compared with.
+        folder: where `results.json` is.
+        method: the method that made it.
+        pool: a pool for the baselines.
+        kind: what kind of pool the meta-model was learnt from (`pool_kind`), where that is known.
+    """
+    # First, as a file that cannot be read must not cost an evaluation.
+    earlier = read_results(folder) if (Path(folder) / RESULTS_NAME).is_file() else []
+    protocols = with_comparison(protocol)
+    results = [
+        replace(row, pool=kind) for each in protocols for row in evaluate(network, dataset, each, method=method)
+    ]
+    if pool is not None:
+        results += evaluate_baselines(pool.usable(), dataset, protocols[0])
+    print_table(results)
+    rows = merged(earlier, results)
+    kept = f", beside {counted(len(rows) - len(results), 'earlier row')}" if len(rows) > len(results) else ""
+    print(f"Wrote {write_results(folder, rows)}{kept}.")
+    return results

@@ -1,0 +1,69 @@
+"""What is chosen on the validation classes: the snapshot of a run, and the head that its meta-model has by default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.evaluation.heads import HEADS, Adaptation
+from hf_dfml.evaluation.meta_testing import evaluate
+from hf_dfml.evaluation.protocol import EvaluationProtocol
+from hf_dfml.utils.processes import ALONE, Processes
+
+
+def validation(
+    datasets: Sequence[FewShotDataset],
+    protocol: EvaluationProtocol,
+    how: Adaptation,
+    processes: Processes = ALONE,
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function that scores a snapshot by adapting it, as `how` says, to episodes of the validation classes.
+
+    Args:
+        datasets: validation classes.
+        protocol: episodes.
+        how: of the adaptation.
+        processes: among which each evaluation is divided.
+
+    Returns:
+        From a network to its accuracy, in percent, for each data set and number of shots.
+    """
+    protocol = protocol.under(how)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        rows = [
+            row
+            for dataset in datasets
+            for row in evaluate(model, dataset, protocol, method="validation", progress=False, processes=processes)
+        ]
+        return {
+            f"{row.dataset} {row.shots}-shot" if len(datasets) > 1 else f"{row.shots}-shot": row.mean for row in rows
+        }
+
+    return validate
+
+
+def best_head(
+    model: nn.Module, datasets: Sequence[FewShotDataset], protocol: EvaluationProtocol, processes: Processes = ALONE
+) -> Adaptation:
+    """The default of `MetaModel.adapt`: the inductive adaptation that is best on the validation classes.
+
+    Args:
+        model: the meta-model's network.
+        datasets: validation classes.
+        protocol: episodes; the steps of heads that adapt the network.
+        processes: among which each evaluation is divided.
+    """
+    ours = protocol.adaptation
+    candidates = [
+        replace(ours, head=name, bn=bn, flips=flips)
+        for name, head in sorted(HEADS.items())
+        if head.by_default
+        for flips in ((False, True) if head.on_features else (False,))
+        for bn in ("support", "running")
+    ]
+    scores = [sum(validation(datasets, protocol, how, processes)(model).values()) for how in candidates]
+    return candidates[scores.index(max(scores))]
