@@ -113,7 +113,7 @@ def write_card(
             f"`{name}` ({HEADS[name].help})"
             for name in sorted({row.head or "" for row in config.results} & HEADS.keys())
         ),
-        adapts=not HEADS[config.adapt.head].on_features,
+        takes_steps=HEADS[config.adapt.head].takes_steps,
         charts=_pictures(charts, folder),
         limits=limits(config, training),
         pictures=_pictures(pictures, folder),

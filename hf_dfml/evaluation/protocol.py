@@ -107,7 +107,7 @@ def result_row(
 ) -> Result:
     """The row of one contestant and number of shots; accuracies `(E,)` in [0, 1]."""
     mean, interval = mean_and_interval(100 * accuracies)
-    adapts = not HEADS[protocol.head].on_features
+    adapts = HEADS[protocol.head].takes_steps
     return Result(
         method=method,
         dataset=dataset.name,

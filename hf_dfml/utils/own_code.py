@@ -42,7 +42,7 @@ def class_of_file(name: str, base: type[Base], kind: str) -> type[Base]:
     found = f"its {kind}s are {', '.join(own)}" if own else f"it has no subclass of {wanted_base}"
     chosen = getattr(module, wanted, None) if colon else None
     if chosen is None:
-        asked = f"{path} has no class '{wanted}'" if colon else f"{name} does not say which class of the file to use"
+        asked = f"{path} has no class '{wanted}'" if colon else f"{name} does not say which class of the file to run"
         raise ValueError(f"{asked}: {found}. Expected FILE.py:CLASS.")
     if not (isinstance(chosen, type) and issubclass(chosen, base)):
         raise ValueError(f"{wanted} of {path} is not a subclass of {wanted_base}: {found}.")

@@ -13,9 +13,10 @@ from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_baselines, evaluate_features
-from hf_dfml.evaluation.baselines import average_network, largest_kind, random_network
+from hf_dfml.evaluation.baselines import BASELINES, average_network, largest_kind, pool_kind, random_network
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
+from hf_dfml.pool.entry import PoolEntry
 
 PROTOCOL = EvaluationProtocol(ways=3, shots=[2], queries=4, episodes=6, inner_steps=2)
 
@@ -59,6 +60,30 @@ def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewS
     both = evaluate_features([pool.load(id).features for id in ("weak", "strong")], dataset, frozen, method="m")[0]
     assert rows["All 2 members + prototype"].mean == both.mean
     assert {row.head for row in rows.values()} == {"finetune", "prototype"}
+    assert {row.pool for row in rows.values()} == {"one architecture"}
+
+
+def test_rows_with_flips_are_made_on_request_and_each_baseline_is_recorded(pool, dataset) -> None:
+    recorded: list[list] = []
+    rows = evaluate_baselines(pool, dataset, PROTOCOL, flips=True, record=recorded.append)
+    assert [row for new in recorded for row in new] == rows and len(recorded) == len(BASELINES)
+    frozen = replace(PROTOCOL, head="prototype", bn="running", flips=True)
+    features = evaluate_features(pool.load("strong").features, dataset, frozen, method="m")[0]
+    ours = {(row.method, row.how): row.mean for row in rows}
+    assert ours["Best member + prototype", "prototype, flips"] == features.mean
+    assert {how for method, how in ours if method.startswith("All")} == {"prototype", "prototype, flips"}
+
+
+def test_kinds_of_pools_are_told_apart() -> None:
+    conv4 = PoolEntry(id="a", architecture="conv4", dataset="cifar-fs")
+    others = [replace(conv4, id=name, architecture=name) for name in ("resnet10", "resnet18")]
+    kinds = [[conv4], [conv4, others[0]], [conv4, *others], [conv4, replace(conv4, dataset="cub")]]
+    assert [pool_kind(entries) for entries in kinds] == [  # type: ignore[arg-type]
+        "one architecture",
+        "2 architectures",
+        "three architectures",
+        "several domains",
+    ]
 
 
 def test_no_row_is_shown_twice(pool: ModelPool, dataset: FewShotDataset) -> None:
@@ -91,7 +116,7 @@ def test_mixed_pool_averages_its_largest_kind_and_says_so(tmp_path: Path, datase
     pool = ModelPool.from_dir(tmp_path / "mixed")
     kind = largest_kind(pool)
     assert kind is not None and [entry.id for entry in kind] == ["m0", "m2"]
-    names = [row.method for row in evaluate_baselines(pool, dataset, PROTOCOL, all_features=False)]
+    names = [row.method for row in evaluate_baselines(pool, dataset, PROTOCOL, baselines=BASELINES[:-1])]
     # No member stores an accuracy, so none is called the best.
     assert names == ["Random init", "Average, 2 of 3 members", "First member", "First member + prototype"]
 
@@ -104,5 +129,5 @@ def test_empty_pool_is_refused(pool: ModelPool, dataset: FewShotDataset) -> None
 def test_member_networks_are_not_changed(pool: ModelPool, dataset: FewShotDataset) -> None:
     network: nn.Module = pool.load("strong").network
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    evaluate_baselines(pool, dataset, PROTOCOL, all_features=False)
+    evaluate_baselines(pool, dataset, PROTOCOL, baselines=BASELINES[:-1])
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

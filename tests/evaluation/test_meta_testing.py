@@ -73,12 +73,14 @@ def test_several_extractors_are_their_features_side_by_side(dataset: FewShotData
 
 
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])
-@pytest.mark.parametrize("head", ["finetune", "prototype", "mirrored", "linear"])
-def test_chunks_do_not_matter(dataset: FewShotDataset, network: nn.Module, bn: str, head: str) -> None:
-    protocol = replace(PROTOCOL, bn=bn, head=head, episodes=4, shots=[2], inner_steps=2)
+@pytest.mark.parametrize(
+    ("head", "flips"), [("finetune", False), ("prototype", False), ("prototype", True), ("linear", False)]
+)
+def test_chunks_do_not_matter(dataset: FewShotDataset, network: nn.Module, bn: str, head: str, flips: bool) -> None:
+    protocol = replace(PROTOCOL, bn=bn, head=head, flips=flips, episodes=4, shots=[2], inner_steps=2)
     one, three = (evaluate(network, dataset, protocol, method="m", chunk_size=size) for size in (1, 3))
     assert numbers(one) == numbers(three)
-    assert (one[0].bn, one[0].head) == (bn, head)
+    assert (one[0].bn, one[0].head, one[0].flips) == (bn, head, flips)
 
 
 def test_rows_say_how_they_were_obtained(dataset: FewShotDataset, network: nn.Module) -> None:
@@ -87,7 +89,26 @@ def test_rows_say_how_they_were_obtained(dataset: FewShotDataset, network: nn.Mo
     first = rows[0]
     assert (first.method, first.dataset, first.split, first.ways) == ("TGR", "spots", "validation", 3)
     assert (first.bn, first.head, first.episodes, first.seed) == ("support", "finetune", 12, 0)
+    assert (first.inner_steps, first.inner_lr, first.flips, first.image_size) == (10, 0.01, False, 16)
     assert first.command == "python recipes/tgr.py"
+    frozen = evaluate(network, dataset, replace(FROZEN, flips=True), method="TGR")[0]
+    assert (frozen.inner_steps, frozen.inner_lr, frozen.flips, frozen.image_size) == (None, None, True, 16)
+
+
+@pytest.mark.parametrize(
+    ("bn", "flips", "stored"),
+    [
+        ("running", False, [48.1944, 50.6944]),
+        ("running", True, [48.0556, 55.4167]),
+        ("support", False, [45.9722, 53.75]),
+        ("support", True, [48.75, 57.3611]),
+    ],
+)
+def test_numbers_of_prototypes_are_those_that_were_stored(dataset, network, bn, flips, stored) -> None:
+    """Measured before flips were an option, with flips under the name `mirrored`."""
+    protocol = replace(FROZEN, bn=bn, flips=flips, episodes=60)
+    rows = evaluate(network, dataset, protocol, method="m", progress=False)
+    assert [row.mean for row in rows] == pytest.approx(stored, abs=0.15)  # One query of 720 on another machine.
 
 
 def test_fine_tuning_learns_and_more_shots_teach_more(dataset: FewShotDataset, network: nn.Module) -> None:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
 from hf_dfml.data import dataset_info
-from hf_dfml.evaluation import in_runs
+from hf_dfml.evaluation import selection
 from hf_dfml.learning.distillation import neighbour_loss
 from hf_dfml.methods import ensemble_view as pool_view
 from hf_dfml.methods import pool_distillation
@@ -287,14 +287,14 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     for index in range(2):
         write_member(tmp_path / "pool" / f"m-{index}", seed=index, label_names=names[index : index + 3])
     validated = []
-    evaluate = in_runs.evaluate
+    evaluate = selection.evaluate
 
     def watched(model, dataset, protocol, **options):
         if options["method"] == "validation":
             validated.append((protocol.head, protocol.bn, dataset.split))
         return evaluate(model, dataset, protocol, **options)
 
-    monkeypatch.setattr("hf_dfml.evaluation.in_runs.evaluate", watched)
+    monkeypatch.setattr("hf_dfml.evaluation.selection.evaluate", watched)
     words = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
     words += [
         "--pool",
@@ -311,14 +311,22 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     words += ["--validation_episodes", "2", "--validate_every", "2", "--arch", "conv4_16", "--flip", "false"]
     words += ["--output_dir", str(tmp_path / "run"), "--log_with", "none"]
     rows = run(PoolDistillation, *parse(PoolDistillation, RunConfig, words), argv=["test"])
-    assert validated == [("prototype", "running", "validation")] * 2
-    ours = [(row.head, row.bn) for row in rows if row.method == "Pool distillation"]
+    assert validated[:2] == [("prototype", "running", "validation")] * 2 and len(validated) == 2 + 6
+    ours = [(row.how, row.bn) for row in rows if row.method == "Pool distillation"]
     assert ours[0] == ("prototype", "running") and len(ours) == len(set(ours))
-    assert {("finetune", "support"), ("finetune", "transductive"), ("prototype", "support")} <= set(ours)
+    assert {
+        ("finetune, 10 x 0.01", "support"),
+        ("finetune, 10 x 0.01", "transductive"),
+        ("prototype", "support"),
+    } <= set(ours)
     folder = tmp_path / "run"
     assert {"recovered.png", "training_set.png"} <= {path.name for path in (folder / "pictures").iterdir()}
     stored = json.loads((folder / "config.json").read_text())["hf_dfml"]
-    assert stored["method_config"]["gram_weight"] == 40 and (stored["adapt"]["head"], stored["adapt"]["bn"]) in ours
+    assert stored["method_config"]["gram_weight"] == 40 and (
+        stored["adapt"]["head"],
+        stored["adapt"]["bn"],
+        stored["adapt"]["flips"],
+    ) in [(row.head, row.bn, row.flips) for row in rows]
     classifier = MetaModel.from_pretrained(folder).adapt(torch.rand(4, 3, 16, 16), ["a", "a", "b", "b"])
     assert set(classifier.predict(torch.rand(3, 3, 20, 20))) <= {"a", "b"}
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hf_dfml import MetaModel
+from hf_dfml import MetaModel, pipeline
 from hf_dfml.arguments import parse
 from hf_dfml.cli import main
-from hf_dfml.data import dataset_info
-from hf_dfml.evaluation import in_runs, read_results
+from hf_dfml.data import dataset_info, load_dataset
+from hf_dfml.evaluation import EvaluationProtocol, read_results
+from hf_dfml.evaluation.heads.icfil import ICFIL, ICFILConfig
+from hf_dfml.evaluation.reporting import evaluate_stored
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.methods.free import FREE
 from hf_dfml.methods.purer import PURER
@@ -98,8 +100,7 @@ def made(name):
 
 
 def test_the_evaluation_is_reported_with_and_without_icfil(tmp_path, monkeypatch):
-    short = replace(in_runs.EvaluationProtocol().icfil, recovery_steps=3)
-    monkeypatch.setattr(in_runs, "EvaluationProtocol", lambda **fields: _EXAM(**fields, icfil=short))
+    monkeypatch.setattr(ICFIL, "Options", staticmethod(lambda: ICFILConfig(recovery_steps=3)))
     words = options("purer", "--pool", glyph_pool(tmp_path / "pool"), "--dataset", "glyphs", "--arch", "conv4_16")
     words += ["--output_dir", str(tmp_path / "run"), "--icfil_episodes", "2"]
     rows = run(PURER, *parse(PURER, RunConfig, words), argv=["test"])
@@ -111,13 +112,13 @@ def test_the_evaluation_is_reported_with_and_without_icfil(tmp_path, monkeypatch
     assert all(row.episodes == 3 for row in rows if row not in pair)
     assert (tmp_path / "run" / "pictures" / "results.png").is_file()
     # Once more from the stored model: one command gives both rows.
-    protocol = in_runs.EvaluationProtocol(ways=3, shots=[1], episodes=2, head="icfil")
+    protocol = EvaluationProtocol(ways=3, shots=[1], episodes=2, head="icfil")
     meta = MetaModel.from_pretrained(tmp_path / "run")
-    again = in_runs.evaluate_meta_model(meta, "glyphs", protocol, tmp_path / "run" / "evaluations")
+    folder = tmp_path / "run" / "evaluations"
+    again = evaluate_stored(
+        meta.network, load_dataset("glyphs", "test", image_size=16), protocol, folder, method="PURER"
+    )
     assert [(row.head, row.mean) for row in again] == [(row.head, row.mean) for row in pair]
-
-
-_EXAM = in_runs.EvaluationProtocol
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -125,9 +126,9 @@ def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
     """Members of two sizes and architectures from two folders; an evaluation on each of two data sets."""
     glyph_pool(tmp_path / "small", 1)
     make_mixed_pool(tmp_path)
-    load = in_runs.load_dataset
+    load = pipeline.load_dataset
     monkeypatch.setattr(
-        in_runs,
+        pipeline,
         "load_dataset",
         lambda name, split, **sizes: replace(load("glyphs", split, **sizes), name=name),
     )

@@ -38,6 +38,7 @@ class Head(ABC):
         help: what it does, in a few words.
         Options: dataclass of options of its own, or None.
         on_features: whether it leaves the network as it is, so that images can be passed through it beforehand.
+        takes_steps: whether it takes inner steps, which rows then name.
         vectorises: whether `fit` and `logits` run under `torch.func.vmap`.
         by_default: whether it may become the default of a meta-model, if it is the best on the validation classes.
         compared_with: the head that differs in one thing alone, whose rows are shown beside this one's.
@@ -50,6 +51,7 @@ class Head(ABC):
     help: ClassVar[str] = ""
     Options: ClassVar[type | None] = None
     on_features: ClassVar[bool] = False
+    takes_steps: ClassVar[bool] = False
     vectorises: ClassVar[bool] = True
     by_default: ClassVar[bool] = False
     compared_with: ClassVar[str | None] = None
@@ -152,7 +154,7 @@ class Adaptation:
             )
 
     def but(self, head: str | None = None, flips: bool | None = None, **others: Any) -> Adaptation:
-        """This one but for what is not None; flips stay with the head that they were chosen for."""
+        """The same but for what is not None; flips stay with the head that they were chosen for."""
         changes = {
             name: value for name, value in {"head": head, "flips": flips, **others}.items() if value is not None
         }

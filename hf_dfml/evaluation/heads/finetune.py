@@ -26,6 +26,7 @@ class Finetune(Head):
 
     name = "finetune"
     help = "SGD on all parameters"
+    takes_steps = True
     by_default = True
 
     def __init__(self, network: nn.Module, ways: int, how: Adaptation, options: Any = None) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_dfml.evaluation import EvaluationProtocol, evaluate, icfil
-from hf_dfml.evaluation.heads import Adaptation, Adapter
-from hf_dfml.evaluation.icfil import ICFILConfig, calibrate, contrastive_loss, invert
+from hf_dfml.evaluation import EvaluationProtocol, evaluate
+from hf_dfml.evaluation.heads import Adaptation, icfil
+from hf_dfml.evaluation.heads.finetune import Finetune
+from hf_dfml.evaluation.heads.icfil import ICFIL, ICFILConfig, calibrate, contrastive_loss, invert
+from hf_dfml.evaluation.reporting import with_comparison
 from hf_dfml.learning.inner_loop import InnerLoop, adapt
 from hf_dfml.networks import functional_forward
 from hf_dfml.recovery.objective import watch_batch_norm
@@ -86,8 +88,7 @@ def test_calibration_brings_real_features_to_their_pseudo_class(network, support
 
 
 def test_the_adapted_model_recognises_what_is_inverted_from_it(network, support):
-    adapter = Adapter(network, 3, Adaptation(steps=20, lr=0.1))
-    params = adapter.fit(support, LABELS).params
+    params = Finetune(network, 3, Adaptation(steps=20, lr=0.1)).fit(support, LABELS)
     config = replace(SHORT, recovery_steps=60, images_per_class=4, shift=0)
     pseudo = invert(network, params, support, LABELS, bn="support", config=config)
     assert pseudo.images.shape == (12, 3, 16, 16) and 0 <= pseudo.images.min() and pseudo.images.max() <= 1
@@ -123,9 +124,9 @@ def test_it_leaves_the_network_as_it_was_and_repeats_itself(network, support, wa
     query = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     logits = []
     for _ in range(2):
-        adapter = Adapter(network, ways, Adaptation(head="icfil"), SHORT)
+        head = ICFIL(network, ways, Adaptation(head="icfil"), SHORT)
         with torch.no_grad():  # As an evaluation does.
-            logits.append(adapter.logits(adapter.fit(support, labels), support, query))
+            logits.append(head.logits(head.fit(support, labels), support, query))
         torch.rand(3)  # Nothing depends on the global seed.
     assert torch.equal(*logits) and logits[0].shape == (4, ways) and not logits[0].requires_grad
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
@@ -133,13 +134,19 @@ def test_it_leaves_the_network_as_it_was_and_repeats_itself(network, support, wa
 
 
 @pytest.mark.parametrize("bn", ["support", "running", "transductive"])
-def test_the_evaluation_is_sat_with_and_without_it(dataset, network, bn):
-    protocol = EvaluationProtocol(ways=3, shots=[2], queries=4, episodes=3, bn=bn, inner_steps=2, icfil=SHORT)
+def test_the_evaluation_is_made_with_and_without_it(dataset, network, bn):
+    protocol = EvaluationProtocol(ways=3, shots=[2], queries=4, episodes=3, bn=bn, inner_steps=2)
+    protocol = replace(protocol, head="icfil", options=SHORT)
     rows = [
         row
-        for head in ("finetune", "icfil")
-        for row in evaluate(network, dataset, replace(protocol, head=head), method="PURER", progress=False)
+        for each in with_comparison(protocol)
+        for row in evaluate(network, dataset, each, method="PURER", progress=False)
     ]
     assert [(row.head, row.bn, row.episodes) for row in rows] == [("finetune", bn, 3), ("icfil", bn, 3)]
-    nothing = replace(protocol, head="icfil", icfil=replace(SHORT, calibration_steps=0, head_steps=0))
+    nothing = replace(protocol, options=replace(SHORT, calibration_steps=0, head_steps=0))
     assert evaluate(network, dataset, nothing, method="PURER", progress=False)[0].mean == rows[0].mean
+
+
+def test_options_of_another_head_are_refused(network):
+    with pytest.raises(ValueError, match="expected none, found a ICFILConfig"):
+        Finetune(network, 3, Adaptation(), SHORT)
