@@ -24,23 +24,21 @@ from hf_dfml.arguments import parse_into
 from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.evaluation import Result, mean_and_interval, published, write_results
 from hf_dfml.methods.base import Context, NoOptions
-from hf_dfml.methods.baselines import OTA, OTAConfig, PoolAverage, RandomInit
+from hf_dfml.methods.baselines import OTA, OTAConfig
 from hf_dfml.methods.dro import DRO, DROConfig
 from hf_dfml.methods.mfgp import MFGP, MFGPConfig
 from hf_dfml.methods.weight_space import run_without_trainer
+from hf_dfml.sinusoids.baselines import PoolAverage, RandomInit, maml
 from hf_dfml.sinusoids.evaluation import (
     RegressionProtocol,
     Tuned,
-    adapt_to_tasks,
     fitted_curves,
     mean_and_spread,
     regression_errors,
-    task_errors,
     tune,
 )
 from hf_dfml.sinusoids.pool import SinusoidRecipe, StatePool, build_sinusoid_pool, new_mlp
 from hf_dfml.sinusoids.tasks import INPUTS, SinusoidTasks
-from hf_dfml.utils.progress import progress
 from hf_dfml.utils.provenance import this_command
 from hf_dfml.utils.seeding import fork
 
@@ -77,21 +75,6 @@ def initialisations(pool: StatePool, tasks: SinusoidTasks, config: BenchmarkConf
         networks[name] = run_without_trainer(method, pool, Context(generator=fork(seed, name), seed=seed))
     networks[REFERENCE] = maml(tasks, new_mlp(fork(seed, "network")), config.maml_steps, fork(seed, "maml"))
     return networks
-
-
-def maml(tasks: SinusoidTasks, network: nn.Module, steps: int, generator: torch.Generator) -> nn.Module:
-    """MAML (Finn et al., 2017) on the points of the pool's own tasks: 5 inner steps of rate 0.01, 25 tasks a step."""
-    params = dict(network.named_parameters())
-    optimizer = torch.optim.Adam(params.values(), 1e-3)
-    for _ in progress(range(steps), description="MAML", unit="step"):
-        batch = tasks[torch.randint(len(tasks), (25,), generator=generator)]
-        support, query = (batch.sample_points(10, generator) for _ in range(2))
-        copies = {name: value.expand(25, *value.shape) for name, value in params.items()}
-        adapted = adapt_to_tasks(network, copies, *support, lr=0.01, steps=5)
-        optimizer.zero_grad()
-        task_errors(network, adapted, *query).mean().backward()
-        optimizer.step()
-    return network.requires_grad_(False)
 
 
 def order_notes(means: Mapping[str, Tensor]) -> list[str]:

@@ -158,7 +158,9 @@ def evaluate_baselines(
 
 def pool_kind(pool: TeacherPool) -> str:
     """What kind of pool it is, as the papers' tables tell them apart: `one architecture`, `several domains`, ..."""
-    if len({entry.dataset for entry in pool}) > 1:
+    if pool.answers_only:
+        return "black boxes"  # The papers' figures that we know are of pools whose weights are seen.
+    if len({entry.dataset for entry in pool if entry.dataset}) > 1:
         return "several domains"
     count = len({entry.architecture for entry in pool})
     return {1: "one architecture", 3: "three architectures"}.get(count, f"{count} architectures")

@@ -1,7 +1,6 @@
-"""Baselines with a method's interface: random weights, the best member, the pool's average, its transport fusion.
+"""Optimal-transport fusion (OTA), the baseline of DRO (UAI 2022) that it did not make itself.
 
-The baselines of DRO (UAI 2022) and of the later papers; OTA is Sidak Pal Singh, Martin Jaggi, "Model Fusion via
-Optimal Transport", NeurIPS 2020, arXiv 1910.05653.
+Sidak Pal Singh, Martin Jaggi, "Model Fusion via Optimal Transport", NeurIPS 2020, arXiv 1910.05653.
 """
 
 from __future__ import annotations
@@ -11,53 +10,12 @@ from dataclasses import dataclass, field
 import torch
 
 from hf_dfml.learning.channels import channel_groups
-from hf_dfml.learning.fusion import State, average_state
+from hf_dfml.learning.fusion import State
 from hf_dfml.learning.optimal_transport import Solver, fuse_ot
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.paper import Paper
 from hf_dfml.methods.weight_space import WeightSpaceMethod, input_size, member_states
 from hf_dfml.pool.teacher_pool import TeacherPool
-
-
-class RandomInit(WeightSpaceMethod):
-    """The meta-model as it is initialised ("Finetuning" in DRO's tables, "Random" in the later papers)."""
-
-    name = "Random init"
-
-    def setup(self, pool: TeacherPool, context: Context) -> None:
-        """Look at nothing."""
-
-
-class BestMember(WeightSpaceMethod):
-    """The member with the highest stored accuracy ("Best-Model" in the papers)."""
-
-    name = "Best member"
-
-    def fuse(self, pool: TeacherPool, context: Context) -> State:
-        """That member's state.
-
-        Raises:
-            ValueError: if no member says how good it is.
-        """
-        accuracies = [entry.val_accuracy for entry in pool]
-        known = [(accuracy, index) for index, accuracy in enumerate(accuracies) if accuracy is not None]
-        if not known:
-            raise ValueError(
-                f"None of the {len(pool)} members stores a val_accuracy in its config.json, so none is the best: "
-                f"use the average, or add dfml.val_accuracy."
-            )
-        best = max(known)[1]
-        return next(member_states(pool, self.model, [best]))
-
-
-class PoolAverage(WeightSpaceMethod):
-    """The element-wise average of all members ("VA" in DRO's tables, "Average" in the later papers)."""
-
-    name = "Average"
-
-    def fuse(self, pool: TeacherPool, context: Context) -> State:
-        """The average, one member in memory at a time."""
-        return average_state(member_states(pool, self.model), [entry.id for entry in pool])
 
 
 @dataclass(frozen=True)

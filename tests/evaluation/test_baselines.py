@@ -75,10 +75,11 @@ def test_rows_with_flips_are_made_on_request_and_each_baseline_is_recorded(pool,
 
 
 def test_kinds_of_pools_are_told_apart() -> None:
-    conv4 = PoolEntry(id="a", architecture="conv4", dataset="cifar-fs")
+    conv4 = PoolEntry(id="a", architecture="conv4", dataset="cifar-fs", num_classes=5, input_size=(3, 32, 32))
     others = [replace(conv4, id=name, architecture=name) for name in ("resnet10", "resnet18")]
-    kinds = [[conv4], [conv4, others[0]], [conv4, *others], [conv4, replace(conv4, dataset="cub")]]
-    assert [pool_kind(entries) for entries in kinds] == [  # type: ignore[arg-type]
+    kinds = [[conv4], [conv4, others[0]], [conv4, *others], [conv4, replace(conv4, id="b", dataset="cub")]]
+    assert pool_kind(ModelPool([conv4]).as_black_box("probs")) == "black boxes"
+    assert [pool_kind(ModelPool(entries)) for entries in kinds] == [
         "one architecture",
         "2 architectures",
         "three architectures",
