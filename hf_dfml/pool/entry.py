@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -91,6 +91,8 @@ class PoolEntry:
         input_size: (3, height, width) in pixels.
         mean: per channel, of pixels in [0, 1]; subtracted before the network.
         std: per channel, of pixels in [0, 1]; divided by before the network.
+        channels: in what order the stored first layer takes them: `rgb`, `bgr`, or `grey` (their mean). The network is
+            loaded so that it takes RGB.
         label_names: class names in the order of the logits; empty where the member does not say.
         model_args: further arguments of the timm model.
         fixed_input_size: whether the network takes images of `input_size` only (timm's key of that name).
@@ -111,6 +113,7 @@ class PoolEntry:
     input_size: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
     label_names: tuple[str, ...] = ()
     model_args: dict[str, Any] = field(default_factory=dict, hash=False)
     fixed_input_size: bool = False

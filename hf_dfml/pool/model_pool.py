@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, QueryCount, to_answers
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
-from hf_dfml.pool.formats.loading import load_teacher
+from hf_dfml.pool.formats.loading import check_forward, load_teacher
 from hf_dfml.pool.sources.author import HubAuthor
 from hf_dfml.pool.sources.client import HubOptions
 from hf_dfml.pool.sources.collection import HubCollection
@@ -367,12 +367,12 @@ class ModelPool(TeacherPool):
         return self._like(kept)
 
     def check(self, member: int | str | PoolEntry, *, weights: bool = True) -> str | None:
-        """Why a member cannot be used, in one line, or None. With `weights`, by loading it."""
+        """Why a member cannot be used, in one line, or None. With `weights`, by loading it and classifying images."""
         entry = self._find(member)
         if entry.problem is not None or not weights:
             return entry.problem
         try:
-            self.load(entry)
+            check_forward(self.load(entry))
         except MemberError as error:
             return error.reason
         return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from hf_dfml.pool.entry import MemberError
 
 MAX_JSON_BYTES = 16 << 20
+_PLACEHOLDER = re.compile(r"LABEL_\d+")
+_LFS_START = b"version https://git-lfs"
 
 
 def read_json(id: str, path: Path) -> dict[str, Any]:
@@ -49,6 +52,31 @@ def check_labels(id: str, names: list[Any], num_classes: int) -> tuple[str, ...]
             raise MemberError(id, f"label name '{name}' stands for two classes; names must be distinct")
         seen.add(name)
     return tuple(names)
+
+
+def member_labels(id: str, names: list[Any], num_classes: int) -> tuple[str, ...]:
+    """A member's class names, checked; none where all are missing or placeholders (`LABEL_0`), which name nothing."""
+    if all(isinstance(name, str) and _PLACEHOLDER.fullmatch(name) for name in names):
+        return ()
+    return check_labels(id, names, num_classes)
+
+
+def check_problem_type(id: str, config: dict[str, Any]) -> None:
+    """Refuse what is not trained as one class of several (transformers' key of that name).
+
+    Raises:
+        MemberError: for a multi-label classifier or a regression.
+    """
+    kind = config.get("problem_type")
+    if kind not in (None, "single_label_classification"):
+        reason = f"problem_type is '{str(kind)[:80]}', expected a classifier that gives each image one class"
+        raise MemberError(id, reason)
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves in place of a large file that was not fetched."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_START)) == _LFS_START
 
 
 def check_input(id: str, size: Any, mean: Any, std: Any) -> dict[str, Any]:

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from hf_dfml.pool.entry import WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats import timm_layout as timm_members
 from hf_dfml.pool.formats import transformers_layout as transformers_members
-from hf_dfml.pool.formats.checks import one_line
+from hf_dfml.pool.formats.checks import is_lfs_pointer, one_line
 from hf_dfml.pool.teacher import Teacher
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 Shapes = dict[str, tuple[int, ...]]
+_WRAPPER = "timm_model."
+"""Before every name in the file where transformers has saved a timm network (`TimmWrapperForImageClassification`)."""
 
 
 def load_teacher(entry: PoolEntry) -> Teacher:
@@ -48,6 +50,30 @@ def load_teacher(entry: PoolEntry) -> Teacher:
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise MemberError(entry.id, f"variance {name} in {WEIGHTS_NAME} is negative: every answer would be NaN")
     return Teacher(entry, network)
+
+
+@torch.no_grad()
+def check_forward(teacher: Teacher) -> None:
+    """Classify two images of the member's own size, as every method does.
+
+    Raises:
+        MemberError: if that fails, or if the answers or features are not what the entry says.
+    """
+    id, shape = teacher.entry.id, teacher.entry.input_size
+    assert shape is not None
+    images = torch.linspace(0, 1, 2 * math.prod(shape), device=teacher.device).view(2, *shape)
+    try:
+        logits, features = teacher(images), teacher.features(images)
+    except Exception as error:  # A network that nobody vouches for raises anything at all.
+        size = "x".join(map(str, shape))
+        raise MemberError(id, f"cannot classify an image of its own size {size}: {one_line(error)}") from error
+    if logits.shape != (2, teacher.num_classes):
+        found = list(logits.shape[1:])
+        raise MemberError(id, f"has {teacher.num_classes} classes but gives an image {found} numbers")
+    if features.dim() != 2 or len(features) != 2:
+        raise MemberError(id, f"its features of an image are {list(features.shape[1:])}, expected one vector")
+    if not bool(torch.isfinite(logits).all() and torch.isfinite(features).all()):
+        raise MemberError(id, "its answers to an image of values in [0, 1] are NaN or infinite")
 
 
 def build_network(entry: PoolEntry) -> nn.Module:
@@ -78,21 +104,38 @@ def missing_weights(files: Iterable[str]) -> str:
         return f"its weights are split over several files; expected one {WEIGHTS_NAME}"
     pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
-        return f"its weights are a pickle ({pickles[0]}), which is never opened; expected {WEIGHTS_NAME}"
+        return (
+            f"its weights are a pickle ({pickles[0]}), which is never opened; expected {WEIGHTS_NAME} "
+            "(timm.models.save_for_hf(..., safe_serialization=True), or `hf-dfml pool add`)"
+        )
     return f"has no {WEIGHTS_NAME}"
 
 
 def _load_timm(entry: PoolEntry, weights: Path, shapes: Shapes) -> nn.Module:
     network = _skeleton(entry)
     like = network.state_dict()
-    _check_fit(entry.id, {name: tuple(tensor.shape) for name, tensor in like.items()}, shapes)
-    state = _read_tensors(entry.id, weights, like)
+    wanted = {name: tuple(tensor.shape) for name, tensor in like.items()}
+    prefix = _WRAPPER if shapes and all(name.startswith(_WRAPPER) for name in shapes) else ""
+    shapes = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+    grey = [name for name in shapes.keys() & wanted.keys() if _sees_grey(shapes[name], wanted[name])]
+    if entry.channels == "grey":
+        shapes |= {name: wanted[name] for name in grey}
+    _check_fit(entry.id, wanted, shapes)
+    state = _read_tensors(entry.id, weights, like, prefix)
+    if entry.channels == "grey":
+        # The network sees the mean of the three channels; zeros around an image stay zeros.
+        state |= {name: state[name].expand(wanted[name]) / 3 for name in grey}
     _assign(network, state)
     if _has_meta_tensors(network):
         # Some networks compute tensors that they do not store: those need a network built in earnest.
         network = timm_members.build(entry)
         _assign(network, state)
     return network
+
+
+def _sees_grey(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether these are the weights of a first convolution over one channel where one over RGB is wanted."""
+    return len(stored) == len(wanted) == 4 and stored[1] == 1 and wanted == (stored[0], 3, *stored[2:])
 
 
 def _skeleton(entry: PoolEntry) -> nn.Module:
@@ -139,6 +182,8 @@ def _load_transformers(entry: PoolEntry, shapes: Shapes) -> nn.Module:
 
 def _read_shapes(id: str, path: Path) -> Shapes:
     """Names and shapes from the header; safetensors itself refuses a header that the file's length contradicts."""
+    if is_lfs_pointer(path):
+        raise MemberError(id, f"{path.name} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -146,12 +191,16 @@ def _read_shapes(id: str, path: Path) -> Shapes:
         raise MemberError(id, f"{path.name} is damaged or cut off ({one_line(error)})") from error
 
 
-def _read_tensors(id: str, path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def _read_tensors(id: str, path: Path, wanted: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors in the network's own precision (float32), copied out of the file's memory map."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name in wanted]  # noqa: SIM118
-            return {name: file.get_tensor(name).to(wanted[name].dtype, copy=True) for name in names}
+            names = [name.removeprefix(prefix) for name in file.keys()]  # noqa: SIM118
+            return {
+                name: file.get_tensor(prefix + name).to(wanted[name].dtype, copy=True)
+                for name in names
+                if name in wanted
+            }
     except (SafetensorError, OSError, ValueError) as error:
         raise MemberError(id, f"{path.name} cannot be read ({one_line(error)})") from error
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import timm
+from timm.models import PretrainedCfg
 from torch import nn
 
 from hf_dfml.pool.entry import MemberError, PoolEntry
-from hf_dfml.pool.formats.checks import check_input, check_labels, is_count, one_line
+from hf_dfml.pool.formats.checks import check_input, check_problem_type, is_count, member_labels, one_line
 
-# Arguments of timm.create_model and its builder that load files, fetch weights or change what is returned. A config
-# has no business with them.
+# Arguments of timm.create_model and its builder that load files, fetch weights, choose a place or change what is
+# returned. A member may name one of them only to say that it is off.
 _FORBIDDEN_ARGS = frozenset(
-    "cache_dir checkpoint_path exportable feature_cfg feature_cls features_only kwargs_filter model_cfg model_name "
-    "no_jit num_classes out_indices pretrained pretrained_cfg pretrained_cfg_overlay pretrained_custom_load "
-    "pretrained_filter_fn pretrained_model_args pretrained_strict pruned scriptable variant device dtype".split()
+    "cache_dir checkpoint_path device dtype feature_cfg feature_cls features_only file hf_hub_filename hf_hub_id "
+    "kwargs_filter model_cfg model_name out_indices pretrained pretrained_cfg pretrained_cfg_overlay "
+    "pretrained_custom_load pretrained_filter_fn pretrained_model_args pretrained_strict pruned state_dict url "
+    "variant".split()
 )
+# How layers are compiled or exported: no weights and no answers depend on it.
+_RUNTIME_ARGS = frozenset({"exportable", "no_jit", "scriptable"})
+_DEPTH_ARG = re.compile(r"(?:.*_)?(?:depths?|layers|blocks|block_config|stages|repeats)")
 _MAX_ARG = 65_536
+_MAX_DEPTH = 1000
 _MAX_CLASSES = 100_000
 
 
@@ -39,14 +46,20 @@ def read(id: str, folder: Path | None, revision: str | None, config: dict[str, A
     settings = config.get("pretrained_cfg", config)
     if not isinstance(settings, dict):
         raise MemberError(id, "pretrained_cfg in config.json is not an object")
-    labels = _labels(id, config.get("label_names") or settings.get("label_names") or settings.get("labels") or [])
-    num_classes: Any = config.get("num_classes", settings.get("num_classes", len(labels) or None))
-    if not is_count(num_classes) or num_classes > _MAX_CLASSES:
-        raise MemberError(id, f"num_classes is {num_classes!r}, expected 1 to {_MAX_CLASSES} classes")
+    _check_settings(id, settings, nested="pretrained_cfg" in config)
+    check_problem_type(id, config)
+    labels = config.get("label_names") or settings.get("label_names") or settings.get("labels") or []
+    count = len(labels) if isinstance(labels, list) else None
+    num_classes: Any = config.get("num_classes", settings.get("num_classes", count or None))
+    if not is_count(num_classes) or not 2 <= num_classes <= _MAX_CLASSES:
+        raise MemberError(id, f"num_classes is {num_classes!r}, expected 2 to {_MAX_CLASSES} classes")
     hints = config.get("dfml", {})
     if not isinstance(hints, dict):
         raise MemberError(id, "dfml in config.json is not an object")
     model_args = _check_model_args(id, config.get("model_args") or {})
+    if model_args.pop("num_classes", num_classes) != num_classes:
+        raise MemberError(id, f"has {num_classes} classes but model_args says {config['model_args']['num_classes']}")
+    shape = _input(id, settings, model_args)
     return PoolEntry(
         id=id,
         location=folder,
@@ -54,16 +67,10 @@ def read(id: str, folder: Path | None, revision: str | None, config: dict[str, A
         library="timm",
         architecture=architecture,
         num_classes=num_classes,
-        # The defaults are timm's own (PretrainedCfg).
-        **check_input(
-            id,
-            settings.get("input_size", [3, 224, 224]),
-            settings.get("mean", timm.data.IMAGENET_DEFAULT_MEAN),
-            settings.get("std", timm.data.IMAGENET_DEFAULT_STD),
-        ),
-        label_names=check_labels(id, labels, num_classes) if labels else (),
+        **shape,
+        label_names=member_labels(id, _in_output_order(id, labels, num_classes), num_classes),
         model_args=model_args,
-        fixed_input_size=settings.get("fixed_input_size") is True and "img_size" not in model_args,
+        fixed_input_size=_is_fixed(settings, model_args) and "img_size" not in model_args,
         **_hints(id, hints, num_classes),
     )
 
@@ -89,27 +96,85 @@ def build(entry: PoolEntry) -> nn.Module:
         raise MemberError(entry.id, reason) from error
 
 
-def _labels(id: str, labels: Any) -> list[Any]:
+def _check_settings(id: str, settings: dict[str, Any], *, nested: bool) -> None:
+    unknown = sorted(settings.keys() - PretrainedCfg.__dataclass_fields__.keys() - {"labels"})
+    if nested and unknown:
+        raise MemberError(id, f"pretrained_cfg has a key that timm does not know: '{unknown[0][:80]}'")
+    for key, reason in {
+        "custom_load": "stores its weights in another library's format (custom_load)",
+        "label_offset": "stores classes beside those that it names (label_offset)",
+    }.items():
+        if settings.get(key):
+            raise MemberError(id, f"{reason}; save it again with timm.models.save_for_hf")
+
+
+def _input(id: str, settings: dict[str, Any], model_args: dict[str, Any]) -> dict[str, Any]:
+    """Input size and normalisation of RGB images; a network for grey images is given the mean of their channels."""
+    size = settings.get("input_size") or [3, 224, 224]  # The defaults are timm's own (PretrainedCfg).
+    image_size = model_args.get("img_size")
+    if isinstance(size, list) and len(size) == 3:
+        # As timm's own loading has it (`timm.models._hub._parse_model_cfg`).
+        if image_size is not None and _is_fixed(settings, model_args):
+            sides = [image_size] * 2 if isinstance(image_size, int) else image_size
+            size = [size[0], *sides]
+        size = [model_args.pop("in_chans", None) or size[0], *size[1:]]
+    mean = settings.get("mean") or list(timm.data.IMAGENET_DEFAULT_MEAN)
+    std = settings.get("std") or list(timm.data.IMAGENET_DEFAULT_STD)
+    if not (isinstance(size, list) and size[:1] == [1]):
+        return check_input(id, size, mean, std)
+    mean, std = ([values] if isinstance(values, int | float) else values for values in (mean, std))
+    if not all(isinstance(values, list) and len({*map(str, values)}) == 1 for values in (mean, std)):
+        raise MemberError(id, f"takes grey images but has mean {mean} and std {std}, expected one number each")
+    return check_input(id, [3, *size[1:]], mean[:1] * 3, std[:1] * 3) | {"channels": "grey"}
+
+
+def _is_fixed(settings: dict[str, Any], model_args: dict[str, Any]) -> bool:
+    dynamic = model_args.get("dynamic_img_size") or model_args.get("use_naflex")
+    return settings.get("fixed_input_size") is True and not dynamic and model_args.get("strict_img_size") is not False
+
+
+def _in_output_order(id: str, labels: Any, num_classes: int) -> list[Any]:
+    """Names from a list, from an object of indices and names (which may leave gaps), or from one string."""
+    if isinstance(labels, str):
+        return [name.strip() for name in labels.split(",")] if "," in labels else labels.split()
     if isinstance(labels, dict):
-        return list(labels.values())
+        wrong = [key for key in labels if not (key.isdecimal() and int(key) < num_classes)]
+        if wrong:
+            reason = f"label_names numbers a class '{wrong[0][:80]}', expected 0 to {num_classes - 1}"
+            raise MemberError(id, reason)
+        named = {int(key): name for key, name in labels.items()}
+        return [named.get(index, f"{id}#{index}") for index in range(num_classes)]
     if not isinstance(labels, list):
         raise MemberError(id, f"label_names is a {type(labels).__name__}, expected a list")
     return labels
 
 
 def _check_model_args(id: str, args: Any) -> dict[str, Any]:
+    """The arguments that the network is built with.
+
+    Which names an architecture knows is timm's to say; here only what they mean is looked at: no files, no addresses,
+    no sizes that would build for ever.
+    """
     if not isinstance(args, dict):
         raise MemberError(id, f"model_args is a {type(args).__name__}, expected an object")
+    kept = {name: value for name, value in args.items() if value is not None and name not in _RUNTIME_ARGS}
     for name, value in args.items():
         if name in _FORBIDDEN_ARGS:
-            raise MemberError(id, f"model_args sets '{name}', which a member may not")
-        for item in _flatten(value):
-            # A width or depth of billions would build for ever; nested objects are no argument of a classifier.
+            if value:
+                raise MemberError(id, f"model_args sets '{name}', which a member may not")
+            kept.pop(name, None)
+        items = list(_flatten(value))
+        for item in items:
             if not (item is None or isinstance(item, str | bool | float | int)):
                 raise MemberError(id, f"model_args '{name}' is not a plain value")
+            if isinstance(item, str) and (re.search(r"[/\\]|:", item) or len(item) > 500):
+                raise MemberError(id, f"model_args '{name}' looks like a file or an address: '{item[:80]}'")
             if isinstance(item, int | float) and not abs(item) <= _MAX_ARG:
                 raise MemberError(id, f"model_args '{name}' is {item}, more than the {_MAX_ARG} allowed")
-    return dict(args)
+        depth = sum(item for item in items if isinstance(item, int))
+        if len(items) > _MAX_DEPTH or (_DEPTH_ARG.fullmatch(name) and depth > _MAX_DEPTH):
+            raise MemberError(id, f"model_args '{name}' describes more than the {_MAX_DEPTH} layers allowed")
+    return kept
 
 
 def _flatten(value: Any) -> Iterator[Any]:

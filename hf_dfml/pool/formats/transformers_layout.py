@@ -11,7 +11,8 @@ from torch import nn
 
 from hf_dfml.networks.info import set_input
 from hf_dfml.pool.entry import PREPROCESSOR_NAME, MemberError, PoolEntry
-from hf_dfml.pool.formats.checks import check_input, check_labels, is_count, one_line, read_json
+from hf_dfml.pool.formats.checks import check_problem_type, is_count, member_labels, one_line, read_json
+from hf_dfml.pool.formats.processors import preprocessing
 
 # Keys of a config that make transformers fetch or run something beside its own model code.
 _FORBIDDEN_KEYS = {
@@ -28,7 +29,6 @@ _FORBIDDEN_KEYS = {
     "backbone_config": "is built around a second model (backbone_config), which is not supported",
 }
 _DEPTH_KEYS = ("num_hidden_layers", "depths", "depth", "num_layers", "encoder_layers")
-_PLACEHOLDER = re.compile(r"LABEL_\d+")
 _MAX_DEPTH = 1000
 
 
@@ -47,8 +47,8 @@ def read(id: str, folder: Path, revision: str | None, config: dict[str, Any]) ->
         raise MemberError(id, "is an adapter (adapter_config.json), not a whole model")
     labels = _labels(id, config)
     num_classes = len(labels) if labels else config.get("num_labels", 2)
-    if not is_count(num_classes):
-        raise MemberError(id, f"num_labels is {num_classes!r}, expected a classifier with at least one class")
+    if not is_count(num_classes) or num_classes < 2:
+        raise MemberError(id, f"num_labels is {num_classes!r}, expected a classifier of at least 2 classes")
     return PoolEntry(
         id=id,
         location=folder,
@@ -56,9 +56,8 @@ def read(id: str, folder: Path, revision: str | None, config: dict[str, Any]) ->
         library="transformers",
         architecture=architecture,
         num_classes=num_classes,
-        # LABEL_0, LABEL_1 are what transformers writes for classes without a name.
-        label_names=() if all(map(_PLACEHOLDER.fullmatch, labels)) else check_labels(id, labels, num_classes),
-        **_preprocessing(id, read_json(id, folder / PREPROCESSOR_NAME)),
+        label_names=member_labels(id, labels, num_classes),
+        **preprocessing(id, read_json(id, folder / PREPROCESSOR_NAME)),
     )
 
 
@@ -109,16 +108,33 @@ def load(entry: PoolEntry) -> nn.Module:
     for what, keys in (("is missing", missing), ("does not fit", report["mismatched_keys"])):
         if keys:
             raise MemberError(entry.id, f"tensors do not fit the config: {sorted(map(str, keys))[0]} {what}")
+    if entry.channels == "bgr":
+        _take_rgb(entry.id, network)
     set_input(network, entry.input_size or (), entry.mean or (), entry.std or ())
     return network
+
+
+def _take_rgb(id: str, network: nn.Module) -> None:
+    """Let a network for BGR images take RGB: its first layer's weights change places."""
+    first = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels == 3]
+    if len(first) != 1:
+        reason = f"takes BGR images and has {len(first)} layers of 3 channels, expected one to convert"
+        raise MemberError(id, reason)
+    first[0].weight.data = first[0].weight.data.flip(1)
 
 
 def _check_keys(id: str, config: dict[str, Any]) -> None:
     for key, reason in _FORBIDDEN_KEYS.items():
         if config.get(key):
             raise MemberError(id, reason)
+    check_problem_type(id, config)
+    if config.get("num_channels", 3) != 3:
+        raise MemberError(id, f"takes images of {config['num_channels']} channels, expected 3 (RGB)")
     if str(config.get("model_type", "")).startswith("timm"):
-        raise MemberError(id, f"model_type '{config['model_type']}' wraps a timm model; expected timm's own layout")
+        raise MemberError(
+            id,
+            f"model_type '{config['model_type']}' wraps a timm model but config.json names no architecture of timm's",
+        )
     for key in _DEPTH_KEYS:
         values = config.get(key)
         numbers = [value for value in (values if isinstance(values, list) else [values]) if isinstance(value, int)]
@@ -133,27 +149,4 @@ def _labels(id: str, config: dict[str, Any]) -> list[Any]:
     if sorted(named) != sorted(str(index) for index in range(len(named))):
         raise MemberError(id, f"id2label does not number its {len(named)} classes from 0 to {len(named) - 1}")
     labels = [named[str(index)] for index in range(len(named))]
-    if not all(isinstance(label, str) for label in labels):
-        raise MemberError(id, "label names must be non-empty strings")
     return labels
-
-
-def _preprocessing(id: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Size and normalisation in our convention: pixels in [0, 1], whatever the member rescales them to."""
-    size = settings.get("size", {})
-    if settings.get("do_center_crop") and settings.get("crop_size"):
-        size = settings["crop_size"]
-    if isinstance(size, dict):
-        edge = size.get("shortest_edge")
-        height, width = size.get("height", edge), size.get("width", edge)
-    else:
-        height = width = size
-    mean: Any = [0.0] * 3
-    std: Any = [1.0] * 3
-    if settings.get("do_normalize", True):
-        mean, std = settings.get("image_mean"), settings.get("image_std")
-    scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
-    checked = check_input(id, [3, height, width], mean, std)
-    checked["mean"] = tuple(value / scale for value in checked["mean"])
-    checked["std"] = tuple(value / scale for value in checked["std"])
-    return checked
