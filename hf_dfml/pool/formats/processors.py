@@ -31,8 +31,8 @@ _HARMLESS = frozenset(
 # Processors of which a test compares our pixels with theirs. A type that is missing from a config is taken for one of
 # them; a type that is not among them may do anything.
 _KNOWN_TYPES = frozenset(
-    "Beit Bit CLIP Chameleon ConvNext DeiT Donut EfficientNet Levit MobileNetV1 MobileNetV2 MobileViT PPLCNet "
-    "Perceiver PoolFormer Pvt Segformer Siglip TextNet ViT ViTHybrid".split()
+    "Beit Bit CLIP ConvNext DeiT Donut EfficientNet Levit MobileNetV1 MobileNetV2 MobileViT PPLCNet "
+    "Perceiver PoolFormer Pvt Segformer Siglip TextNet ViT".split()
 )
 
 
