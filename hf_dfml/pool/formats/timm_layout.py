@@ -122,10 +122,13 @@ def _input(id: str, settings: dict[str, Any], model_args: dict[str, Any]) -> dic
     std = settings.get("std") or list(timm.data.IMAGENET_DEFAULT_STD)
     if not (isinstance(size, list) and size[:1] == [1]):
         return check_input(id, size, mean, std)
-    mean, std = ([values] if isinstance(values, int | float) else values for values in (mean, std))
-    if not all(isinstance(values, list) and len({*map(str, values)}) == 1 for values in (mean, std)):
-        raise MemberError(id, f"takes grey images but has mean {mean} and std {std}, expected one number each")
-    return check_input(id, [3, *size[1:]], mean[:1] * 3, std[:1] * 3) | {"channels": "grey"}
+    # Where mean and std are those of RGB images, timm's loaders take their average.
+    grey = [sum(values) / len(values) if _are_numbers(values) else values for values in (mean, std)]
+    return check_input(id, [3, *size[1:]], *([value] * 3 for value in grey)) | {"channels": "grey"}
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, int | float) for value in values)
 
 
 def _is_fixed(settings: dict[str, Any], model_args: dict[str, Any]) -> bool:
