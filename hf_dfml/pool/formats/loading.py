@@ -143,9 +143,12 @@ def _skeleton(entry: PoolEntry) -> nn.Module:
         with torch.device("meta"):
             return timm_members.build(entry)
     except MemberError:
-        # timm before 1.0.30 cannot build all architectures without memory. A network without arguments of its own is
-        # as large as its name says in timm, so that it may be built with memory.
-        if entry.model_args:
+        # timm before 1.0.30 cannot build all architectures without memory. One whose arguments are words, switches
+        # and rates is as large as its name says in timm, so that it may be built with memory.
+        if not all(
+            isinstance(value, str) or (isinstance(value, int | float) and 0 <= value <= 1)
+            for value in entry.model_args.values()
+        ):
             raise
         return timm_members.build(entry)
 

@@ -46,7 +46,9 @@ def read(id: str, folder: Path | None, revision: str | None, config: dict[str, A
     settings = config.get("pretrained_cfg", config)
     if not isinstance(settings, dict):
         raise MemberError(id, "pretrained_cfg in config.json is not an object")
-    _check_settings(id, settings, nested="pretrained_cfg" in config)
+    unknown = sorted(settings.keys() - PretrainedCfg.__dataclass_fields__.keys() - {"labels"})
+    if unknown and "pretrained_cfg" in config:
+        raise MemberError(id, f"pretrained_cfg has a key that timm does not know: '{unknown[0][:80]}'")
     check_problem_type(id, config)
     labels = config.get("label_names") or settings.get("label_names") or settings.get("labels") or []
     count = len(labels) if isinstance(labels, list) else None
@@ -94,18 +96,6 @@ def build(entry: PoolEntry) -> nn.Module:
     except Exception as error:  # Arguments that nobody vouches for make an architecture raise anything at all.
         reason = f"timm cannot build '{entry.architecture}' as configured: {one_line(error)}"
         raise MemberError(entry.id, reason) from error
-
-
-def _check_settings(id: str, settings: dict[str, Any], *, nested: bool) -> None:
-    unknown = sorted(settings.keys() - PretrainedCfg.__dataclass_fields__.keys() - {"labels"})
-    if nested and unknown:
-        raise MemberError(id, f"pretrained_cfg has a key that timm does not know: '{unknown[0][:80]}'")
-    for key, reason in {
-        "custom_load": "stores its weights in another library's format (custom_load)",
-        "label_offset": "stores classes beside those that it names (label_offset)",
-    }.items():
-        if settings.get(key):
-            raise MemberError(id, f"{reason}; save it again with timm.models.save_for_hf")
 
 
 def _input(id: str, settings: dict[str, Any], model_args: dict[str, Any]) -> dict[str, Any]:
