@@ -1,4 +1,4 @@
-"""`hf-dfml pool`: build, list, check and publish pools."""
+"""`hf-dfml pool`: build, add to, list, check and publish pools."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def pool_build(
         int | None, typer.Option(help="Height and width of the images in pixels; else the data set's own.")
     ] = None,
     data_dir: DataDir = None,
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, mps.")] = "cpu",
     seed: Seed = 42,
 ) -> None:
     """Train a pool of small classifiers; an interrupted build goes on with the next unfinished member."""
@@ -52,9 +53,37 @@ def pool_build(
             epochs=epochs,
             # Each kind draws classes of its own.
             seed=seed + position,
+            device=device,
         )
         members += len(pool)
     typer.echo(f"{counted(members, 'member')} in {output}.")
+
+
+@pool_app.command("add")
+def pool_add(
+    weights: Annotated[Path, typer.Argument(help="State dict of a trained network: .safetensors, .pt or .pth.")],
+    arch: Annotated[str, typer.Option(help="Its architecture: a timm name, conv4, resnet10, or a torchvision name.")],
+    labels: Annotated[
+        str, typer.Option(help="Class names in the order of the outputs, by comma; or a .txt or .json file of them.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the pool that the member is added to.")],
+    id: Annotated[str | None, typer.Option(help="Name of the member; else that of the file.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Height and width that it was trained on, in pixels.")] = None,
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Mean of the channels, of pixels in [0, 1].")
+    ] = None,
+    std: Annotated[tuple[float, float, float] | None, typer.Option(help="Standard deviation of the channels.")] = None,
+) -> None:
+    """Make a pool member of a state dict; it is loaded and compared with the network before it is there.
+
+    Size, mean and std are those of the architecture in timm unless they are given: a network answers wrongly on images
+    that are normalised otherwise than those that it was trained on.
+    """
+    from hf_dfml.pool.building.conversion import add_member, read_labels
+
+    sizes: dict = {"image_size": image_size, "mean": mean, "std": std}
+    entry = add_member(weights, arch=arch, labels=read_labels(labels), output=output, id=id, **sizes)
+    typer.echo(f"{entry.id}: {entry.architecture}, {entry.num_classes} classes, in {output / entry.id}.")
 
 
 @pool_app.command("ls")
@@ -82,7 +111,7 @@ def pool_check(
         float | None, typer.Option(help="Disk for the weights of a Hub pool: those used longest ago are deleted.")
     ] = None,
 ) -> None:
-    """Load every member safely and say which are unusable and why; exit code 1 if any is."""
+    """Load every member safely, classify images with it, say which are unusable and why; exit code 1 if any is."""
     from hf_dfml.pool import ModelPool
     from hf_dfml.pool.inspection import check_pool
 

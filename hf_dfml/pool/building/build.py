@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_dfml.data.few_shot import FewShotDataset, load_dataset
 from hf_dfml.networks import create_network
-from hf_dfml.networks.info import network_info
-from hf_dfml.pool.building.member_card import member_card
 from hf_dfml.pool.building.training import PoolRecipe, train_member
-from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME
+from hf_dfml.pool.building.writing import member_config, write_member
+from hf_dfml.pool.entry import CONFIG_NAME
 from hf_dfml.pool.formats.reading import read_entry
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.utils.checkpoint import replace_folder
 from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.seeding import fork
@@ -44,7 +40,7 @@ def build_pool(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> ModelPool:
-    """Train `num_models` classifiers, each of `ways` classes drawn without replacement from the split (SYSTEMS 1.2).
+    """Train `num_models` classifiers, each of `ways` classes drawn without replacement from the split.
 
     Every member's random numbers depend on `seed` and its index alone, and a member's folder appears when it is
     complete. So a build that was interrupted goes on where it stopped, and its members are bit for bit those of a
@@ -123,22 +119,15 @@ def _build_member(
     accuracy = train_member(
         network.to(device), train, held_out, mean=dataset.mean, std=dataset.std, recipe=recipe, generator=generator
     )
-    config = {
-        "architecture": arch,
-        "num_classes": len(names),
-        "num_features": network_info(network).num_features,
-        "label_names": names,
-        "model_args": {},
-        "pretrained_cfg": _pretrained_cfg(network, dataset),
-        "dfml": {
-            "dataset": dataset.name,
-            "split": dataset.split,
-            "classes": classes,
-            "val_accuracy": accuracy,
-            "build": settings,
-        },
+    config = member_config(network, arch, names, image_size=dataset.image_size, mean=dataset.mean, std=dataset.std)
+    config["dfml"] = {
+        "dataset": dataset.name,
+        "split": dataset.split,
+        "classes": classes,
+        "val_accuracy": accuracy,
+        "build": settings,
     }
-    _write_member(folder, network, config)
+    write_member(folder, network, config)
     return accuracy
 
 
@@ -163,32 +152,6 @@ def _train_and_held_out(
         return torch.cat(images).to(device), torch.arange(len(images)).repeat_interleave(counts).to(device)
 
     return joined(parts[0]), joined(parts[1])
-
-
-def _pretrained_cfg(network: torch.nn.Module, dataset: FewShotDataset) -> dict[str, Any]:
-    own = network_info(network).settings
-    return {
-        "input_size": [3, dataset.image_size, dataset.image_size],
-        "fixed_input_size": bool(own.get("fixed_input_size", False)),
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-        "num_classes": network_info(network).num_classes,
-        "first_conv": own.get("first_conv"),
-        "classifier": own.get("classifier"),
-    }
-
-
-def _write_member(folder: Path, network: torch.nn.Module, config: dict[str, Any]) -> None:
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)  # Only now: a build that fails before its first member leaves nothing.
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
-    (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (temporary / "README.md").write_text(member_card(folder.name, config), encoding="utf-8")
-    replace_folder(temporary, folder)
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ config that describes a giant, or a file that describes one, is refused before a
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats import timm_layout as timm_members
 from hf_dfml.pool.formats import transformers_layout as transformers_members
@@ -64,12 +66,15 @@ def check_forward(teacher: Teacher) -> None:
     images = torch.linspace(0, 1, 2 * math.prod(shape), device=teacher.device).view(2, *shape)
     try:
         logits, features = teacher(images), teacher.features(images)
+        classifiers = network_info(teacher.network).classifiers
     except Exception as error:  # A network that nobody vouches for raises anything at all.
         size = "x".join(map(str, shape))
         raise MemberError(id, f"cannot classify an image of its own size {size}: {one_line(error)}") from error
     if logits.shape != (2, teacher.num_classes):
         found = list(logits.shape[1:])
         raise MemberError(id, f"has {teacher.num_classes} classes but gives an image {found} numbers")
+    if not classifiers:
+        raise MemberError(id, f"its network '{teacher.architecture}' has no layer that is its classifier")
     if features.dim() != 2 or len(features) != 2:
         raise MemberError(id, f"its features of an image are {list(features.shape[1:])}, expected one vector")
     if not bool(torch.isfinite(logits).all() and torch.isfinite(features).all()):
@@ -120,7 +125,8 @@ def _load_timm(entry: PoolEntry, weights: Path, shapes: Shapes) -> nn.Module:
     grey = [name for name in shapes.keys() & wanted.keys() if _sees_grey(shapes[name], wanted[name])]
     if entry.channels == "grey":
         shapes |= {name: wanted[name] for name in grey}
-    _check_fit(entry.id, wanted, shapes)
+    if problem := misfit(wanted, shapes):
+        raise MemberError(entry.id, f"tensors do not fit the config: {problem}")
     state = _read_tensors(entry.id, weights, like, prefix)
     if entry.channels == "grey":
         # The network sees the mean of the three channels; zeros around an image stay zeros.
@@ -208,7 +214,13 @@ def _read_tensors(id: str, path: Path, wanted: dict[str, Tensor], prefix: str) -
         raise MemberError(id, f"{path.name} cannot be read ({one_line(error)})") from error
 
 
-def _check_fit(id: str, wanted: Shapes, stored: Shapes) -> None:
+def misfit(wanted: Shapes, stored: Shapes) -> str | None:
+    """How stored tensors differ from those of a network, on one line; None where they are its state dict.
+
+    Args:
+        wanted: names and shapes of the network's state dict; counters of batch norm steps may be absent.
+        stored: names and shapes of the tensors at hand.
+    """
     missing = [name for name in wanted if name not in stored and not _is_counter(name)]
     extra = [name for name in stored if name not in wanted]
     wrong = [name for name in wanted if name in stored and stored[name] != wanted[name]]
@@ -216,13 +228,18 @@ def _check_fit(id: str, wanted: Shapes, stored: Shapes) -> None:
         name = wrong[0]
         found = f"{name} is {list(stored[name])}, expected {list(wanted[name])}"
     elif missing:
-        found = f"{missing[0]} is missing"
+        name = missing[0]
+        found = f"{name} is missing"
+        near = [other for other in extra if stored[other] == wanted[name]]
+        nearest = difflib.get_close_matches(name, near or extra, 1, cutoff=0)
+        if nearest:
+            found += f" (perhaps named {nearest[0]} here)"
     elif extra:
         found = f"{extra[0]} is not part of the network"
     else:
-        return
+        return None
     more = len(missing) + len(extra) + len(wrong) - 1
-    raise MemberError(id, f"tensors do not fit the config: {found}" + (f" (and {more} more)" if more else ""))
+    return found + (f" (and {more} more)" if more else "")
 
 
 def _is_counter(name: str) -> bool:
