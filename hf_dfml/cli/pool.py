@@ -24,7 +24,9 @@ def pool_build(
         str, typer.Option(help="Architecture: conv4, resnet10, or any timm name; or several by comma.")
     ] = "conv4",
     ways: Annotated[int, typer.Option(help="Classes of each member.")] = 5,
-    fast: Annotated[bool, typer.Option(help="15 epochs, one-cycle rate, augmentation: better and quicker.")] = False,
+    fast: Annotated[
+        bool, typer.Option(help="15 epochs, one-cycle learning rate, augmentation: better and quicker.")
+    ] = False,
     epochs: Annotated[int | None, typer.Option(help="Passes over a member's images; else the recipe's.")] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Height and width of the images in pixels; else the data set's own.")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_dfml.data.registry import DATASETS, dataset_info
+from hf_dfml.pool.entry import PoolEntry
 
 _TEXT = """---
 {metadata}
@@ -31,17 +30,17 @@ network = timm.create_model("hf-hub:<this repository>", pretrained=True)
 """
 
 
-def member_card(name: str, config: dict[str, Any]) -> str:
-    """A README with the Hub's metadata, made of a member's `config.json` alone.
+def member_card(name: str, entry: PoolEntry) -> str:
+    """A README with the Hub's metadata, made of what a member's config says.
 
     Args:
         name: what the member is called.
-        config: its config, in timm's layout with our `dfml` block; label names and the block may be absent.
+        entry: read from its config, without a problem.
     """
-    hints, settings = config.get("dfml", {}), config["pretrained_cfg"]
-    dataset, accuracy = hints.get("dataset"), hints.get("val_accuracy")
-    known = dataset_info(dataset) if dataset in DATASETS else None
-    labels = config.get("label_names") or [f"class {index}" for index in range(config["num_classes"])]
+    assert entry.input_size is not None and entry.mean is not None and entry.std is not None
+    dataset, accuracy = entry.dataset, entry.val_accuracy
+    known = dataset_info(dataset) if dataset and dataset in DATASETS else None
+    labels = entry.label_names or [f"class {index}" for index in range(entry.num_classes or 0)]
     metadata = ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
@@ -53,13 +52,13 @@ def member_card(name: str, config: dict[str, Any]) -> str:
     return _TEXT.format(
         metadata=metadata.to_yaml(),
         name=name,
-        ways=config["num_classes"],
+        ways=entry.num_classes,
         dataset=f"`{dataset}`" if dataset else "a data set that it does not name",
         classes="\n".join(f"| {index} | {label} |" for index, label in enumerate(labels)),
-        architecture=config["architecture"],
-        size="x".join(str(side) for side in settings["input_size"][1:]),
-        mean=settings["mean"],
-        std=settings["std"],
+        architecture=entry.architecture,
+        size="x".join(str(side) for side in entry.input_size[1:]),
+        mean=list(entry.mean),
+        std=list(entry.std),
         accuracy=f" Accuracy on held-out images of its classes: {100 * accuracy:.1f} %."
         if accuracy is not None
         else "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
@@ -94,7 +93,7 @@ def _files(entry: PoolEntry, target: str) -> dict[str, bytes]:
     names = (CONFIG_NAME, PREPROCESSOR_NAME, README_NAME, WEIGHTS_NAME)
     files = {name: (entry.location / name).read_bytes() for name in names if (entry.location / name).is_file()}
     if README_NAME not in files and entry.library == "timm":
-        files[README_NAME] = member_card(target.split("/")[-1], json.loads(files[CONFIG_NAME])).encode()
+        files[README_NAME] = member_card(target.split("/")[-1], entry).encode()
     return files
 
 

@@ -14,7 +14,11 @@ from hf_dfml.utils.images import to_unit
 
 @dataclass(frozen=True)
 class PoolRecipe:
-    """How a member is trained. The defaults are the published recipe of conv4 pools (SYSTEMS 1.2)."""
+    """How a member is trained.
+
+    The defaults are those of the published conv4 pools, on which Hu et al. (2023, BiDf-MKD; 2024, TGR) and Wei et al.
+    (2024, FREE) meta-learn: their released code has them, their papers do not.
+    """
 
     epochs: int = field(default=60, metadata={"help": "Passes over the training images."})
     batch_size: int = field(default=128, metadata={"help": "Images in a step."})
@@ -23,24 +27,28 @@ class PoolRecipe:
     weight_decay: float = field(default=0.0, metadata={"help": "Weight decay."})
     schedule: Literal["steps", "one_cycle"] = field(
         default="steps",
-        metadata={"help": "steps: the rate is cut at the milestones; one_cycle: up once and down to 0."},
+        metadata={"help": "steps: the learning rate is cut at the milestones; one_cycle: up once and down to 0."},
     )
-    milestones: tuple[int, ...] = field(default=(70,), metadata={"help": "Epochs after which the rate is cut to 1/5."})
+    milestones: tuple[int, ...] = field(
+        default=(70,), metadata={"help": "Epochs after which the learning rate is cut to 1/5."}
+    )
     clip: float = field(default=50.0, metadata={"help": "Largest norm of the gradient."})
-    flip: bool = field(default=False, metadata={"help": "Mirror half of the images (never glyphs: they have a side)."})
+    flip: bool = field(
+        default=False, metadata={"help": "Mirror half of the images (not for characters, which change by it)."}
+    )
     shift: int = field(default=0, metadata={"help": "Shift images by up to so many pixels, edges repeated."})
     train_fraction: float = field(default=0.8, metadata={"help": "Share of a class's images that is trained on."})
 
     @classmethod
     def published(cls, arch: str) -> PoolRecipe:
-        """The recipe of BiDf-MKD, FREE and TGR for that architecture (SYSTEMS 1.2)."""
+        """The recipe that BiDf-MKD, FREE and TGR have in common for that architecture."""
         if arch.startswith("conv4"):
             return cls()
         return cls(optimizer="sgd", weight_decay=5e-4, milestones=(30, 50, 80))
 
     @classmethod
     def fast(cls, *, flip: bool = True) -> PoolRecipe:
-        """15 epochs that reach higher accuracy than the 60 published ones: one-cycle rate, shifts and mirroring."""
+        """15 epochs that reach higher accuracy than the 60 published ones: one-cycle schedule, shifts, mirrored images."""
         return replace(cls(), epochs=15, schedule="one_cycle", flip=flip, shift=2)
 
 
@@ -57,7 +65,7 @@ def train_member(
     """Train `network` in place and leave it with the weights of the epoch that was best on the held-out images.
 
     The released systems keep a reference instead of a copy and so store their last epoch under the accuracy of their
-    best one (SYSTEMS 1.2); here the accuracy is measured again on the weights that are kept.
+    best one; here the accuracy is measured again on the weights that are kept.
 
     Args:
         network: on the device to train on.

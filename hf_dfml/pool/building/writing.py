@@ -13,7 +13,8 @@ from torch import nn
 
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.building.member_card import member_card
-from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME
+from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
+from hf_dfml.pool.formats.reading import read_entry
 
 
 def member_config(
@@ -68,6 +69,9 @@ def write_member(
         network: its weights.
         config: the content of `config.json`.
         verify: is given the written folder before it appears under its name; nothing appears if it raises.
+
+    Raises:
+        MemberError: if the config is not that of a usable member.
     """
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -76,7 +80,12 @@ def write_member(
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
         save_file(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
         (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(member_card(folder.name, config), encoding="utf-8")
+        # Other users of the machine may read it too: safetensors keeps its files to their owner.
+        (temporary / WEIGHTS_NAME).chmod((temporary / CONFIG_NAME).stat().st_mode)
+        entry = read_entry(folder.name, temporary)
+        if entry.problem is not None:
+            raise MemberError(entry.id, entry.problem)
+        (temporary / "README.md").write_text(member_card(folder.name, entry), encoding="utf-8")
         if verify is not None:
             verify(temporary)
         temporary.rename(folder)

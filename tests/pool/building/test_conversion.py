@@ -42,6 +42,7 @@ def test_a_member_is_one_that_plain_timm_loads(tmp_path):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (pool[0].mean, pool[0].std))
     torch.testing.assert_close(pool.load(0)(images), plain((images - mean) / std))
     assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["mine"]
+    assert len({path.stat().st_mode for path in (tmp_path / "pool" / "mine").iterdir()}) == 1
 
 
 WRAPPED = {
