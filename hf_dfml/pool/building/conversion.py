@@ -42,19 +42,14 @@ _COUNTERPARTS = {
     r"mobilenet_v2": "mobilenetv2_100",
     r"mobilenet_v3_(large|small)": r"mobilenetv3_\1_100",
     r"efficientnet_v2_([sml])": r"efficientnetv2_\1",
-    r"mnasnet1_0": "mnasnet_100",
-    r"mnasnet0_5": "mnasnet_050",
-    r"regnet_([xy])_(\d)00mf": r"regnet\1_00\2",
-    r"regnet_([xy])_(\d)_(\d)gf": r"regnet\1_0\2\3",
-    r"regnet_([xy])_(\d)gf": r"regnet\1_0\g<2>0",
-    r"regnet_([xy])_(\d\d)gf": r"regnet\1_\g<2>0",
     r"vit_b_(\d+)": r"vit_base_patch\1_224",
     r"vit_l_(\d+)": r"vit_large_patch\1_224",
     r"swin_t": "swin_tiny_patch4_window7_224",
     r"swin_s": "swin_small_patch4_window7_224",
     r"swin_b": "swin_base_patch4_window7_224",
 }
-"""Networks that timm has under another name than torchvision."""
+"""Networks that timm has under another name than torchvision. RegNets are not among them: their tensors are in another
+order."""
 
 
 def add_member(
@@ -118,9 +113,16 @@ def add_member(
         std=std or own.std,
         model_args=model_args,
     )
-    if mean is None or std is None:
+    if image_size is None or mean is None or std is None:
         used = config["pretrained_cfg"]
-        logger.warning("Images of %s are normalised with mean %s and std %s.", id, used["mean"], used["std"])
+        logger.warning(
+            "%s is given images of %d pixels with mean %s and std %s; if it was trained on others, name them "
+            "(--image_size, --mean, --std).",
+            id,
+            size,
+            used["mean"],
+            used["std"],
+        )
 
     def verify(written: Path) -> None:
         _compare(read_entry(id, written), source)
@@ -228,7 +230,7 @@ def _from_torchvision(
     renamed = (re.sub(old, new, name) for old, new in _COUNTERPARTS.items() if re.fullmatch(old, name))
     arch = next(renamed, name)
     if not timm.is_model(arch):
-        raise ValueError(f"torchvision's '{name}' has no counterpart in timm: its weights cannot become a member.")
+        raise ValueError(f"torchvision's '{name}' has no counterpart in timm that its weights could be converted to.")
     network, arguments = _timm_network(arch, num_classes, image_size, model_args)
     if (epsilon := _epsilon(source)) != _epsilon(network) and epsilon is not None:
         network, arguments = _timm_network(arch, num_classes, image_size, model_args | {"bn_eps": epsilon})
