@@ -72,7 +72,7 @@ def _last_layer(network: nn.Module, ways: int) -> str:
         return network_info(network).linear_classifier()
     except ValueError as error:
         raise ValueError(
-            f"Fine-tuning for {ways} classes needs one linear layer at the end; use head='prototype' or head='linear'. "
+            f"Fine-tuning for {ways} classes needs one linear layer last: use head='prototype' or head='linear'. "
             f"{error}"
         ) from error
 
