@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from hf_dfml.pipeline import RunConfig, meta_network, open_pool
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.black_box.service import open_service
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
+from hf_dfml.settings import Settings, option
 from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.pictures import curves
@@ -63,19 +64,10 @@ PROTOCOLS = (("support", "finetune"), ("support", "prototype"))
 """Batch norm and head of the evaluation's rows."""
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(Settings):
     """Which rows are measured."""
 
-    rows: list[str] = field(
-        default_factory=lambda: ["white", "logits", "probs", "label", "http"],
-        metadata={"help": f"Rows, in this order: {', '.join(TITLES)}."},
-    )
-
-    def __post_init__(self) -> None:
-        unknown = [row for row in self.rows if row not in TITLES]
-        if unknown:
-            raise ValueError(f"There is no row '{unknown[0]}': expected some of {', '.join(TITLES)}.")
+    rows: list[str] = option(["white", "logits", "probs", "label", "http"], "Rows, in this order.", choices=TITLES)
 
 
 class InterruptedRow(RuntimeError):
@@ -130,7 +122,7 @@ def train(
         InterruptedRow: if the run was stopped by something other than its last step or its budget.
     """
     black = isinstance(teachers, BlackBoxPool)
-    learner = BiDfMKD(method.for_black_boxes() if black else replace(method, gradient="autograd"), network)
+    learner = BiDfMKD(replace(method, gradient="zero_order" if black else "autograd"), network)
     settings = replace(config, output_dir=str(folder), resume_from_checkpoint="latest", log_with="none")
     outcome = Trainer(
         learner, teachers, settings, Accelerator(cpu=teachers.device.type == "cpu"), validation(config)
@@ -146,8 +138,8 @@ def cost(learner: BiDfMKD, network: nn.Module) -> int:
     """Queries of one API episode to a member of as many classes as the meta-model has outputs."""
     config, source = learner.config, learner.source
     assert isinstance(source, ZeroOrderGradient)
-    images = network_info(network).num_classes * config.images_per_class
-    return 2 * images * (config.recovery_steps * source.queries_per_image + 1)
+    images = network_info(network).num_classes * config.inversion.images_per_class
+    return 2 * images * (config.inversion.recovery_steps * source.queries_per_image + 1)
 
 
 @contextmanager

@@ -21,23 +21,25 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from measuring import convolution_peak, parse, plain_network, table, timed, write_section
+from measuring import convolution_peak, plain_network, table, timed, write_section
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation.meta_testing import episode_accuracies
 from hf_dfml.evaluation.protocol import EvaluationProtocol, draw_episodes
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import BatchNorm, create_network
 from hf_dfml.networks.info import network_info
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
@@ -47,28 +49,25 @@ HEADER = (
 )
 
 
-@dataclass(frozen=True)
-class Settings:
+class Options(Settings):
     """The network, its evaluation, and how much of it is measured."""
 
-    network: str = field(default="conv4", metadata={"help": "Architecture of a fresh network."})
-    model: str = field(default="", metadata={"help": "A meta-model to examine instead: a folder or a Hub id."})
-    dataset: str = field(default="glyphs", metadata={"help": "Data set of the episodes."})
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of local copies of the data sets."})
-    ways: int = field(default=5, metadata={"help": "Classes of an episode."})
-    shots: list[int] = field(default_factory=lambda: [1, 5], metadata={"help": "Support images a class."})
-    queries: int = field(default=15, metadata={"help": "Query images a class."})
-    bn: BatchNorm = field(default="support", metadata={"help": "Whose statistics normalise the queries."})
-    inner_steps: int = field(default=10, metadata={"help": "SGD steps on the support set."})
-    inner_lr: float = field(default=0.01, metadata={"help": "Rate of these steps."})
-    episodes: int = field(default=24, metadata={"help": "Episodes for each number of shots and threads."})
-    rounds: int = field(default=4, metadata={"help": "Parts of them, after each of which the two take turns."})
-    exact_episodes: int = field(default=8, metadata={"help": "Episodes that are compared in double precision."})
-    num_threads: list[int] = field(
-        default_factory=lambda: sorted({1, torch.get_num_threads()}), metadata={"help": "Numbers of CPU threads."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of network and episodes."})
-    output_dir: str = field(default="", metadata={"help": "Where `evaluate.md` goes; nowhere by default."})
+    network: str = option("conv4", "Architecture of a fresh network.")
+    model: str = option("", "A meta-model to examine instead: a folder or a Hub id.")
+    dataset: str = option("glyphs", "Data set of the episodes.")
+    data_dir: str | None = option(None, "Folder of local copies of the data sets.")
+    ways: int = option(5, "Classes of an episode.", least=2)
+    shots: list[int] = option([1, 5], "Support images a class.", least=1)
+    queries: int = option(15, "Query images a class.", least=1)
+    bn: BatchNorm = option("support", "Whose statistics normalise the queries.")
+    inner_steps: int = option(10, "SGD steps on the support set.", least=0)
+    inner_lr: float = option(0.01, "Rate of these steps.", above=0)
+    episodes: int = option(24, "Episodes for each number of shots and threads.", least=2)
+    rounds: int = option(4, "Parts of them, after each of which the two take turns.")
+    exact_episodes: int = option(8, "Episodes that are compared in double precision.")
+    num_threads: list[int] = option(sorted({1, torch.get_num_threads()}), "Numbers of CPU threads.", least=0)
+    seed: int = option(0, "Seed of network and episodes.")
+    output_dir: str = option("", "Where `evaluate.md` goes; nowhere by default.")
 
     def protocol(self, episodes: int, part: int = 0) -> EvaluationProtocol:
         """A part of the evaluation, with episodes of its own."""
@@ -148,7 +147,7 @@ def plain_accuracies(network: nn.Module, dataset: FewShotDataset, protocol: Eval
     return torch.tensor(accuracies)
 
 
-def work_of_an_episode(plain: nn.Module, settings: Settings, shots: int) -> float:
+def work_of_an_episode(plain: nn.Module, settings: Options, shots: int) -> float:
     """Floating-point operations of convolutions and matrix products."""
     weights = next(plain.parameters())
     images = [
@@ -162,7 +161,7 @@ def work_of_an_episode(plain: nn.Module, settings: Settings, shots: int) -> floa
 
 
 def race(
-    network: nn.Module, plain: nn.Module, dataset: FewShotDataset, settings: Settings, shots: int, threads: int
+    network: nn.Module, plain: nn.Module, dataset: FewShotDataset, settings: Options, shots: int, threads: int
 ) -> Row:
     """Both ways in turns, each on the same episodes."""
     torch.set_num_threads(threads)
@@ -208,7 +207,7 @@ def same_in_double(
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    settings = parse(Settings, __doc__, argv)
+    (settings,) = parse_into([Options], argv, __doc__)
     device = Accelerator().device
     before = torch.get_num_threads()
     network = open_network(settings).to(device)
@@ -236,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return report(settings, rows, same, describe_machine(device))
 
 
-def open_network(settings: Settings) -> nn.Module:
+def open_network(settings: Options) -> nn.Module:
     """The meta-model that was named, or a fresh network."""
     if settings.model:
         return MetaModel.from_pretrained(settings.model).network.eval()
@@ -258,7 +257,7 @@ def cells(row: Row, same: int, of: int) -> list[str]:
     ]
 
 
-def report(settings: Settings, rows: list[Row], same: dict[int, int], machine: str) -> dict[str, Any]:
+def report(settings: Options, rows: list[Row], same: dict[int, int], machine: str) -> dict[str, Any]:
     """Write what was asked for and print the last line."""
     headline = max(rows, key=lambda row: (row.shots, row.threads))
     result = {

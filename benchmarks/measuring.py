@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -14,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import HfArgumentParser
 
 from hf_dfml.networks.conv4 import Conv4
 from hf_dfml.pool import ModelPool
@@ -24,15 +22,7 @@ from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import this_command
 
 GLYPHS = Path("pools/benchmark-glyphs")
-SettingsType = TypeVar("SettingsType")
 Result = TypeVar("Result")
-
-
-def parse(kind: type[SettingsType], description: str | None, argv: Sequence[str] | None) -> SettingsType:
-    """The settings of a script from its command line; `--help` shows its docstring."""
-    parser = HfArgumentParser(kind, description=description, formatter_class=RawDescriptionHelpFormatter)  # type: ignore[arg-type]
-    (settings,) = parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
-    return settings
 
 
 def open_pool(pool: str, members: int = 8) -> ModelPool:

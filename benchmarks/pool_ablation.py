@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,17 +25,16 @@ from students import classes_of, last_snapshot, prepared, trial
 from hf_dfml.arguments import parse_into
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
 from hf_dfml.pipeline import RunConfig
+from hf_dfml.settings import Settings, option
 
 AS_GIVEN = "as given"
 
 
-@dataclass(frozen=True)
-class Variants:
+class Variants(Settings):
     """What is changed."""
 
-    variants: list[str] = field(
-        default_factory=lambda: ["mix_alpha=0", "crop_padding=0", "recoveries=1"],
-        metadata={"help": "OPTION=VALUE, or several by comma, of each variant."},
+    variants: list[str] = option(
+        ["mix_alpha=0", "crop_padding=0", "recoveries=1"], "OPTION=VALUE, or several by comma, of each variant."
     )
 
 

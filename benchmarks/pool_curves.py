@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,16 @@ from hf_dfml.evaluation import (
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
 from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import ModelPool
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.pictures import curves
 
 
-@dataclass(frozen=True)
-class Points:
+class Points(Settings):
     """Where the curves are measured."""
 
-    members: list[int] = field(
-        default_factory=lambda: [5, 10, 20, 40, 0], metadata={"help": "Numbers of members; 0: all."}
-    )
-    budgets: list[int] = field(
-        default_factory=lambda: [15, 30, 60], metadata={"help": "Steps of recovery, with all members."}
-    )
+    members: list[int] = option([5, 10, 20, 40, 0], "Numbers of members; 0: all.")
+    budgets: list[int] = option([15, 30, 60], "Steps of recovery, with all members.")
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config, pool = prepared(method, config)
     folder = Path(config.output_dir)
     counts = sorted({min(count or len(pool), len(pool)) for count in points.members})
-    budgets = sorted({*points.budgets, method.recovery_steps})
+    budgets = sorted({*points.budgets, method.view.inversion.recovery_steps})
     protocol = EvaluationProtocol(
         ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running", head="prototype"
     )
@@ -81,14 +77,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if not (folder / f"{count}-members" / "results.json").is_file():
             write_results(folder / f"{count}-members", ceiling(pool[:count], dataset, protocol))
     wanted = [
-        *(Point(count, method.recovery_steps) for count in counts),
-        *(Point(len(pool), budget) for budget in budgets if budget != method.recovery_steps),
+        *(Point(count, method.view.inversion.recovery_steps) for count in counts),
+        *(Point(len(pool), budget) for budget in budgets if budget != method.view.inversion.recovery_steps),
     ]
     for point in wanted:
         if not (folder / point.name / "results.json").is_file():
             print(f"{point.name}:", flush=True)
             write_results(folder / point.name, student(point, pool, method, config, dataset, protocol))
-    return summary(folder, wanted, method.recovery_steps)
+    return summary(folder, wanted, method.view.inversion.recovery_steps)
 
 
 def ceiling(pool: ModelPool, dataset: FewShotDataset, protocol: EvaluationProtocol) -> list[Result]:

@@ -38,7 +38,6 @@ from measuring import (
     convolution_peak,
     counts_own_time,
     open_pool,
-    parse,
     table,
     time_shares,
     timed,
@@ -47,6 +46,7 @@ from measuring import (
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.learning.distillation import distillation_loss
 from hf_dfml.networks import create_network
@@ -55,9 +55,10 @@ from hf_dfml.networks.generator import Generator
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip
-from hf_dfml.recovery.inversion import recover
+from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
@@ -68,21 +69,18 @@ NAME = r"(?:(generator|free)-(\d+)(c)?|pixels)(?:@([\d.]+))?(?:x(\d+))?(?:n(\d+)
 """Of a recovery: kind (or pixels), its number, whether compiled, rate, steps, images a class."""
 
 
-@dataclass(frozen=True)
-class Settings(MetaGeneratorConfig):
+class Options(Settings):
     """The pool, and how much is measured; the options of both recoveries are those of the recipes."""
 
-    pool: str = field(default="", metadata={"help": f"The teachers; by default glyph members, built in {GLYPHS}."})
-    dataset: str | None = field(
-        default=None, metadata={"help": "Data set that the members were trained on (glyphs for the default pool)."}
-    )
-    data_dir: str | None = field(default=None, metadata={"help": "Folder of local copies of the data sets."})
-    members: int = field(default=4, metadata={"help": "Members whose tasks are recovered and measured."})
-    pool_size: int = field(default=8, metadata={"help": "Members of the default pool."})
-    teachers_per_step: int = field(default=4, metadata={"help": "Teachers in a step of the meta-generator."})
-    warmup: int = field(default=20, metadata={"help": "Steps of the meta-generator before anything is measured."})
-    recoveries: list[str] = field(
-        default_factory=lambda: [
+    pool: str = option("", f"The teachers; by default glyph members, built in {GLYPHS}.")
+    dataset: str | None = option(None, "Data set that the members were trained on (glyphs for the default pool).")
+    data_dir: str | None = option(None, "Folder of local copies of the data sets.")
+    members: int = option(4, "Members whose tasks are recovered and measured.")
+    pool_size: int = option(8, "Members of the default pool.")
+    teachers_per_step: int = option(4, "Teachers in a step of the meta-generator.", least=1)
+    warmup: int = option(20, "Steps of the meta-generator before anything is measured.", least=0)
+    recoveries: list[str] = option(
+        [
             "generator-64",
             "generator-16x100n40",
             "generator-16cx100n40",
@@ -90,17 +88,16 @@ class Settings(MetaGeneratorConfig):
             "free-5",
             "free-2",
         ],
-        metadata={
-            "help": "`generator-WIDTH`, `pixels` or `free-STEPS`, perhaps c (compiled), @RATE, xSTEPS and nIMAGES (a "
-            "class), in this order; the first is the baseline."
-        },
+        "`generator-WIDTH`, `pixels` or `free-STEPS`, perhaps c (compiled), @RATE, xSTEPS and nIMAGES (a "
+        "class), in this order; the first is the baseline.",
+        least=1,
     )
-    pixels_tv: float = field(default=0.1, metadata={"help": "Weight of the total variation for pixels."})
-    student_steps: int = field(default=100, metadata={"help": "Adam steps by which a student is distilled."})
-    generator_width: int = field(default=16, metadata={"help": "Channels of the meta-generator (64 in the paper)."})
-    seed: int = field(default=0, metadata={"help": "Seed of everything random."})
-    num_threads: int = field(default=1, metadata={"help": "CPU threads."})
-    output_dir: str = field(default="", metadata={"help": "Where `recovery.md` goes; nowhere by default."})
+    pixels_tv: float = option(0.1, "Weight of the total variation for pixels.")
+    student_steps: int = option(100, "Adam steps by which a student is distilled.")
+    meta_generator: MetaGeneratorConfig = part(MetaGeneratorConfig, generator_width=16)
+    seed: int = option(0, "Seed of everything random.")
+    num_threads: int = option(1, "CPU threads.", least=0)
+    output_dir: str = option("", "Where `recovery.md` goes; nowhere by default.")
 
 
 @dataclass
@@ -109,14 +106,14 @@ class Way:
 
     name: str
     run: Callable[[list[Teacher]], list[Task]]
-    config: MetaGeneratorConfig
+    config: RecoveryConfig
     warmup_seconds: float = 0.0
     seconds: list[float] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
 
 
-def way_of(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
+def way_of(name: str, settings: Options, pool: ModelPool, size: int) -> Way:
     """A recovery by its name: a kind and perhaps a number, a rate, steps, images a class."""
     found = re.fullmatch(NAME, name)
     if not found:
@@ -129,8 +126,8 @@ def way_of(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
         settings = replace(settings, recovery_lr=float(rate), adaptation_lr=float(rate))
     settings = replace(
         settings,
-        recovery_steps=int(steps or settings.recovery_steps),
-        images_per_class=int(images or settings.images_per_class),
+        recovery_steps=int(steps or settings.meta_generator.inversion.recovery_steps),
+        images_per_class=int(images or settings.meta_generator.inversion.images_per_class),
         compile_generator=bool(compiled),
     )
     if kind == "free":
@@ -140,10 +137,10 @@ def way_of(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
     return scratch_way(name, replace(settings, recovery="pixels", tv_weight=settings.pixels_tv), pool, size)
 
 
-def meta_generator_way(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
+def meta_generator_way(name: str, settings: Options, pool: ModelPool, size: int) -> Way:
     """FREE's recovery, after its warm-up."""
-    stream = fork(settings.seed, "meta-generator", settings.adaptation_steps)
-    meta = MetaGenerator(settings, size, pool.device)
+    stream = fork(settings.seed, "meta-generator", settings.meta_generator.adaptation_steps)
+    meta = MetaGenerator(settings.meta_generator, size, pool.device)
     meta.reset_parameters(stream)
 
     def warm_up() -> None:
@@ -152,21 +149,21 @@ def meta_generator_way(name: str, settings: Settings, pool: ModelPool, size: int
             meta.recover([pool.load(index) for index in drawn], stream)
 
     _, seconds = timed(pool.device, warm_up)
-    return Way(name, lambda teachers: meta.recover(teachers, stream)[0], settings, seconds)
+    return Way(name, lambda teachers: meta.recover(teachers, stream)[0], settings.meta_generator.inversion, seconds)
 
 
-def scratch_way(name: str, settings: Settings, pool: ModelPool, size: int) -> Way:
+def scratch_way(name: str, settings: Options, pool: ModelPool, size: int) -> Way:
     """The recovery of BiDf-MKD and TGR: each task by itself, after the compilation if there is one."""
-    stream = fork(settings.seed, "scratch")
+    stream, config = fork(settings.seed, "scratch"), settings.meta_generator.inversion
     seconds = 0.0
-    if settings.compile_generator:
-        first = partial(recover, pool.load(0), replace(settings, recovery_steps=1), size, fork(settings.seed, "first"))
+    if config.compile_generator:
+        first = partial(recover, pool.load(0), replace(config, recovery_steps=1), size, fork(settings.seed, "first"))
         seconds = timed(pool.device, first)[1]
 
     def run(teachers: list[Teacher]) -> list[Task]:
-        return [recover(teacher, settings, size, stream) for teacher in teachers]
+        return [recover(teacher, config, size, stream) for teacher in teachers]
 
-    return Way(name, run, settings, seconds)
+    return Way(name, run, config, seconds)
 
 
 @dataclass(frozen=True)
@@ -221,10 +218,10 @@ def held_out(teacher: Teacher, dataset: FewShotDataset) -> tuple[Tensor, Tensor]
     return to_unit(torch.cat(parts)).to(device), labels.to(device)
 
 
-def student_accuracy(teacher: Teacher, task: Task, real: tuple[Tensor, Tensor], settings: Settings) -> float:
+def student_accuracy(teacher: Teacher, task: Task, real: tuple[Tensor, Tensor], settings: Options) -> float:
     """Accuracy in percent on real images of a student that saw the task's images and the teacher's answers only."""
     stream = fork(settings.seed, "student", teacher.entry.id)
-    size = task.images.shape[-1]
+    size, recovery = task.images.shape[-1], settings.meta_generator.inversion
     student = create_network(
         "conv4",
         num_classes=teacher.num_classes,
@@ -235,7 +232,7 @@ def student_accuracy(teacher: Teacher, task: Task, real: tuple[Tensor, Tensor], 
     ).to(task.images.device)
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     for _ in range(settings.student_steps):
-        images = random_crop_flip(task.images, stream, padding=settings.shift, flip=settings.flip)
+        images = random_crop_flip(task.images, stream, padding=recovery.shift, flip=recovery.flip)
         with torch.no_grad():
             targets = teacher(images)
         loss = distillation_loss(targets, student(normalise(student, images)))
@@ -257,18 +254,19 @@ def accuracy_of(classify: Callable[[Tensor], Tensor], real: tuple[Tensor, Tensor
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    settings = parse(Settings, __doc__, argv)
+    (settings,) = parse_into([Options], argv, __doc__)
     torch.set_num_threads(settings.num_threads)
     pool = open_pool(settings.pool, settings.pool_size)
     name = settings.dataset if settings.pool else "glyphs"
     if name == "glyphs":
         settings = replace(settings, flip=False)  # A mirrored glyph may be another glyph.
+    recovery = settings.meta_generator.inversion
     pool = pool.to(Accelerator().device)
     size = max(entry.input_size[-1] for entry in pool if entry.input_size)
     members = [pool.load(index) for index in range(min(settings.members, len(pool)))]
     about = (
         f"{len(members)} of {len(pool)} members of {Path(settings.pool).name or 'a pool of glyphs'}, "
-        f"{settings.images_per_class} images a class, {size} pixels, {settings.recovery_steps} steps. "
+        f"{recovery.images_per_class} images a class, {size} pixels, {recovery.recovery_steps} steps. "
         f"{describe_machine(pool.device)}."
     )
     print(about, flush=True)
@@ -308,7 +306,7 @@ HEADER = (
 
 
 def report(
-    settings: Settings,
+    settings: Options,
     about: str,
     ways: list[Way],
     costs: dict[str, Pass],
@@ -359,8 +357,8 @@ def report(
         "teacher_accuracy": teacher and round(teacher, 2),
         "passes": {name: asdict(cost) for name, cost in costs.items()},
         "shares": shares,
-        "recovery_steps": settings.recovery_steps,
-        "images_per_class": settings.images_per_class,
+        "recovery_steps": recovery.recovery_steps,
+        "images_per_class": recovery.images_per_class,
     }
     print(json.dumps(result))
     return result

@@ -20,17 +20,18 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from measuring import convolution_peak, parse, plain_network, table, time_shares, timed, write_section
+from measuring import convolution_peak, plain_network, table, time_shares, timed, write_section
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
 from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters
@@ -41,6 +42,7 @@ from hf_dfml.networks.functional import normalise
 from hf_dfml.networks.info import network_info
 from hf_dfml.recovery.bank import MemoryBank
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.processes import ALONE
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
@@ -51,21 +53,20 @@ HEADER = (
 )
 
 
-@dataclass(frozen=True)
-class Settings:
+class Options(Settings):
     """Episodes as TGR replays them, and how many."""
 
-    network: str = field(default="conv4", metadata={"help": "Architecture of the meta-model."})
-    ways: int = field(default=5, metadata={"help": "Classes of an episode."})
-    shots: int = field(default=1, metadata={"help": "Support images a class."})
-    queries: int = field(default=15, metadata={"help": "Query images a class; they are normalised together."})
-    inner_steps: int = field(default=5, metadata={"help": "Inner SGD steps."})
-    inner_lr: float = field(default=0.01, metadata={"help": "Their rate."})
-    batch: int = field(default=16, metadata={"help": "Episodes an outer step."})
-    steps: int = field(default=3, metadata={"help": "Outer steps by each of the two, in turns."})
-    seed: int = field(default=0, metadata={"help": "Seed of network and episodes."})
-    num_threads: int = field(default=1, metadata={"help": "CPU threads."})
-    output_dir: str = field(default="", metadata={"help": "Where `replay.md` goes; nowhere by default."})
+    network: str = option("conv4", "Architecture of the meta-model.")
+    ways: int = option(5, "Classes of an episode.", least=2)
+    shots: int = option(1, "Support images a class.", least=1)
+    queries: int = option(15, "Query images a class; they are normalised together.", least=1)
+    inner_steps: int = option(5, "Inner SGD steps.", least=0)
+    inner_lr: float = option(0.01, "Their rate.", above=0)
+    batch: int = option(16, "Episodes an outer step.")
+    steps: int = option(3, "Outer steps by each of the two, in turns.", least=0)
+    seed: int = option(0, "Seed of network and episodes.")
+    num_threads: int = option(1, "CPU threads.", least=0)
+    output_dir: str = option("", "Where `replay.md` goes; nowhere by default.")
 
     @property
     def config(self) -> EpisodeConfig:
@@ -118,7 +119,7 @@ def outputs(network: nn.Module, params: Parameters, images: Tensor) -> Tensor:
     return torch.func.functional_call(network, params, normalise(network, images))
 
 
-def bank_of(settings: Settings, size: int, device: torch.device) -> MemoryBank:
+def bank_of(settings: Options, size: int, device: torch.device) -> MemoryBank:
     """Glyphs of the training classes in place of recovered images: what the pixels show costs nothing."""
     dataset = load_dataset("glyphs", "train", image_size=size)
     bank = MemoryBank(capacity=100)
@@ -128,7 +129,7 @@ def bank_of(settings: Settings, size: int, device: torch.device) -> MemoryBank:
     return bank
 
 
-def race(network: nn.Module, bank: MemoryBank, settings: Settings, loop: InnerLoop) -> Row:
+def race(network: nn.Module, bank: MemoryBank, settings: Options, loop: InnerLoop) -> Row:
     """Both in turns, each from the same weights on the same episodes."""
     device = next(network.parameters()).device
     models = {"plain": stateless(plain_network(network)), "ours": copy.deepcopy(network)}
@@ -190,7 +191,7 @@ def difference_in_double(network: nn.Module, episodes: Episodes, loop: InnerLoop
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    settings = parse(Settings, __doc__, argv)
+    (settings,) = parse_into([Options], argv, __doc__)
     before = torch.get_num_threads()
     torch.set_num_threads(settings.num_threads)
     try:
@@ -199,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         torch.set_num_threads(before)
 
 
-def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
+def measure(settings: Options, device: torch.device) -> dict[str, Any]:
     """All inner loops, the table, and the object of the last line."""
     network = create_network(settings.network, num_classes=settings.ways, generator=fork(settings.seed, "network"))
     network = network.to(device)

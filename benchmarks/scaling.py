@@ -31,8 +31,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from measuring import GLYPHS, open_pool, parse, table, wait, write_section
+from measuring import GLYPHS, open_pool, table, wait, write_section
 
+from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate
 from hf_dfml.learning.ensemble_features import TargetConfig, ensemble_products
@@ -40,6 +41,7 @@ from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
@@ -47,21 +49,20 @@ from hf_dfml.utils.seeding import fork
 Work = Callable[[Processes], Any]
 
 
-@dataclass(frozen=True)
-class Settings:
+class Options(Settings):
     """The pool, and how much of each work is done."""
 
-    pool: str = field(default="", metadata={"help": f"The teachers; by default glyph members, built in {GLYPHS}."})
-    processes: int = field(default=2, metadata={"help": "Processes to compare with one, on CPUs."})
-    repeats: int = field(default=3, metadata={"help": "Times that each work is done by one and by all."})
-    recovery_steps: int = field(default=4, metadata={"help": "Steps of a recovery by a generator (200 in the paper)."})
-    generator_width: int = field(default=16, metadata={"help": "Channels of the generator (64 in the paper)."})
-    images_per_class: int = field(default=20, metadata={"help": "Images of a class in a recovery."})
-    replay_batches: int = field(default=2, metadata={"help": "Batches of 16 episodes that are replayed in a step."})
-    episodes: int = field(default=40, metadata={"help": "Episodes of the evaluation (5-way 5-shot, 10 steps)."})
-    images: int = field(default=1000, metadata={"help": "Images that the targets are of."})
-    seed: int = field(default=0, metadata={"help": "Seed of everything random."})
-    output_dir: str = field(default="", metadata={"help": "Where `scaling.md` goes; nowhere by default."})
+    pool: str = option("", f"The teachers; by default glyph members, built in {GLYPHS}.")
+    processes: int = option(2, "Processes to compare with one, on CPUs.", least=1)
+    repeats: int = option(3, "Times that each work is done by one and by all.")
+    recovery_steps: int = option(4, "Steps of a recovery by a generator (200 in the paper).", least=1)
+    generator_width: int = option(16, "Channels of the generator (64 in the paper).", least=1)
+    images_per_class: int = option(20, "Images of a class in a recovery.", least=1)
+    replay_batches: int = option(2, "Batches of 16 episodes that are replayed in a step.")
+    episodes: int = option(40, "Episodes of the evaluation (5-way 5-shot, 10 steps).", least=2)
+    images: int = option(1000, "Images that the targets are of.")
+    seed: int = option(0, "Seed of everything random.")
+    output_dir: str = option("", "Where `scaling.md` goes; nowhere by default.")
 
 
 @dataclass
@@ -110,7 +111,7 @@ def compare(work: Work, processes: Processes, repeats: int) -> Times:
     return times
 
 
-def works(settings: Settings, pool: ModelPool, processes: Processes) -> tuple[dict[str, Work], dict[bool, TGR]]:
+def works(settings: Options, pool: ModelPool, processes: Processes) -> tuple[dict[str, Work], dict[bool, TGR]]:
     """The pieces of work by name; and the method as the main process runs it alone (False) and as all run it."""
     size = max(entry.input_size[-1] for entry in pool if entry.input_size)
     config = TGRConfig(
@@ -152,7 +153,7 @@ def works(settings: Settings, pool: ModelPool, processes: Processes) -> tuple[di
     }, methods
 
 
-def measure(settings: Settings) -> dict[str, Any]:
+def measure(settings: Options) -> dict[str, Any]:
     """What each of the processes does."""
     torch.set_num_threads(1)
     imports = peak_memory()
@@ -174,7 +175,7 @@ def peak_memory() -> float:
 
 
 def report(
-    settings: Settings,
+    settings: Options,
     processes: Processes,
     times: dict[str, Times],
     peaks: list[float],
@@ -219,7 +220,7 @@ def report(
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line; starts the processes where none was started."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    settings = parse(Settings, __doc__, arguments)
+    (settings,) = parse_into([Options], arguments, __doc__)
     if "RANK" in os.environ:
         return measure(settings)
     open_pool(settings.pool)  # Built once, if at all.

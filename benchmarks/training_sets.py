@@ -17,7 +17,7 @@ number of shots over that of the recipe (`second`, which is always there), neare
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,8 @@ from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool.black_box.pool import BlackBoxPool
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.recovery.inversion import recover
-from hf_dfml.recovery.mixing import mix_recovered
+from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_uint8, to_unit
 from hf_dfml.utils.seeding import fork
@@ -66,13 +67,13 @@ COMMITTEE = 2
 """Members whose cosines the student's are held against."""
 
 
-@dataclass(frozen=True)
-class Sets:
+class Sets(Settings):
     """What is measured."""
 
-    sets: list[str] = field(
-        default_factory=lambda: [name for name in SETS if name != "real"],
-        metadata={"help": "; ".join(f"`{name}`: {text}" for name, text in SETS.items()) + "."},
+    sets: list[str] = option(
+        [name for name in SETS if name != "real"],
+        "; ".join(f"`{name}`: {text}" for name, text in SETS.items()) + ".",
+        choices=SETS,
     )
 
 
@@ -103,6 +104,7 @@ class Trial(PoolDistillation):
             images, members = self.real, torch.zeros(len(self.real), dtype=torch.long)
         else:
             images, members = self.recovered_set(pool, context)
+        view = self.config.view
         mix = _rectangles if self.kind == "rectangles" else mix_recovered
         if self.kind in ("blurred", "sharpened"):
             plain = to_unit(images)
@@ -111,14 +113,12 @@ class Trial(PoolDistillation):
         elif self.kind == "enlarged":
             images = torch.cat([images, _enlarged(images, fork(context.seed, "enlarged"))])
             members = members.repeat(2)
-        mixed = mix(images, members, self.config, fork(context.seed, "mixing"), flip=self.config.flip)
-        return EnsembleView(
-            mixed, ensemble_view(pool, mixed, self.config, context), {"images": images[:0], "titles": []}
-        )
+        mixed = mix(images, members, view.mixing, fork(context.seed, "mixing"), flip=view.inversion.flip)
+        return EnsembleView(mixed, ensemble_view(pool, mixed, view, context), {"images": images[:0], "titles": []})
 
     def recovered_set(self, pool: ModelPool, context: Context) -> tuple[Tensor, Tensor]:
         """`(R, 3, H, W)` uint8 and the member each is from, `(R,)`."""
-        recovery = partial(recover_member, pool, self.config, self.size, context)
+        recovery = partial(recover_member, pool, self.config.view, self.size, context)
         parts = context.map_members("recovered", recovery, pool, "Recovering images")
         half = [len(part["images"]) // 2 for part in parts]
         sets = [(part["images"][: half[index]], index) for index, part in enumerate(parts)]
@@ -159,7 +159,9 @@ class Trial(PoolDistillation):
         if self.kind == "repelled":
             with torch.no_grad():
                 first = F.normalize(teacher.features(to_unit(sets[index][0])), dim=-1)
-            labels_of_first = torch.arange(teacher.num_classes).repeat_interleave(self.config.images_per_class)
+            labels_of_first = torch.arange(teacher.num_classes).repeat_interleave(
+                self.config.view.inversion.images_per_class
+            )
 
             def term(images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
                 ours = F.normalize(teacher.features(images), dim=-1)
@@ -178,11 +180,11 @@ class Trial(PoolDistillation):
                 joint = torch.stack([_cosines(member.features(images)) for member in committee]).mean(0)
                 return -DISAGREEMENT * (_cosines(features_of(student, images)) - joint).square().mean(1)
 
-        return {"images": to_uint8(recover(teacher, self.config, self.size, generator, term).images)}
+        return {"images": to_uint8(recover(teacher, self.config.view.inversion, self.size, generator, term).images)}
 
     def _twice(self, pool: ModelPool, context: Context, index: int) -> Tree:
         generator, teacher = fork(context.seed, self.kind, index), pool.load(index)
-        tasks = [recover(teacher, self.config, self.size, generator) for _ in range(2)]
+        tasks = [recover(teacher, self.config.view.inversion, self.size, generator) for _ in range(2)]
         return {"images": to_uint8(torch.cat([task.images for task in tasks]))}
 
     def _errors(self, pool: ModelPool, sets: list[tuple[Tensor, int]]) -> Tensor:
@@ -206,7 +208,7 @@ def _cosines(features: Tensor) -> Tensor:
 
 
 def _rectangles(
-    images: Tensor, members: Tensor, config: PoolDistillationConfig, generator: torch.Generator, *, flip: bool
+    images: Tensor, members: Tensor, config: MixingConfig, generator: torch.Generator, *, flip: bool
 ) -> Tensor:
     """Crops with a rectangle of another one in them (CutMix, Yun et al., ICCV 2019), of a uniform share."""
     plain = replace(config, mix_alpha=0.0)
@@ -240,14 +242,13 @@ def _real(dataset: FewShotDataset, count: int, seed: int) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
     method, config, wanted = parse_into((PoolDistillationConfig, RunConfig, Sets), argv, __doc__)
-    unknown = set(wanted.sets) - SETS.keys()
-    if unknown:
-        raise ValueError(f"--sets {' '.join(sorted(unknown))}: expected some of {', '.join(SETS)}.")
-    if method.recoveries != 2:
-        raise ValueError(f"--recoveries {method.recoveries}: expected 2, of which the second is what is replaced.")
+    if method.view.recoveries != 2:
+        raise ValueError(
+            f"--recoveries {method.view.recoveries}: expected 2, of which the second is what is replaced."
+        )
     config, pool = prepared(method, config)
     # As many as are recovered.
-    count = sum(2 * entry.num_classes * method.images_per_class for entry in pool if entry.num_classes)
+    count = sum(2 * entry.num_classes * method.view.inversion.images_per_class for entry in pool if entry.num_classes)
 
     def student(name: str) -> nn.Module:
         against_half = name in ("disagreement", "worst")

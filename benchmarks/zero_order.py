@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from math import sqrt
 from statistics import mean
@@ -25,38 +24,35 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import GLYPHS, open_pool, parse
+from measuring import GLYPHS, open_pool
 from torch import Tensor
 
+from hf_dfml.arguments import parse_into
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.gradient_source import ESTIMATORS, Estimator, ImageLosses, ZeroOrderGradient, autograd_gradient
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
 
-@dataclass(frozen=True)
-class Settings:
+class Options(Settings):
     """What is measured, and how much of it."""
 
-    pool: str = field(default="", metadata={"help": f"A pool of 32-pixel members; else glyphs, built in {GLYPHS}."})
-    members: int = field(default=2, metadata={"help": "Members that are asked."})
-    directions: list[int] = field(
-        default_factory=lambda: [5, 10, 20, 100], metadata={"help": "Numbers of directions (central: half of it)."}
-    )
-    mu: float = field(default=0.01, metadata={"help": "Length of the differences, in pixels of [0, 1]."})
-    reference: int = field(default=100, metadata={"help": "Directions of the sphere that the ratio is about."})
-    recovery_steps: int = field(default=30, metadata={"help": "Steps of a recovery."})
-    images_per_class: int = field(default=1, metadata={"help": "Images recovered for each class."})
-    recovery: str = field(default="pixels", metadata={"help": "What is optimised: `pixels` or `generator`."})
-    recovery_lr: float = field(default=0.1, metadata={"help": "Rate of Adam in the recovery."})
-    recovered_directions: list[int] = field(
-        default_factory=lambda: [10, 100], metadata={"help": "Directions of the recoveries by estimates."}
-    )
-    output: str = field(default="runs/zero_order.png", metadata={"help": "Where the figure goes."})
-    seed: int = field(default=0, metadata={"help": "Seed of everything random."})
-    num_threads: int = field(default=1, metadata={"help": "CPU threads."})
+    pool: str = option("", f"A pool of 32-pixel members; else glyphs, built in {GLYPHS}.")
+    members: int = option(2, "Members that are asked.")
+    directions: list[int] = option([5, 10, 20, 100], "Numbers of directions (central: half of it).")
+    mu: float = option(0.01, "Length of the differences, in pixels of [0, 1].")
+    reference: int = option(100, "Directions of the sphere that the ratio is about.")
+    recovery_steps: int = option(30, "Steps of a recovery.", least=1)
+    images_per_class: int = option(1, "Images recovered for each class.", least=1)
+    recovery: str = option("pixels", "What is optimised: `pixels` or `generator`.")
+    recovery_lr: float = option(0.1, "Rate of Adam in the recovery.", above=0)
+    recovered_directions: list[int] = option([10, 100], "Directions of the recoveries by estimates.")
+    output: str = option("runs/zero_order.png", "Where the figure goes.")
+    seed: int = option(0, "Seed of everything random.")
+    num_threads: int = option(1, "CPU threads.", least=0)
 
     @property
     def recipe(self) -> RecoveryConfig:
@@ -80,7 +76,7 @@ def source_of(name: Estimator, directions: int, mu: float) -> ZeroOrderGradient:
     return ZeroOrderGradient(count, mu, directions_at_once=20, **options)
 
 
-def cosines(teacher: Teacher, settings: Settings) -> dict[tuple[Estimator, int], float]:
+def cosines(teacher: Teacher, settings: Options) -> dict[tuple[Estimator, int], float]:
     """Mean cosine with the true gradient over images and the second half of a recovery's steps."""
     asked = {(name, q): source_of(name, q, settings.mu) for name in ESTIMATORS for q in settings.directions}
     found: dict[tuple[Estimator, int], list[float]] = {key: [] for key in asked}
@@ -98,7 +94,7 @@ def cosines(teacher: Teacher, settings: Settings) -> dict[tuple[Estimator, int],
 
 
 @torch.no_grad()
-def recovered(teacher: Teacher, settings: Settings, source: Any) -> tuple[float, float]:
+def recovered(teacher: Teacher, settings: Options, source: Any) -> tuple[float, float]:
     """Cross-entropy, and accuracy in percent, of a member on what is recovered by a source of gradients."""
     with torch.enable_grad():
         task = recover(teacher, settings.recipe, 32, fork(settings.seed, "own", teacher.entry.id), source=source)
@@ -119,7 +115,7 @@ def queries_for(cosine: float, points: Sequence[tuple[float, float]]) -> float |
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, draw, and give the object of the last line."""
-    settings = parse(Settings, __doc__, argv)
+    (settings,) = parse_into([Options], argv, __doc__)
     torch.set_num_threads(settings.num_threads)
     pool = open_pool(settings.pool, max(8, settings.members))
     teachers = [pool.load(index) for index in range(min(settings.members, len(pool)))]
@@ -170,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return result
 
 
-def verdict(lines: dict[str, list[tuple[float, float]]], settings: Settings) -> dict[str, Any]:
+def verdict(lines: dict[str, list[tuple[float, float]]], settings: Options) -> dict[str, Any]:
     """Queries for the sphere's cosine at `reference` directions: the sphere's and those of the best estimator."""
     baseline = settings.reference + 1
     wanted = dict(lines["sphere"])[baseline]

@@ -1,38 +1,27 @@
-"""Command lines and YAML files -> the dataclasses that a recipe is configured by."""
+"""Command lines, presets and YAML files -> the dataclasses that a recipe is configured by."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import difflib
-from collections.abc import Sequence
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+from hf_dfml.settings import Option, from_flat, meant, no_option, options_of
 
 Config = TypeVar("Config")
 
-LEAST = {
-    "batch_size": 2,
-    "checkpoint_every": 1,
-    "episodes": 2,
-    "images_per_class": 1,
-    "keep_checkpoints": 1,
-    "max_queries": 0,
-    "num_images": 1,
-    "num_members": 0,
-    "recoveries": 1,
-    "recovery_steps": 1,
-    "shots": 1,
-    "steps": 0,
-    "validate_every": 1,
-    "validation_episodes": 2,
-    "ways": 2,
+FILES = {
+    "preset": "Ready settings, such as cifar-fs-cpu; a wrong name lists them all.",
+    "config": "YAML file of options, which go before those of a preset.",
 }
-"""The smallest values of options that count something; rates (`lr`, `..._lr`) must be positive."""
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults behind each option, the description as it was written."""
+"""Options that name further options; those of the command line go before either."""
+INDENT = 28
+"""Column of the texts in a list of options."""
 
 
 def parse(
@@ -43,19 +32,9 @@ def parse(
     description: str | None = None,
     program: str | None = None,
 ) -> tuple[Any, Config]:
-    """The method's hyper-parameters and the run's settings from a command line.
-
-    Args:
-        method_class: a class of `hf_dfml.methods` with its dataclass as `Config`.
-        run_class: the dataclass of the run.
-        argv: see `parse_into`, as all that follow.
-        description: text above the list of options.
-        program: what the user has typed before `argv`.
-
-    Raises:
-        ValueError: if the YAML file has a key that is no option.
-    """
-    method_config, run_config = parse_into((method_class.Config, run_class), argv, description, program)
+    """The method's hyper-parameters and the run's settings from a command line; see `parse_into`."""
+    method = method_class.__module__.rpartition(".")[-1].replace("_", "-")
+    method_config, run_config = parse_into((method_class.Config, run_class), argv, description, program, method)
     return method_config, run_config
 
 
@@ -64,76 +43,170 @@ def parse_into(
     argv: Sequence[str] | None = None,
     description: str | None = None,
     program: str | None = None,
+    method: str = "",
 ) -> tuple[Any, ...]:
-    """One instance of each dataclass from a command line; an option that there is not ends it with exit code 2.
+    """One instance of each dataclass from a command line; what is wrong with it ends it with exit code 2.
 
-    Options are the dataclasses' field names. `--config file.yaml` gives defaults; the command line wins.
+    Options are the names of `options_of`, with dashes or underscores. `--preset NAME` gives defaults, `--config FILE`
+    others, and the command line wins.
 
     Args:
         classes: the dataclasses.
         argv: arguments without the program; those of this process by default.
         description: text above the list of options.
         program: what the user has typed before `argv`; the script's name by default.
+        method: whose presets `--preset` may name without their first part.
 
     Raises:
-        ValueError: if the YAML file has a key that is no option, or a number is too small for its option.
+        ValueError: if a file is not valid YAML, has a key that is no option or a value that its option cannot have.
         FileNotFoundError: if there is no such file.
     """
-    from transformers import HfArgumentParser
+    options: dict[str, Option] = {
+        "config": Option("config", str, False, True, None, {"help": "YAML file of options.", "common": True}, "Files"),
+        "preset": Option(
+            "preset",
+            str,
+            False,
+            True,
+            None,
+            {"help": "Options by name, such as cifar-fs-cpu.", "common": True},
+            "Files",
+        ),
+    }
+    for kind in classes:
+        twice = options.keys() & options_of(kind)
+        if twice:
+            raise TypeError(f"{kind.__name__} has an option that there is already: {', '.join(sorted(twice))}.")
+        options |= options_of(kind)
+    program = program or Path(sys.argv[0]).name
+    given = list(sys.argv[1:] if argv is None else argv)
+    usage = f"usage: {program} [--preset NAME] [--config FILE] [--OPTION VALUE ...]"
+    for words, everything in ((("-h", "--help"), False), (("--help-advanced", "--help_advanced"), True)):
+        if any(word in words for word in given):
+            print("\n\n".join([usage, (description or "").strip(), *_help(options.values(), everything)]))
+            raise SystemExit
 
-    # A list of all options would bury an error; --help has it below, with a line for each.
-    usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"
-    parser = HfArgumentParser(classes, prog=program, usage=usage, description=description, formatter_class=_Help)
-    parser.add_argument("--config", type=Path, help="YAML file with any of these options; the command line wins.")
-    first = argparse.ArgumentParser(add_help=False, prog=parser.prog, usage=usage)
-    first.add_argument("--config", type=Path)
-    known, rest = first.parse_known_args(argv)
-    if known.config:
-        parser.set_defaults(**_read_yaml(known.config, classes))
-    *configs, unknown = parser.parse_args_into_dataclasses(
-        args=rest, look_for_args_file=False, return_remaining_strings=True
+    def wrong(sentence: str) -> NoReturn:
+        print(f"{usage}\n{program}: error: {sentence}", file=sys.stderr)
+        raise SystemExit(2)
+
+    try:
+        typed = _read_words(given, options)
+        name, file = typed.pop("preset", None), typed.pop("config", None)
+        preset = _preset(name, method) if name else None
+    except ValueError as error:
+        wrong(str(error))
+    values = _read_yaml(*preset, options) if preset else {}
+    if file:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"There is no configuration file {file}.")
+        values |= _read_yaml(file, Path(file).read_bytes(), options)
+    values |= typed
+    missing = [name for name, each in options.items() if each.default is MISSING and name not in values]
+    if missing:
+        wrong(f"--{missing[0]} is missing: expected {options[missing[0]].expected}.")
+    return tuple(
+        from_flat(kind, {name: values[name] for name in options_of(kind) if name in values}) for kind in classes
     )
-    if unknown:
-        parser.error(_unknown(unknown[0], classes))
-    for config in configs[: len(classes)]:
-        _check_sizes(config)
-    return tuple(configs[: len(classes)])
 
 
-def _check_sizes(config: Any) -> None:
-    """Refuse numbers with which no run can be, before any work."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for number in value if isinstance(value, list) else [value]:
-            if field.name in LEAST and number < LEAST[field.name]:
-                raise ValueError(f"--{field.name} {number}: expected at least {LEAST[field.name]}.")
-            if field.name.split("_")[-1] == "lr" and isinstance(number, float) and not number > 0:
-                raise ValueError(f"--{field.name} {number:g}: a rate is a positive number.")
+def _read_words(words: Sequence[str], options: Mapping[str, Option]) -> dict[str, Any]:
+    """The values of a command line, `--name value`, `--name=value`, `--name value value` or `--switch`."""
+    texts: dict[str, list[str]] = {}
+    taking: Option | None = None
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            key = name[2:].replace("-", "_")
+            if key not in options:
+                raise ValueError(no_option(key, options, "--"))
+            taking = options[key]
+            texts[key] = (texts.get(key, []) if taking.several else []) + ([value] if equals else [])
+        elif taking is None or (texts[taking.name] and not taking.several):
+            raise ValueError(
+                f"'{word}' is not understood where it stands: each option begins with --, and --help lists them."
+            )
+        else:
+            texts[taking.name].append(word)
+    values = {}
+    for key, found in texts.items():
+        if not found and options[key].kind is bool:
+            found = ["true"]
+        if not found:
+            raise ValueError(f"--{key}: expected {options[key].expected} after it.")
+        try:
+            values[key] = options[key].read(found if options[key].several else found[0])
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None
+    return values
 
 
-def _unknown(word: str, classes: Sequence[type]) -> str:
-    """What to say of a word that is no option, with the option that may have been meant."""
-    name = word.partition("=")[0]
-    if not name.startswith("-"):
-        return f"'{word}' is not understood where it stands: each option begins with --, and --help lists them."
-    options = [f"--{option}" for option in sorted(_options(classes) | {"config"})]
-    close = difflib.get_close_matches("--" + name.lstrip("-").replace("-", "_"), options, n=1)
-    return f"there is no option {name}" + (f": did you mean {close[0]}?" if close else "; --help lists them.")
+def _preset(name: str, method: str) -> tuple[str, bytes]:
+    """Name and content of a file of `hf_dfml/presets`."""
+    folder = files("hf_dfml") / "presets"
+    found = {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
+    own = sorted(each for each in found if each.startswith(f"{method}-") or not method)
+    full = next((each for each in (name, f"{method}-{name}") if each in own), None)
+    if full is None:
+        short = [each.removeprefix(f"{method}-") for each in own]
+        listed = f"expected {', '.join(short)}" if short else f"there are none of {method}"
+        raise ValueError(f"--preset {name}: {listed}.{meant(name.removeprefix(f'{method}-'), short)}")
+    return f"{full}.yaml", found[full].read_bytes()
 
 
-def _options(classes: Sequence[type]) -> set[str]:
-    return {field.name for config in classes for field in dataclasses.fields(config)}
-
-
-def _read_yaml(path: Path, classes: Sequence[type]) -> dict[str, Any]:
+def _read_yaml(name: str, content: bytes, options: Mapping[str, Option]) -> dict[str, Any]:
+    """The values of a YAML file: scalars are read as the command line's words are, whatever YAML takes them for."""
     import yaml
 
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no configuration file {path}.")
-    values = yaml.safe_load(path.read_text()) or {}
-    unknown = sorted(set(values) - _options(classes))
-    if unknown:
-        raise ValueError(
-            f"{path} sets {', '.join(unknown)}, which this recipe does not have: --help lists its options."
-        )
+    try:
+        root = yaml.compose(content, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f"{name}, line {line}: not valid YAML: {error.problem or error.context}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{name}, line {root.start_mark.line + 1}: expected lines of `option: value`.")
+    values: dict[str, Any] = {}
+    for key, node in root.value:
+        try:
+            option_name = str(key.value).replace("-", "_")
+            if option_name not in options or option_name in FILES:
+                raise ValueError(no_option(option_name, options.keys() - FILES.keys()))
+            if option_name in values:
+                raise ValueError(f"{option_name} is set twice.")
+            values[option_name] = options[option_name].read(_plain(node))
+        except ValueError as error:
+            raise ValueError(f"{name}, line {key.start_mark.line + 1}: {error}") from None
     return values
+
+
+def _plain(node: Any) -> Any:
+    """A scalar's text, a list of such, or None."""
+    if node.id == "sequence":
+        return [_plain(item) if item.id == "scalar" else item.value for item in node.value]
+    return node.value if node.tag != "tag:yaml.org,2002:null" else None
+
+
+def _help(options: Iterable[Option], everything: bool) -> Iterator[str]:
+    """The list of options in groups, or of the common ones."""
+    shown = [each for each in options if everything or each.rules.get("common")]
+    for group in dict.fromkeys(each.group for each in shown) if everything else [None]:
+        lines = [_line(each) for each in shown if group in (None, each.group)]
+        yield "\n".join([f"{group or 'options'}:", *lines])
+    yield "--help lists the common ones." if everything else "--help-advanced lists all options."
+
+
+def _line(option: Option) -> str:
+    names = {int: "N", float: "X", bool: "[true|false]", str: "TEXT", Path: "PATH"}
+    value = "{" + ",".join(option.choices) + "}" if option.choices else names[option.kind]
+    head = f"  --{option.name} {value}{' ...' if option.several else ''}"
+    items = option.default if isinstance(option.default, list) else [option.default]
+    default = " ".join(str(item).lower() if isinstance(item, bool) else str(item) for item in items)
+    text = option.rules.get("help", "") + ("" if items[0] in (None, MISSING, "") else f" (default: {default})")
+    width = max(60, shutil.get_terminal_size().columns)
+    body = textwrap.wrap(text, width - INDENT) or [""]
+    first = [f"{head:<{INDENT}}{body.pop(0)}"] if len(head) < INDENT - 1 else [head]
+    return "\n".join(first + [" " * INDENT + line for line in body])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from hf_dfml.networks import create_network
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
 from hf_dfml.run_config import RunConfig
+from hf_dfml.settings import flat
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
 from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.pictures import curves
@@ -114,7 +115,7 @@ def run(
     meta = MetaModel.of(
         outcome.model,
         method=method.name,
-        method_config=asdict(method_config),
+        method_config=flat(method_config),
         pool=pool,
         dataset=config.dataset,
         results=results,

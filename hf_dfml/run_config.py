@@ -2,110 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
 
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Where a run lives, how often it looks up from its work, and when it stops."""
-
-    output_dir: str = field(
-        default="runs/dfml", metadata={"help": "Folder of the run: checkpoints, model, card, results."}
-    )
-    seed: int = field(default=42, metadata={"help": "Seed of everything random in the run."})
-    validate_every: int = field(default=20, metadata={"help": "Steps between two looks at the validation classes."})
-    checkpoint_every: int = field(default=20, metadata={"help": "Steps between two checkpoints."})
-    keep_checkpoints: int = field(default=2, metadata={"help": "Newest checkpoints kept on disk."})
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "`latest`, or the folder of a checkpoint: go on exactly where it was written."}
-    )
-    max_minutes: float = field(
-        default=0.0,
-        metadata={
-            "help": "Stop after so many minutes, setup included, ready to go on (the evaluation is later); 0: never."
-        },
-    )
-    recovery_cache: str = field(
-        default="",
-        metadata={
-            "help": "Folder of recovered images for pool distillation: what another run has recovered from the same "
-            "member with the same options and seed is not recovered again."
-        },
-    )
-    log_with: str = field(
-        default="tensorboard", metadata={"help": "Tracker for Accelerate (`tensorboard`, `wandb`, ...) or `none`."}
-    )
+from hf_dfml.settings import Settings, option
 
 
-@dataclass(frozen=True)
-class RunConfig(TrainerConfig):
-    """What every recipe is told: the pool, the evaluation, and where the product goes."""
+class RunConfig(Settings):
+    """The run: the pool, the evaluation, where the product goes, how often it is saved, and when it stops."""
 
-    pool: str = field(
-        default="",
-        metadata={
-            "help": "The teachers: a folder, a pool.lock.json, a Hub user or organisation, a collection, ids by "
-            "comma, the URL of a served pool, or Inference Endpoints: URLs by comma or a YAML file."
-        },
+    pool: str = option(
+        "",
+        "The teachers: a folder, a pool.lock.json, a Hub user or organisation, a collection, ids by "
+        "comma, the URL of a served pool, or Inference Endpoints: URLs by comma or a YAML file.",
+        common=True,
     )
-    pool_memory_gb: float = field(
-        default=2.0, metadata={"help": "Memory for loaded teachers that are kept in case they are wanted again."}
+    pool_memory_gb: float = option(
+        2.0, "Memory for loaded teachers that are kept in case they are wanted again.", least=0
     )
-    pool_disk_gb: float = field(
-        default=0.0,
-        metadata={
-            "help": "Disk for the weights of a Hub pool in the local cache: those used longest ago make room; 0: no "
-            "limit. A run of several processes cannot keep one, and is refused."
-        },
+    pool_disk_gb: float = option(
+        0.0,
+        "Disk for the weights of a Hub pool in the local cache: those used longest ago make room; 0: no "
+        "limit. A run of several processes cannot keep one, and is refused.",
+        least=0,
     )
-    num_members: int = field(default=0, metadata={"help": "Use the first so many members only; 0 for all."})
-    black_box: Literal["none", "logits", "probs", "topk", "label"] = field(
-        default="none",
-        metadata={"help": "Take the members for prediction-only services that tell this much, and nothing else."},
+    num_members: int = option(0, "Use the first so many members only; 0 for all.", least=0)
+    black_box: Literal["none", "logits", "probs", "topk", "label"] = option(
+        "none", "Take the members for prediction-only services that tell this much, and nothing else."
     )
-    top_k: int = field(default=3, metadata={"help": "Classes whose probabilities `--black_box topk` tells."})
-    max_queries: int = field(
-        default=0,
-        metadata={
-            "help": "Images that black boxes may be sent, all together; 0: no limit. At the end of the budget the run "
-            "stops with a checkpoint; a resumed run may have a larger one."
-        },
+    top_k: int = option(3, "Classes whose probabilities `--black_box topk` tells.", least=1)
+    max_queries: int = option(
+        0,
+        "Images that black boxes may be sent, all together; 0: no limit. At the end of the budget the run "
+        "stops with a checkpoint; a resumed run may have a larger one.",
+        least=0,
     )
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "Data set of the evaluation (cifar-fs, ...), or several by comma. Without: no evaluation."},
+    dataset: str | None = option(
+        None, "Data set of the evaluation (cifar-fs, ...), or several by comma. Without: no evaluation.", common=True
     )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of local copies of the data sets; else HF_DFML_DATA, else the Hub."}
+    data_dir: str | None = option(
+        None, "Folder of local copies of the data sets; else HF_DFML_DATA, else the Hub.", common=True
     )
-    arch: str = field(default="conv4", metadata={"help": "Network of the meta-model: conv4, conv4_64, resnet12, ..."})
-    ways: int = field(default=5, metadata={"help": "Classes of an episode."})
-    shots: list[int] = field(
-        default_factory=lambda: [1, 5], metadata={"help": "Support images a class in the evaluation."}
+    arch: str = option("conv4", "Network of the meta-model: conv4, conv4_64, resnet12, ...")
+    ways: int = option(5, "Classes of an episode.", least=2, common=True)
+    shots: list[int] = option([1, 5], "Support images a class in the evaluation.", least=1, common=True)
+    episodes: int = option(600, "Episodes of the evaluation on the test classes, once at the end.", least=2)
+    icfil_episodes: int = option(
+        0, "Episodes of another evaluation, with and without PURER's calibration (slow); 0: none.", least=0
     )
-    episodes: int = field(
-        default=600, metadata={"help": "Episodes of the evaluation on the test classes, once at the end."}
+    baselines: bool = option(
+        True, "Let random initialisation, average and members is evaluated too; `false` where they have."
     )
-    icfil_episodes: int = field(
-        default=0,
-        metadata={"help": "Episodes of another evaluation, with and without PURER's calibration (slow); 0: none."},
+    validation_episodes: int = option(100, "Episodes of each look at the validation classes.", least=2)
+    num_threads: int = option(0, "CPU threads of a process; 0 leaves PyTorch's choice.", least=0)
+    mixed_precision: Literal["no", "bf16"] | None = option(
+        None, "`bf16`: recover and replay in bfloat16; `no`; by default what `accelerate launch` says."
     )
-    baselines: bool = field(
-        default=True,
-        metadata={"help": "Let random initialisation, average and members is evaluated too; `false` where they have."},
+    patience_minutes: float = option(
+        30.0, "Of several processes: how long one waits for the others before it gives them up for dead.", above=0
     )
-    validation_episodes: int = field(
-        default=100, metadata={"help": "Episodes of each look at the validation classes."}
+    push_to_hub: str | None = option(None, "Publish the meta-model as this Hub repository.", common=True)
+    private: bool = option(False, "Publish it as a private repository.")
+    output_dir: str = option("runs/dfml", "Folder of the run: checkpoints, model, card, results.", common=True)
+    seed: int = option(42, "Seed of everything random in the run.", common=True)
+    validate_every: int = option(20, "Steps between two looks at the validation classes.", least=1)
+    checkpoint_every: int = option(20, "Steps between two checkpoints.", least=1)
+    keep_checkpoints: int = option(2, "Newest checkpoints kept on disk.", least=1)
+    resume_from_checkpoint: str | None = option(
+        None, "`latest`, or the folder of a checkpoint: go on exactly where it was written.", common=True
     )
-    num_threads: int = field(default=0, metadata={"help": "CPU threads of a process; 0 leaves PyTorch's choice."})
-    mixed_precision: str | None = field(
-        default=None,
-        metadata={"help": "`bf16`: recover and replay in bfloat16; `no`; by default what `accelerate launch` says."},
+    max_minutes: float = option(
+        0.0, "Stop after so many minutes, setup included, ready to go on (the evaluation is later); 0: never.", least=0
     )
-    patience_minutes: float = field(
-        default=30.0,
-        metadata={"help": "Of several processes: how long one waits for the others before it gives them up for dead."},
+    recovery_cache: str = option(
+        "",
+        "Folder of recovered images for pool distillation: what another run has recovered from the same "
+        "member with the same options and seed is not recovered again.",
     )
-    push_to_hub: str | None = field(default=None, metadata={"help": "Publish the meta-model as this Hub repository."})
-    private: bool = field(default=False, metadata={"help": "Publish it as a private repository."})
+    log_with: str = option("tensorboard", "Tracker for Accelerate (`tensorboard`, `wandb`, ...) or `none`.")

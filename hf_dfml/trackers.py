@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
+
+from hf_dfml.settings import flat
 
 PROJECT = "hf_dfml"
 """The project of the runs on a tracker's server."""
@@ -44,24 +46,24 @@ def hyper_parameters(**settings: Any) -> dict[str, int | float | str | bool]:
         >>> hyper_parameters(method="TGR", options={"steps": 4, "inner": {"lr": 0.1}, "shots": [1, 5], "probe": None})
         {'method': 'TGR', 'steps': 4, 'inner.lr': 0.1, 'shots': '[1, 5]'}
     """
-    flat: dict[str, int | float | str | bool] = {}
+    found: dict[str, int | float | str | bool] = {}
     for name, value in settings.items():
-        value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        value = flat(value) if is_dataclass(value) and not isinstance(value, type) else value
         if isinstance(value, Mapping):
-            flat |= _flat(value, "")
+            found |= _flat(value, "")
         else:
-            flat |= _flat({name: value}, "")
-    return flat
+            found |= _flat({name: value}, "")
+    return found
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= _flat(value, f"{prefix}{name}.")
         elif value is not None:
-            flat[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat
+            found[prefix + name] = value if isinstance(value, int | float | str | bool) else str(value)
+    return found
 
 
 class TrackedAccelerator(Accelerator):

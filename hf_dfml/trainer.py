@@ -22,7 +22,8 @@ from torch import nn
 from hf_dfml.methods.base import Context, Method, SetupInterruptedError, refuse_black_boxes
 from hf_dfml.pool.black_box.pool import QueryBudgetError, ServiceError
 from hf_dfml.pool.teacher_pool import TeacherPool
-from hf_dfml.run_config import TrainerConfig
+from hf_dfml.run_config import RunConfig
+from hf_dfml.settings import flat
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
 from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.processes import Processes, ProcessLostError
@@ -78,7 +79,7 @@ class Trainer:
         self,
         method: Method,
         pool: TeacherPool,
-        config: TrainerConfig,
+        config: RunConfig,
         accelerator: Accelerator,
         validate: Validation | None = None,
         begin: Callable[[], Any] | None = None,
@@ -198,7 +199,7 @@ class Trainer:
             {
                 "progress": asdict(self.progress),
                 "generator": self.context.generator.get_state(),
-                "method_config": asdict(self.method.config),
+                "method_config": flat(self.method.config),
                 "origin": self._origin(),
                 "method": self.method.state_dict(),
                 "best": self._best,
@@ -310,7 +311,7 @@ class Trainer:
 
     def _options(self) -> dict[str, Any]:
         """The hyper-parameters that may not change within a run."""
-        return {name: value for name, value in asdict(self.method.config).items() if name != "steps"}
+        return {name: value for name, value in flat(self.method.config).items() if name != "steps"}
 
     def _origin(self) -> dict[str, Any]:
         """What a run starts from, beside its options."""

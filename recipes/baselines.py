@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +38,24 @@ from hf_dfml.evaluation.baselines import pool_kind
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.baselines import OTA, OTAConfig
 from hf_dfml.methods.dro import DRO, DROConfig
-from hf_dfml.methods.maml_reference import MAML, OML, MAMLConfig, OMLConfig
+from hf_dfml.methods.maml_reference import MAML, OML, MAMLConfig
 from hf_dfml.methods.mfgp import MFGP, MFGPConfig
 from hf_dfml.methods.weight_space import require_same_network, run_without_trainer
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.pipeline import meta_network, open_pool
 from hf_dfml.run_config import RunConfig
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.provenance import scrub_command, this_command
 from hf_dfml.utils.seeding import fork
 
 
-@dataclass(frozen=True)
-class BaselinesConfig(RunConfig):
-    """The pool, the evaluation, and whether the references run."""
+class BaselinesConfig(Settings):
+    """Which batch norm, and whether the references run."""
 
-    output_dir: str = field(default="runs/baselines", metadata={"help": "Folder of results.json."})
-    shots: list[int] = field(default_factory=lambda: [1, 5, 10, 20], metadata={"help": "Support images a class."})
-    bn: BatchNorm = field(
-        default="support", metadata={"help": "Whose statistics normalise the queries in the evaluation."}
-    )
-    references: bool = field(default=False, metadata={"help": "Run MAML and OML on the real training images as well."})
-    reference_steps: int = field(default=2000, metadata={"help": "Outer steps of each of these two."})
+    run: RunConfig = part(RunConfig, output_dir="runs/baselines", shots=[1, 5, 10, 20])
+    bn: BatchNorm = option("support", "Whose statistics normalise the queries in the evaluation.")
+    references: bool = option(False, "Run MAML and OML on the real training images as well.")
+    reference_steps: int = option(2000, "Outer steps of each of these two.")
 
 
 def contestants(config: BaselinesConfig, members: int) -> list[tuple[Any, Any]]:
@@ -70,23 +67,24 @@ def contestants(config: BaselinesConfig, members: int) -> list[tuple[Any, Any]]:
         (DRO, DROConfig(online=True)),
     ]
     if config.references:
-        data: dict[str, Any] = {"train_dataset": config.dataset, "train_data_dir": config.data_dir}
+        data: dict[str, Any] = {"train_dataset": config.run.dataset, "train_data_dir": config.run.data_dir}
         each = max(1, config.reference_steps // members)
-        chosen += [(MAML, MAMLConfig(steps=config.reference_steps, **data)), (OML, OMLConfig(steps=each, **data))]
+        chosen += [(MAML, MAMLConfig(steps=config.reference_steps, **data)), (OML, MAMLConfig(steps=each, **data))]
     return chosen
 
 
 def measured_before(config: BaselinesConfig) -> list[Result]:
     """Rows that the same command has left in the output folder before it was interrupted."""
-    if not (Path(config.output_dir) / RESULTS_NAME).is_file():
+    if not (Path(config.run.output_dir) / RESULTS_NAME).is_file():
         return []
     command = scrub_command(this_command())
-    return [row for row in read_results(config.output_dir) if row.command == command]
+    return [row for row in read_results(config.run.output_dir) if row.command == command]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run everything; the rows of `results.json`."""
-    (config,) = parse_into([BaselinesConfig], argv, __doc__)
+    (options,) = parse_into([BaselinesConfig], argv, __doc__)
+    config = options.run
     if config.dataset is None:
         raise SystemExit("Baselines are there to be compared: give --dataset, the data set of the evaluation.")
     if config.num_threads:
@@ -96,14 +94,14 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     require_same_network(pool)
     config = replace(config, arch=pool[0].architecture)
     dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=pool[0].input_size[-1])
-    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes, bn=config.bn)
-    rows = measured_before(config)
+    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes, bn=options.bn)
+    rows = measured_before(options)
     if rows:
         print(f"Kept what {config.output_dir} has: {', '.join(dict.fromkeys(row.method for row in rows))}.")
     else:
         rows = evaluate_baselines(pool, dataset, protocol, device=device)
         write_results(config.output_dir, rows)
-    for method_class, method_config in contestants(config, len(pool)):
+    for method_class, method_config in contestants(options, len(pool)):
         started = time.monotonic()
         method = method_class(method_config, meta_network(pool, config).to(device))
         if method.name in {row.method for row in rows}:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from hf_dfml.methods.baselines import OTA, OTAConfig
 from hf_dfml.methods.dro import DRO, DROConfig
 from hf_dfml.methods.mfgp import MFGP, MFGPConfig
 from hf_dfml.methods.weight_space import run_without_trainer
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.sinusoids.baselines import PoolAverage, RandomInit, maml
 from hf_dfml.sinusoids.evaluation import (
     RegressionProtocol,
@@ -57,14 +57,15 @@ Errors = dict[tuple[str, int], list[Tensor]]
 """For each method and number of shots the errors on each seed's test tasks."""
 
 
-@dataclass(frozen=True)
-class BenchmarkConfig(SinusoidRecipe, RegressionProtocol):
+class BenchmarkConfig(Settings):
     """The pool, the evaluation and what is around them."""
 
-    seeds: int = field(default=5, metadata={"help": "Number of pools, each with runs and test tasks of its own."})
-    output_dir: str = field(default="runs/sinusoid", metadata={"help": "Folder of results.json and the picture."})
-    maml_steps: int = field(default=2000, metadata={"help": "Outer steps of MAML, the reference that sees data."})
-    num_threads: int = field(default=0, metadata={"help": "CPU threads; 0 leaves PyTorch's choice."})
+    seeds: int = option(5, "Number of pools, each with runs and test tasks of its own.")
+    output_dir: str = option("runs/sinusoid", "Folder of results.json and the picture.", common=True)
+    maml_steps: int = option(2000, "Outer steps of MAML, the reference that sees data.")
+    num_threads: int = option(0, "CPU threads; 0 leaves PyTorch's choice.", least=0)
+    recipe: SinusoidRecipe = part(SinusoidRecipe)
+    protocol: RegressionProtocol = part(RegressionProtocol)
 
 
 def initialisations(pool: StatePool, tasks: SinusoidTasks, config: BenchmarkConfig, seed: int) -> dict[str, nn.Module]:
@@ -102,12 +103,12 @@ def print_report(errors: Errors, tuned: Mapping[tuple[str, int], Tuned], config:
     seeds = len(next(iter(errors.values())))
     table = Table(title=f"Sinusoids, mean squared error: mean ± standard deviation over {seeds} seeds")
     table.add_column("method", no_wrap=True)
-    for shots in config.shots:
+    for shots in config.protocol.shots:
         for header in (f"{shots}-shot", "paper", "rate, steps"):
             table.add_column(header, justify="right", no_wrap=True)
     for name in (*METHODS, REFERENCE):
         row = [name]
-        for shots in config.shots:
+        for shots in config.protocol.shots:
             mean, spread = mean_and_spread(errors[name, shots])
             paper = published(name, "sinusoid", None, shots)
             how = tuned[name, shots]
@@ -118,7 +119,7 @@ def print_report(errors: Errors, tuned: Mapping[tuple[str, int], Tuned], config:
     if not console.is_terminal:
         console.width = 120  # a file or a pipe does not cut columns off
     console.print(table)
-    for shots in config.shots:
+    for shots in config.protocol.shots:
         notes = order_notes(
             {name: torch.stack([error.mean() for error in errors[name, shots]]) for name in (*METHODS, REFERENCE)}
         )
@@ -160,11 +161,13 @@ def draw_curves(
     from matplotlib.figure import Figure
 
     x = torch.linspace(*INPUTS, 200)[:, None]
-    figure = Figure(figsize=(12, 3.2 * len(config.shots)), layout="constrained")
-    grid = figure.subplots(len(config.shots), 3, squeeze=False)
-    for row, shots in zip(grid, config.shots, strict=True):
+    figure = Figure(figsize=(12, 3.2 * len(config.protocol.shots)), layout="constrained")
+    grid = figure.subplots(len(config.protocol.shots), 3, squeeze=False)
+    for row, shots in zip(grid, config.protocol.shots, strict=True):
         for name, network in networks.items():
-            predicted, truth, (points, values) = fitted_curves(network, config, shots, 0, tuned[name, shots], x)
+            predicted, truth, (points, values) = fitted_curves(
+                network, config.protocol, shots, 0, tuned[name, shots], x
+            )
             for task, axes in enumerate(row):
                 axes.plot(x, predicted[task], linewidth=1.2, label=name)
         for task, axes in enumerate(row):
@@ -187,15 +190,15 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     errors: Errors = {}
     tuned: dict[tuple[str, int], Tuned] = {}
     for seed in range(config.seeds):
-        pool, tasks, error = build_sinusoid_pool(config, fork(seed, "sinusoid pool"))
+        pool, tasks, error = build_sinusoid_pool(config.recipe, fork(seed, "sinusoid pool"))
         print(f"Seed {seed}: {len(pool)} members, mean squared error {error:.3f} on their own tasks.", flush=True)
         networks = initialisations(pool, tasks, config, seed)
         for name, network in networks.items():
-            for shots in config.shots:
+            for shots in config.protocol.shots:
                 if not seed:
-                    tuned[name, shots] = tune(network, config, shots, seed)
+                    tuned[name, shots] = tune(network, config.protocol, shots, seed)
                 errors.setdefault((name, shots), []).append(
-                    regression_errors(network, config, shots, seed, tuned[name, shots])
+                    regression_errors(network, config.protocol, shots, seed, tuned[name, shots])
                 )
         if not seed:
             picture = draw_curves(networks, tuned, config, Path(config.output_dir) / "sinusoid.png")

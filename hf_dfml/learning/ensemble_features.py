@@ -23,7 +23,6 @@ directions, and 0.961 and 0.991 with 512 and 2,048 random ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.seeding import fork
@@ -48,24 +48,18 @@ SMALLEST = 1e-6
 """Directions whose variance is below this share of the first one's are left out: they are rounding errors."""
 
 
-@dataclass(frozen=True)
-class TargetConfig:
+class TargetConfig(Settings):
     """What of the pool a student imitates, and how compactly it is kept."""
 
-    target_outputs: Literal["features", "probabilities"] = field(
-        default="features",
-        metadata={"help": "The members' penultimate features, or their probabilities alone, as from black boxes."},
+    target_outputs: Literal["features", "probabilities"] = option(
+        "features", "The members' penultimate features, or their probabilities alone, as from black boxes."
     )
-    target_dim: int = field(default=512, metadata={"help": "Dimensions in which the joint representation is kept."})
-    projection: Literal["pca", "random"] = field(
-        default="pca",
-        metadata={"help": "Principal directions (4 bytes x num_images x landmarks of memory), or random ones (less)."},
+    target_dim: int = option(512, "Dimensions in which the joint representation is kept.", least=1)
+    projection: Literal["pca", "random"] = option(
+        "pca", "Principal directions (4 bytes x num_images x landmarks of memory), or random ones (less)."
     )
-    whiten: float = field(
-        default=0.0,
-        metadata={"help": "a: principal directions are scaled by their variance to the power -a/2; 0: as found."},
-    )
-    landmarks: int = field(default=2000, metadata={"help": "Images that the principal directions are fitted on."})
+    whiten: float = option(0.0, "a: principal directions are scaled by their variance to the power -a/2; 0: as found.")
+    landmarks: int = option(2000, "Images that the principal directions are fitted on.", least=1)
 
 
 class EnsembleProducts(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
 
@@ -12,24 +10,23 @@ from hf_dfml.learning.inner_loop import InnerLoop, Parameters, meta_gradient
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.recovery.bank import RecoveredImages
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.processes import ALONE, Processes
 
 
-@dataclass(frozen=True)
-class EpisodeConfig:
+class EpisodeConfig(Settings):
     """MAML on episodes of recovered images; the defaults are those of TGR's released scripts."""
 
-    outer_lr: float = field(default=1e-3, metadata={"help": "Rate of the meta-model's Adam."})
-    inner_lr: float = field(default=0.01, metadata={"help": "Rate of the inner SGD steps."})
-    inner_steps: int = field(default=5, metadata={"help": "Inner SGD steps in meta-training."})
-    second_order: bool = field(default=True, metadata={"help": "MAML (True) or first-order MAML (False)."})
-    bn: BatchNorm = field(
-        default="transductive",
-        metadata={"help": "Batch norm of the replayed queries: `transductive` as the papers, `support` or `running`."},
+    outer_lr: float = option(1e-3, "Rate of the meta-model's Adam.", above=0)
+    inner_lr: float = option(0.01, "Rate of the inner SGD steps.", above=0)
+    inner_steps: int = option(5, "Inner SGD steps in meta-training.", least=0)
+    second_order: bool = option(True, "MAML (True) or first-order MAML (False).")
+    bn: BatchNorm = option(
+        "transductive", "Batch norm of the replayed queries: `transductive` as the papers, `support` or `running`."
     )
-    replay_shots: int = field(default=1, metadata={"help": "Support images a class in a replayed episode."})
-    replay_queries: int = field(default=15, metadata={"help": "Query images a class in a replayed episode."})
-    replay_batch: int = field(default=16, metadata={"help": "Episodes an outer step."})
+    replay_shots: int = option(1, "Support images a class in a replayed episode.", least=1)
+    replay_queries: int = option(15, "Query images a class in a replayed episode.", least=1)
+    replay_batch: int = option(16, "Episodes an outer step.", least=1)
 
     @property
     def inner_loop(self) -> InnerLoop:
@@ -37,18 +34,16 @@ class EpisodeConfig:
         return InnerLoop(self.inner_steps, self.inner_lr, self.bn, "all", self.second_order)
 
 
-@dataclass(frozen=True)
-class ReplayConfig(EpisodeConfig):
+class ReplayConfig(Settings):
     """The replay of recovered tasks from a bank; the defaults are those of TGR's released scripts."""
 
-    bank_per_class: int = field(default=600, metadata={"help": "Recovered images kept for each class name."})
-    bank_memory_gb: float = field(
-        default=2.0, metadata={"help": "Memory for them on the device: with many classes fewer of each are kept."}
+    episode: EpisodeConfig = part(EpisodeConfig)
+    bank_per_class: int = option(600, "Recovered images kept for each class name.", least=1)
+    bank_memory_gb: float = option(
+        2.0, "Memory for them on the device: with many classes fewer of each are kept.", least=0
     )
-    replay_patience: int = field(
-        default=4, metadata={"help": "Outer steps without a better accuracy that end a replay."}
-    )
-    replay_max_batches: int = field(default=0, metadata={"help": "Most outer steps in one replay; 0 for no limit."})
+    replay_patience: int = option(4, "Outer steps without a better accuracy that end a replay.", least=1)
+    replay_max_batches: int = option(0, "Most outer steps in one replay; 0 for no limit.", least=0)
 
 
 def replay_step(
@@ -121,11 +116,12 @@ def replay_until_plateau(
 
     Nothing happens while the bank has fewer than `ways` classes with enough images.
     """
-    if len(bank.ready(config.replay_shots + config.replay_queries)) < ways:
+    episode = config.episode
+    if len(bank.ready(episode.replay_shots + episode.replay_queries)) < ways:
         return {"replay_batches": 0.0}
     best, waited, batches, losses, accuracies = -1.0, 0, 0, [], []
     while waited < config.replay_patience and not (config.replay_max_batches and batches >= config.replay_max_batches):
-        loss, accuracy = replay_step(model, optimizer, bank, config, generator, ways=ways, processes=processes)
+        loss, accuracy = replay_step(model, optimizer, bank, episode, generator, ways=ways, processes=processes)
         waited = 0 if accuracy > best else waited + 1
         best = max(best, accuracy)
         batches += 1

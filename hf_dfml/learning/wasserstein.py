@@ -7,21 +7,21 @@ for each embedding alone: :math:`\max_{e'} l(e') - \gamma \lVert e' - e\rVert^2`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from hf_dfml.settings import Settings, option
 
-@dataclass(frozen=True)
-class Ball:
+
+class Ball(Settings):
     """How the worst embedding near a given one is searched."""
 
-    gamma: float = field(default=2.0, metadata={"help": "Price of the squared distance from the raw embedding."})
-    ball_steps: int = field(default=3, metadata={"help": "Gradient steps in e'; 0 trains without robustness."})
-    ball_step_size: float = field(default=0.1, metadata={"help": "Rate of these steps."})
-    ball_noise: float = field(default=0.01, metadata={"help": "Standard deviation of the start of e' around e."})
-    ball_radius: float = field(default=0.5, metadata={"help": "Largest distance of e' from e."})
+    gamma: float = option(2.0, "Price of the squared distance from the raw embedding.")
+    ball_steps: int = option(3, "Gradient steps in e'; 0 trains without robustness.", least=0)
+    ball_step_size: float = option(0.1, "Rate of these steps.")
+    ball_noise: float = option(0.01, "Standard deviation of the start of e' around e.")
+    ball_radius: float = option(0.5, "Largest distance of e' from e.")
 
 
 def worst_embedding(

@@ -5,8 +5,6 @@ Sidak Pal Singh, Martin Jaggi, "Model Fusion via Optimal Transport", NeurIPS 202
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 
 from hf_dfml.learning.channels import channel_groups
@@ -16,17 +14,15 @@ from hf_dfml.methods.base import Context
 from hf_dfml.methods.paper import Paper
 from hf_dfml.methods.weight_space import WeightSpaceMethod, input_size, member_states
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.settings import Settings, option
 
 
-@dataclass(frozen=True)
-class OTAConfig:
+class OTAConfig(Settings):
     """Optimal-transport fusion."""
 
-    solver: Solver = field(default="emd", metadata={"help": "Exact transport (`emd`) or entropic (`sinkhorn`)."})
-    regularisation: float = field(
-        default=0.01, metadata={"help": "Entropy weight of `sinkhorn`, relative to a layer's largest cost."}
-    )
-    reference: int = field(default=-1, metadata={"help": "Member that the others are aligned to; -1 draws one."})
+    solver: Solver = option("emd", "Exact transport (`emd`) or entropic (`sinkhorn`).")
+    regularisation: float = option(0.01, "Entropy weight of `sinkhorn`, relative to a layer's largest cost.")
+    reference: int = option(-1, "Member that the others are aligned to; -1 draws one.")
 
 
 class OTA(WeightSpaceMethod):

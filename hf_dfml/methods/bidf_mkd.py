@@ -16,7 +16,7 @@ Of a pool of black boxes (`ModelPool.as_black_box`, a served pool) gradients are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from hf_dfml.learning.curriculum import PlateauSwitch
 from hf_dfml.learning.inner_loop import Parameters, unroll
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
-from hf_dfml.learning.replay import replay_gradient
+from hf_dfml.learning.replay import ReplayConfig, replay_gradient
 from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import (
-    InversionConfig,
+    DistillationConfig,
     InversionMethod,
     choose_outputs,
     distillation_of,
@@ -37,33 +37,31 @@ from hf_dfml.methods.paper import Paper
 from hf_dfml.pool.black_box.pool import QueryBudgetError, ServiceError
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
-from hf_dfml.recovery.inversion import QueriedRecoveryConfig, recover
+from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
 from hf_dfml.recovery.objective import FurtherTerm, boundary_terms
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.seeding import spawn
 
 
-@dataclass(frozen=True)
-class BiDfMKDConfig(QueriedRecoveryConfig, InversionConfig):
-    """Hyper-parameters of BiDf-MKD; the defaults are the released scripts' (SYSTEMS 4 and 8)."""
+class BiDfMKDConfig(Settings):
+    """Hyper-parameters of BiDf-MKD; the defaults are the released scripts'."""
 
-    steps: int = field(default=60_000, metadata={"help": "Outer steps."})
-    bn_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the batch-norm statistics (none: an API does not show them)."}
-    )
-    distillation_steps: int = field(default=10, metadata={"help": "Inner steps of distillation on a support set."})
-    distillation_lr: float = field(default=0.01, metadata={"help": "Rate of these SGD steps."})
-    distillation_ce: float = field(default=0.0, metadata={"help": "Weight of the student's cross-entropy beside KD."})
-    boundary_weight: float = field(default=1.0, metadata={"help": "Weight of the boundary term in query sets."})
-    boundary_start: int = field(default=4000, metadata={"help": "First step at which query sets have that term."})
-    replay_batch: int = field(default=4, metadata={"help": "Episodes an outer step, an API episode included."})
-    replay_patience: int = field(
-        default=200, metadata={"help": "Outer steps without a better accuracy after which the next API is asked."}
-    )
-    replay_max_batches: int = field(
-        default=0, metadata={"help": "Most outer steps from one API episode to the next; 0 for no limit."}
-    )
+    steps: int = option(60_000, "Outer steps.", least=0, common=True)
+    distillation_steps: int = option(10, "Inner steps of distillation on a support set.", least=0)
+    distillation_lr: float = option(0.01, "Rate of these SGD steps.", above=0)
+    boundary_weight: float = option(1.0, "Weight of the boundary term in query sets.")
+    boundary_start: int = option(4000, "First step at which query sets have that term.", least=0)
+    # No batch-norm statistics: an API does not show them.
+    inversion: RecoveryConfig = part(RecoveryConfig, bn_weight=0.0)
+    estimation: EstimationConfig = part(EstimationConfig)
+    distillation: DistillationConfig = part(DistillationConfig, distillation_ce=0.0)
+    replay: ReplayConfig = part(ReplayConfig, replay_batch=4, replay_patience=200)
+
+    def check(self) -> None:
+        """Make sure that what is to be estimated can be."""
+        self.estimation.check_objective(self.inversion)
 
 
 class BiDfMKD(InversionMethod):
@@ -91,13 +89,13 @@ class BiDfMKD(InversionMethod):
     def __init__(self, config: BiDfMKDConfig, model: nn.Module, source: GradientSource | None = None) -> None:
         super().__init__(config, model)
         self.name = _name(config)
-        self.switch = PlateauSwitch(config.replay_patience, longest=config.replay_max_batches)
-        self.source = source or config.source()
+        self.switch = PlateauSwitch(config.replay.replay_patience, longest=config.replay.replay_max_batches)
+        self.source = source or config.estimation.source()
 
     @classmethod
     def config_for(cls, config: BiDfMKDConfig, pool: TeacherPool) -> BiDfMKDConfig:
         """With estimated gradients for members that only answer."""
-        return config.for_black_boxes() if pool.answers_only else config
+        return replace(config, gradient="zero_order") if pool.answers_only else config
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Nothing is looked at beforehand.
@@ -133,12 +131,12 @@ class BiDfMKD(InversionMethod):
             gradients, metrics, tasks = context.processes.once(lambda: self._api_episode(context.step, stream))
             self.remember(tasks)
             total = _sum(total, gradients)
-        replayed = config.replay_batch - api
+        replayed = config.replay.episode.replay_batch - api
         if replayed and self._can_replay():
             gradients, loss, accuracy = replay_gradient(
                 self.model,
                 self.bank,
-                config,
+                config.replay.episode,
                 generator,
                 ways=self.ways,
                 count=replayed,
@@ -156,29 +154,34 @@ class BiDfMKD(InversionMethod):
         self.pool = pool
         config = self.config_for(self.config, pool)
         if self.source is autograd_gradient:
-            self.source, self.name = config.source(), _name(config)
+            self.source, self.name = config.estimation.source(), _name(config)
         if isinstance(self.source, ZeroOrderGradient):
             self.source.resolution = max(self.source.resolution, pool.resolution)
 
     def _can_replay(self) -> bool:
-        return len(self.bank.ready(self.config.replay_shots + self.config.replay_queries)) >= self.ways
+        episode = self.config.replay.episode
+        return len(self.bank.ready(episode.replay_shots + episode.replay_queries)) >= self.ways
 
     def _api_episode(self, step: int, generator: torch.Generator) -> tuple[Parameters, dict[str, float], list[Task]]:
         """Gradient of the outer distillation loss with respect to the meta-model, metrics, and what was recovered."""
-        config = self.config
+        config, recovery = self.config, self.config.inversion
         teacher = self.pool.load(int(torch.randint(len(self.pool), (), generator=generator)))
         outputs = choose_outputs(teacher.num_classes, self.ways, generator)
-        self._afford(len(outputs) * config.images_per_class)
-        support = recover(teacher, config, self.size, generator, outputs=outputs, source=self.source)
+        self._afford(len(outputs) * recovery.images_per_class)
+        support = recover(teacher, recovery, self.size, generator, outputs=outputs, source=self.source)
         leaves = {name: value.detach().requires_grad_() for name, value in parameters_of(self.model).items()}
-        inner = distillation_of(self.model, teacher, support, outputs, config, generator)
+        inner = distillation_of(self.model, teacher, support, outputs, config.distillation, recovery, generator)
         adapted = unroll(
-            inner, leaves, steps=config.distillation_steps, lr=config.distillation_lr, second_order=config.second_order
+            inner,
+            leaves,
+            steps=config.distillation_steps,
+            lr=config.distillation_lr,
+            second_order=config.replay.episode.second_order,
         )
         hard = config.boundary_weight > 0 and step >= config.boundary_start
         renewed = boundary_held(self.model, adapted, outputs, config.boundary_weight) if hard else None
-        query = recover(teacher, config, self.size, generator, renewed=renewed, outputs=outputs, source=self.source)
-        loss = distillation_of(self.model, teacher, query, outputs, config, generator)(adapted)
+        query = recover(teacher, recovery, self.size, generator, renewed=renewed, outputs=outputs, source=self.source)
+        loss = distillation_of(self.model, teacher, query, outputs, config.distillation, recovery, generator)(adapted)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         metrics = {"kd_loss": loss.item(), "boundary": float(hard)}
         return dict(zip(leaves, gradients, strict=True)), metrics, [support, query]
@@ -186,7 +189,7 @@ class BiDfMKD(InversionMethod):
     def _afford(self, images: int) -> None:
         """Spend nothing on an API episode of two sets of `images` that the budget would cut short."""
         if self.pool.queries and isinstance(self.source, ZeroOrderGradient):
-            recovered = self.config.recovery_steps * self.source.queries_per_image
+            recovered = self.config.inversion.recovery_steps * self.source.queries_per_image
             self.pool.queries.require(2 * images * (recovered + 1))  # Each set is distilled from once.
 
     def state_dict(self) -> Tree:
@@ -234,7 +237,7 @@ def boundary_held(
 
 
 def _name(config: BiDfMKDConfig) -> str:
-    return "BiDf-MKD" if config.gradient == "autograd" else "BiDf-MKD (zero-order)"
+    return "BiDf-MKD" if config.estimation.gradient == "autograd" else "BiDf-MKD (zero-order)"
 
 
 def _sum(first: Parameters, second: Parameters) -> Parameters:

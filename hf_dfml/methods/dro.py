@@ -12,7 +12,6 @@ The meta-model is the network predicted from the mean embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,31 +25,25 @@ from hf_dfml.methods.paper import Paper
 from hf_dfml.methods.weight_space import input_size, member_states, require_same_network
 from hf_dfml.networks.hyper_network import HyperNetwork
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
 
 
-@dataclass(frozen=True)
-class DROConfig(Ball):
-    """DRO's hyper-parameters; the paper's where it gives them (SYSTEMS 2.4)."""
+class DROConfig(Settings):
+    """DRO's hyper-parameters; the paper's where it gives them."""
 
-    online: bool = field(
-        default=False, metadata={"help": "Members arrive one by one and are seen once (Algorithm 2)."}
+    online: bool = option(False, "Members arrive one by one and are seen once (Algorithm 2).")
+    epochs: int = option(100, "Passes over the meta-training members; online each is seen once.", least=1, common=True)
+    lr: float = option(0.03, "Rate of SGD on the hyper-network and the embeddings.", above=0)
+    inner_steps: int = option(1, "K, steps towards a member before the outer step.", least=0)
+    sigma: float = option(1.0, "Scale of the Gaussian likelihood of a member's weights.", above=0)
+    align: bool = option(
+        False, "Reorder each member's channels to match the first validation member's (not in the paper)."
     )
-    epochs: int = field(
-        default=100, metadata={"help": "Passes over the meta-training members; online each is seen once."}
-    )
-    lr: float = field(default=0.03, metadata={"help": "Rate of SGD on the hyper-network and the embeddings."})
-    inner_steps: int = field(default=1, metadata={"help": "K, steps towards a member before the outer step."})
-    sigma: float = field(default=1.0, metadata={"help": "Scale of the Gaussian likelihood of a member's weights."})
-    align: bool = field(
-        default=False,
-        metadata={"help": "Reorder each member's channels to match the first validation member's (not in the paper)."},
-    )
-    embedding_dim: int = field(default=50, metadata={"help": "Size of a task embedding."})
-    embedding_std: float = field(default=0.1, metadata={"help": "Standard deviation of the initial embeddings."})
-    validation_fraction: float = field(
-        default=0.2, metadata={"help": "Share of the pool held out for the outer step."}
-    )
+    embedding_dim: int = option(50, "Size of a task embedding.", least=1)
+    embedding_std: float = option(0.1, "Standard deviation of the initial embeddings.")
+    validation_fraction: float = option(0.2, "Share of the pool held out for the outer step.")
+    ball: Ball = part(Ball)
 
 
 class DRO(Method):
@@ -143,7 +136,7 @@ class DRO(Method):
         def loss(embedding: Tensor) -> Tensor:
             return self._loss(adapted, embedding, self.targets[j])
 
-        worst = worst_embedding(loss, self.embeddings[j], config, generator)
+        worst = worst_embedding(loss, self.embeddings[j], config.ball, generator)
         self.displacements[j] = worst - self.embeddings[j]
         outer_loss, gradient, pull = self._descent(adapted, worst, self.targets[j])
         if not torch.isfinite(outer_loss):

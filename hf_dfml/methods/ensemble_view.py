@@ -7,7 +7,7 @@ are recovered by gradients which are estimated from answers (as in BiDf-MKD).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -29,10 +29,11 @@ from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.sources.digests import weights_digest
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
-from hf_dfml.recovery.gradient_source import Estimator, ZeroOrderGradient
-from hf_dfml.recovery.inversion import QueriedRecoveryConfig, RecoveryConfig, recover
+from hf_dfml.recovery.gradient_source import ZeroOrderGradient
+from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
 from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
 from hf_dfml.recovery.procedural import procedural_images
+from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.progress import progress
@@ -48,35 +49,33 @@ SHOWN = 10
 """Members, and images of each, in a picture."""
 
 
-@dataclass(frozen=True)
-class EnsembleViewConfig(TargetConfig, MixingConfig, QueriedRecoveryConfig):
+class EnsembleViewConfig(Settings):
     """How images are recovered and mixed, and how the pool looks at them; the defaults fit 32 pixels and a CPU."""
 
-    training_images: Literal["auto", "recovered", "procedural"] = field(
-        default="auto",
-        metadata={
-            "help": "Where images come from: `recovered` from the members (and mixed), or `procedural` ones, which "
-            "cost nothing; `auto` recovers from weights, and not from answers."
-        },
+    training_images: Literal["auto", "recovered", "procedural"] = option(
+        "auto",
+        "Where images come from: `recovered` from the members (and mixed), or `procedural` ones, which "
+        "cost nothing; `auto` recovers from weights, and not from answers.",
     )
-    recovery: Literal["generator", "pixels"] = field(
-        default="pixels", metadata={"help": "What is optimised: a generator and its inputs, or the pixels."}
+    recoveries: int = option(2, "Recoveries from each member.", least=1)
+    inversion: RecoveryConfig = part(
+        RecoveryConfig,
+        recovery="pixels",
+        recovery_steps=120,
+        recovery_lr=0.1,
+        images_per_class=10,
+        tv_weight=0.1,
+        shift=2,
     )
-    recovery_steps: int = field(default=120, metadata={"help": "Adam steps for one task."})
-    recovery_lr: float = field(default=0.1, metadata={"help": "Rate of Adam in the recovery."})
-    images_per_class: int = field(default=10, metadata={"help": "Images of a class in one recovery."})
-    recoveries: int = field(default=2, metadata={"help": "Recoveries from each member."})
-    tv_weight: float = field(default=0.1, metadata={"help": "Weight of the total variation."})
-    shift: int = field(default=2, metadata={"help": "Pixels of random shift in the recovery."})
-    zero_order_directions: int = field(default=10, metadata={"help": "q: random directions of an estimate."})
-    zero_order_estimator: Estimator = field(
-        default="low_frequency",
-        metadata={"help": "Estimate of black boxes' gradients; see docs/black_boxes.md."},
+    estimation: EstimationConfig = part(
+        EstimationConfig, zero_order_directions=10, zero_order_estimator="low_frequency"
     )
-    whiten: float = field(
-        default=0.1,
-        metadata={"help": "a: principal directions are scaled by their variance to the power -a/2; 0: as found."},
-    )
+    mixing: MixingConfig = part(MixingConfig)
+    target: TargetConfig = part(TargetConfig, whiten=0.1)
+
+    def check(self) -> None:
+        """Make sure that what is to be estimated can be."""
+        self.estimation.check_objective(self.inversion)
 
     def for_black_boxes(self) -> Self:
         """The same without what answers do not give: features, statistics, terms of a whole batch."""
@@ -139,12 +138,12 @@ def ensemble_view(pool: TeacherPool, images: Tensor, config: EnsembleViewConfig,
         context.memo(f"targets-{first:04d}", partial(_products, pool, config, images, answers, first, context))
         for first in range(0, len(pool), MEMBERS_AT_ONCE)
     )
-    return ensemble_targets(add_products(EnsembleProducts(*block) for block in products), config)
+    return ensemble_targets(add_products(EnsembleProducts(*block) for block in products), config.target)
 
 
 def _drawn(pool: TeacherPool, config: EnsembleViewConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
     stream = fork(context.seed, "procedural")
-    kept = context.memo("procedural", lambda: {"images": procedural_images(config.num_images, size, stream)})
+    kept = context.memo("procedural", lambda: {"images": procedural_images(config.mixing.num_images, size, stream)})
     return kept["images"], {"images": kept["images"][:0], "titles": []}
 
 
@@ -153,7 +152,7 @@ def _recovered(pool: TeacherPool, config: EnsembleViewConfig, size: int, context
     parts = context.map_members("recovered", recovery, pool, "Recovering images")
     members = torch.cat([torch.full((len(part["images"]),), index) for index, part in enumerate(parts)])
     recovered = torch.cat([part["images"] for part in parts])
-    images = mix_recovered(recovered, members, config, fork(context.seed, "mixing"), flip=config.flip)
+    images = mix_recovered(recovered, members, config.mixing, fork(context.seed, "mixing"), flip=config.inversion.flip)
     return images, _first_of(parts, pool)
 
 
@@ -163,24 +162,24 @@ def recover_member(pool: TeacherPool, config: EnsembleViewConfig, size: int, con
     Raises:
         QueryBudgetError: if a black box may not be asked all that it takes; nothing was asked.
     """
-    generator, teacher, source = fork(context.seed, "recovery", index), pool.load(index), config.source()
+    generator, teacher, source = fork(context.seed, "recovery", index), pool.load(index), config.estimation.source()
     if pool.queries:
         assert isinstance(source, ZeroOrderGradient)
         source.resolution = pool.resolution
         # Nothing is spent on a member whose recovery the budget would cut short.
-        images = config.recoveries * teacher.num_classes * config.images_per_class
-        pool.queries.require(images * config.recovery_steps * source.queries_per_image)
+        images = config.recoveries * teacher.num_classes * config.inversion.images_per_class
+        pool.queries.require(images * config.inversion.recovery_steps * source.queries_per_image)
 
     def recovered() -> Tree:
-        tasks = [recover(teacher, config, size, generator, source=source) for _ in range(config.recoveries)]
+        tasks = [recover(teacher, config.inversion, size, generator, source=source) for _ in range(config.recoveries)]
         return {
             "images": to_uint8(torch.cat([task.images for task in tasks])),
             "labels": torch.cat([task.labels for task in tasks]),
         }
 
-    if config.gradient == "zero_order":
+    if config.estimation.gradient == "zero_order":
         return recovered()
-    options = {option.name: getattr(config, option.name) for option in fields(RecoveryConfig)}
+    options = flat(config.inversion)
     del options["compile_generator"]  # It is the same but for rounding.
     with context.autocast():
         precision = torch.is_autocast_enabled(context.device.type)
@@ -212,9 +211,9 @@ def _products(
         teachers = zip(indices, pool.stream(indices), strict=True)
         bar = progress(teachers, description="Computing the targets", total=len(indices), unit="member")
         for index, teacher in bar:
-            yield index, teacher if config.target_outputs == "features" else partial(_probabilities, teacher)
+            yield index, teacher if config.target.target_outputs == "features" else partial(_probabilities, teacher)
 
-    return ensemble_products(members(), images, config, context.seed, context.processes)
+    return ensemble_products(members(), images, config.target, context.seed, context.processes)
 
 
 def _probabilities(teacher: Teacher | BlackBox, images: Tensor) -> Tensor:
@@ -224,8 +223,8 @@ def _probabilities(teacher: Teacher | BlackBox, images: Tensor) -> Tensor:
 def _first_of(parts: list[Tree], pool: TeacherPool) -> Tree:
     """Images of one class of each of the first members, and its name above each."""
     rows, titles = [], []
-    for entry, part in zip(pool, parts[:SHOWN], strict=False):
-        row = part["images"][part["labels"] == 0][:SHOWN]
+    for entry, found in zip(pool, parts[:SHOWN], strict=False):
+        row = found["images"][found["labels"] == 0][:SHOWN]
         rows.append(row)
         titles += [f"{entry.id}: {entry.class_names[0]}"] * len(row)
     return {"images": torch.cat(rows).cpu(), "titles": titles}

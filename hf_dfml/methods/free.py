@@ -13,7 +13,6 @@ Each step:
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,10 +21,10 @@ from torch import nn
 from hf_dfml.learning.gradients import average_gradient, sequential_gradient
 from hf_dfml.learning.inner_loop import Parameters
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
-from hf_dfml.learning.replay import replay_until_plateau
+from hf_dfml.learning.replay import ReplayConfig, replay_until_plateau
 from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import (
-    InversionConfig,
+    DistillationConfig,
     InversionMethod,
     boundary_against,
     choose_outputs,
@@ -37,6 +36,7 @@ from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.processes import Processes
@@ -46,37 +46,24 @@ PICTURED_TEACHERS = 4
 """Teachers through which the same images are mapped."""
 
 
-@dataclass(frozen=True)
-class FREEConfig(MetaGeneratorConfig, InversionConfig):
+class FREEConfig(Settings):
     """Hyper-parameters of FREE; the defaults are the paper's, and the released scripts' where it names none.
 
     The four rows of the paper's ablation (Table 5) are the four settings of `five` and `bell`.
     """
 
-    steps: int = field(default=1000, metadata={"help": "Steps, those of the warm-up included (the paper's epochs)."})
-    warmup: int = field(
-        default=20, metadata={"help": "First steps in which the meta-generator learns alone; none without --five."}
+    steps: int = option(1000, "Steps, those of the warm-up included (the paper's epochs).", least=0, common=True)
+    warmup: int = option(20, "First steps in which the meta-generator learns alone; none without --five.", least=0)
+    teachers_per_step: int = option(4, "b: teachers drawn (with replacement) in a step.", least=1)
+    five: bool = option(
+        True, "Recover by the meta-generator; without, from scratch as --recovery and --recovery_steps say."
     )
-    teachers_per_step: int = field(default=4, metadata={"help": "b: teachers drawn (with replacement) in a step."})
-    five: bool = field(
-        default=True,
-        metadata={
-            "help": "Recover by the meta-generator; without, from scratch as --recovery and --recovery_steps say."
-        },
-    )
-    boundary_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the boundary term, by which images get hard for the meta-model."}
-    )
-    bell: bool = field(
-        default=True, metadata={"help": "Learn from the tasks one after the other; without, from their mean (ERM)."}
-    )
-    bell_lr: float = field(default=1e-3, metadata={"help": "alpha: rate of BELL's inner SGD step on each task."})
-    distillation_ce: float = field(default=0.0, metadata={"help": "Weight of the student's cross-entropy beside KD."})
-    bank_per_class: int = field(default=400, metadata={"help": "Recovered images kept for each class name."})
-    replay_batch: int = field(default=10, metadata={"help": "Episodes an outer step."})
-    replay_patience: int = field(
-        default=10, metadata={"help": "Outer steps without a better accuracy that end a replay."}
-    )
+    boundary_weight: float = option(1.0, "Weight of the boundary term, by which images get hard for the meta-model.")
+    bell: bool = option(True, "Learn from the tasks one after the other; without, from their mean (ERM).")
+    bell_lr: float = option(1e-3, "alpha: rate of BELL's inner SGD step on each task.", above=0)
+    meta_generator: MetaGeneratorConfig = part(MetaGeneratorConfig)
+    distillation: DistillationConfig = part(DistillationConfig, distillation_ce=0.0)
+    replay: ReplayConfig = part(ReplayConfig, bank_per_class=400, replay_batch=10, replay_patience=10)
 
 
 class FREE(InversionMethod):
@@ -108,7 +95,7 @@ class FREE(InversionMethod):
         super().__init__(config, model)
         self.name = _name(config)
         device = next(model.parameters()).device
-        self.meta_generator = MetaGenerator(config, self.size, device) if config.five else None
+        self.meta_generator = MetaGenerator(config.meta_generator, self.size, device) if config.five else None
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Draw the meta-generator's weights."""
@@ -133,7 +120,7 @@ class FREE(InversionMethod):
         gradients, distilled = processes.once(lambda: self._distil(teachers, tasks, stream))
         apply_gradients(self.optimizer, self.model, gradients)
         replayed = replay_until_plateau(
-            self.model, self.optimizer, self.bank, config, generator, ways=self.ways, processes=processes
+            self.model, self.optimizer, self.bank, config.replay, generator, ways=self.ways, processes=processes
         )
         return metrics | distilled | replayed | {"bank_images": float(len(self.bank))}
 
@@ -141,8 +128,9 @@ class FREE(InversionMethod):
         self, teachers: list[Teacher], tasks: list[Task], generator: torch.Generator
     ) -> tuple[Parameters, dict[str, float]]:
         config, params = self.config, parameters_of(self.model)
+        recovery = config.meta_generator.inversion
         losses = [
-            distillation_task(self.model, teacher, task, config, generator)
+            distillation_task(self.model, teacher, task, config.distillation, recovery, generator)
             for teacher, task in zip(teachers, tasks, strict=True)
         ]
         if config.bell:
@@ -165,7 +153,9 @@ class FREE(InversionMethod):
         if self.meta_generator:
             return self.meta_generator.recover(teachers, generator, terms, processes)
         items = zip(teachers, spawn(generator, len(teachers)), terms, strict=True)
-        return processes.map(lambda item: recover(item[0], config, self.size, *item[1:]), items), {}
+        return processes.map(
+            lambda item: recover(item[0], config.meta_generator.inversion, self.size, *item[1:]), items
+        ), {}
 
     def state_dict(self) -> Tree:
         """The common state and the meta-generator's."""
@@ -197,5 +187,6 @@ class FREE(InversionMethod):
 def _name(config: FREEConfig) -> str:
     """FREE, FREE (k=2), FREE without FIVE, ..."""
     switched_off = [name for name, on in (("FIVE", config.five), ("BELL", config.bell)) if not on]
-    steps = f" (k={config.adaptation_steps})" if config.five and config.adaptation_steps != 5 else ""
+    count = config.meta_generator.adaptation_steps
+    steps = f" (k={count})" if config.five and count != 5 else ""
     return f"FREE{steps}" + (f" without {' and '.join(switched_off)}" if switched_off else "")

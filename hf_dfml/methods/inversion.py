@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from hf_dfml.learning.distillation import KDLoss, distillation_loss
 from hf_dfml.learning.inner_loop import Parameters, TaskLoss
 from hf_dfml.learning.optimisation import calibrate_batch_norm
-from hf_dfml.learning.replay import ReplayConfig
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.networks.info import network_info
@@ -28,6 +26,7 @@ from hf_dfml.recovery.bank import MemoryBank, RecoveredImages
 from hf_dfml.recovery.inversion import RecoveryConfig
 from hf_dfml.recovery.objective import FurtherTerm, boundary_term
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 
@@ -35,12 +34,11 @@ STATISTICS_IMAGES = 500
 """Recovered images from which a snapshot's running statistics are taken."""
 
 
-@dataclass(frozen=True)
-class InversionConfig(ReplayConfig, RecoveryConfig):
-    """Recovery, distillation and replay: the hyper-parameters that BiDf-MKD, FREE and TGR share."""
+class DistillationConfig(Settings):
+    """How a student is distilled from a teacher on recovered images (BiDf-MKD, FREE, TGR)."""
 
-    distillation_ce: float = field(default=1.0, metadata={"help": "Weight of the student's cross-entropy beside KD."})
-    kd_loss: KDLoss = field(default="kl", metadata={"help": "`kl`, or the released code's `legacy_linear`."})
+    distillation_ce: float = option(1.0, "Weight of the student's cross-entropy beside KD.")
+    kd_loss: KDLoss = option("kl", "`kl`, or the released code's `legacy_linear`.")
 
 
 class RecoveryMethod(Method):
@@ -102,15 +100,15 @@ class InversionMethod(RecoveryMethod):
     """A method that recovers one task after the other and remembers them in a bank.
 
     Args:
-        config: hyper-parameters; a `ReplayConfig` and whatever the method adds.
+        config: hyper-parameters, with a part `replay: ReplayConfig`.
         model: the meta-model, on its device.
     """
 
     bank: MemoryBank
 
-    def __init__(self, config: ReplayConfig, model: nn.Module) -> None:
-        bank = MemoryBank(config.bank_per_class, int(config.bank_memory_gb * 1e9))
-        super().__init__(config, model, config.outer_lr, bank)
+    def __init__(self, config: Any, model: nn.Module) -> None:
+        bank = MemoryBank(config.replay.bank_per_class, int(config.replay.bank_memory_gb * 1e9))
+        super().__init__(config, model, config.replay.episode.outer_lr, bank)
         self.newest: list[Task] = []
 
     def remember(self, tasks: Sequence[Task]) -> None:
@@ -148,11 +146,16 @@ def student_logits(model: nn.Module, params: Parameters, images: torch.Tensor, c
 
 
 def distillation_task(
-    model: nn.Module, teacher: Teacher, task: Task, config: InversionConfig, generator: torch.Generator
+    model: nn.Module,
+    teacher: Teacher,
+    task: Task,
+    config: DistillationConfig,
+    recovery: RecoveryConfig,
+    generator: torch.Generator,
 ) -> TaskLoss:
     """`distillation_of` a task of all the teacher's classes, or of a random choice of them."""
     task, outputs = sub_task(task, network_info(model).num_classes, generator)
-    return distillation_of(model, teacher, task, outputs, config, generator)
+    return distillation_of(model, teacher, task, outputs, config, recovery, generator)
 
 
 def distillation_of(
@@ -160,7 +163,8 @@ def distillation_of(
     teacher: Teacher | BlackBox,
     task: Task,
     outputs: list[int],
-    config: InversionConfig,
+    config: DistillationConfig,
+    recovery: RecoveryConfig,
     generator: torch.Generator,
 ) -> TaskLoss:
     """L_i = KD(teacher, student) + weight * CE, on one fixed augmentation of the task's images.
@@ -172,15 +176,16 @@ def distillation_of(
         teacher: the pool member.
         task: at most as many classes as the meta-model has outputs.
         outputs: which of the teacher's outputs the task's classes are.
-        config: augmentation and loss.
+        config: the loss.
+        recovery: whose augmentation is used.
         generator: draws the augmentation.
     """
-    images = random_crop_flip(task.images, generator, padding=config.shift, flip=config.flip)
+    images = random_crop_flip(task.images, generator, padding=recovery.shift, flip=recovery.flip)
     return partial(_distillation, model, config, images, task.labels, teacher_logits(teacher, images, outputs))
 
 
 def _distillation(
-    model: nn.Module, config: InversionConfig, images: Tensor, labels: Tensor, targets: Tensor, params: Parameters
+    model: nn.Module, config: DistillationConfig, images: Tensor, labels: Tensor, targets: Tensor, params: Parameters
 ) -> Tensor:
     logits = student_logits(model, params, images, targets.shape[1])
     kd = distillation_loss(targets, logits, kind=config.kd_loss)

@@ -9,7 +9,7 @@ They say what the data would have been worth. `data_free` is False, and their na
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 
@@ -32,21 +33,20 @@ STATISTICS_IMAGES = 500
 """Training images from which a snapshot's running statistics are taken."""
 
 
-@dataclass(frozen=True)
-class MAMLConfig:
-    """MAML on real images; rates and steps are those of the shared protocol (SYSTEMS 1.5)."""
+class MAMLConfig(Settings):
+    """MAML on real images; learning rates and steps are those of TGR's released scripts."""
 
-    train_dataset: str = field(default="cifar-fs", metadata={"help": "Data set whose training classes it sees."})
-    train_data_dir: str | None = field(default=None, metadata={"help": "Folder of local copies of the data sets."})
-    steps: int = field(default=2000, metadata={"help": "Outer steps (online: steps for each arriving task)."})
-    outer_lr: float = field(default=1e-3, metadata={"help": "Rate of the outer Adam."})
-    inner_lr: float = field(default=0.01, metadata={"help": "Rate of the inner SGD steps."})
-    inner_steps: int = field(default=5, metadata={"help": "Inner SGD steps in training."})
-    second_order: bool = field(default=True, metadata={"help": "MAML (True) or first-order MAML (False)."})
-    bn: BatchNorm = field(default="transductive", metadata={"help": "Batch norm of the queries in training."})
-    train_shots: int = field(default=5, metadata={"help": "Support images a class in training."})
-    train_queries: int = field(default=15, metadata={"help": "Query images a class in training."})
-    meta_batch: int = field(default=4, metadata={"help": "Episodes an outer step."})
+    train_dataset: str = option("cifar-fs", "Data set whose training classes it sees.")
+    train_data_dir: str | None = option(None, "Folder of local copies of the data sets.")
+    steps: int = option(2000, "Outer steps (online: steps for each arriving task).", least=0, common=True)
+    outer_lr: float = option(1e-3, "Rate of the outer Adam.", above=0)
+    inner_lr: float = option(0.01, "Rate of the inner SGD steps.", above=0)
+    inner_steps: int = option(5, "Inner SGD steps in training.", least=0)
+    second_order: bool = option(True, "MAML (True) or first-order MAML (False).")
+    bn: BatchNorm = option("transductive", "Batch norm of the queries in training.")
+    train_shots: int = option(5, "Support images a class in training.", least=1)
+    train_queries: int = option(15, "Query images a class in training.", least=1)
+    meta_batch: int = option(4, "Episodes an outer step.", least=1)
 
     @property
     def inner_loop(self) -> InnerLoop:
@@ -122,13 +122,6 @@ class MAML(Method):
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-@dataclass(frozen=True)
-class OMLConfig(MAMLConfig):
-    """Online MAML."""
-
-    steps: int = field(default=10, metadata={"help": "Outer steps for each arriving task."})
-
-
 class OML(MAML):
     """Online meta-learning with data: tasks arrive one by one, each with its real images, and are remembered.
 
@@ -148,7 +141,6 @@ class OML(MAML):
         year=2019,
         arxiv="1902.08438",
     )
-    Config = OMLConfig
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Read the training images and fix the order in which tasks arrive.

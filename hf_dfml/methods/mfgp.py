@@ -6,7 +6,6 @@ Zhenyi Wang et al. UAI 2022, supplement 1.1 (a baseline of DRO), on GPyTorch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,27 +16,25 @@ from hf_dfml.methods.base import Context
 from hf_dfml.methods.dro import DRO
 from hf_dfml.methods.weight_space import WeightSpaceMethod, member_states, require_same_network
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import Tree
 
 SMALLEST_STD = 0.01
 """Least standard deviation of a weight under the model."""
 
 
-@dataclass(frozen=True)
-class MFGPConfig:
+class MFGPConfig(Settings):
     """MFGP's hyper-parameters; the sizes are the paper's, how it is trained is ours (the paper does not say)."""
 
-    steps: int = field(default=1000, metadata={"help": "Adam steps on the evidence lower bound."})
-    lr: float = field(default=5e-3, metadata={"help": "Rate of Adam; it falls to 0 along a cosine."})
-    batch_size: int = field(default=10, metadata={"help": "Members a step."})
-    embedding_dim: int = field(default=50, metadata={"help": "Size of a task embedding."})
-    embedding_std: float = field(default=0.1, metadata={"help": "Standard deviation of the initial embeddings."})
-    processes: int = field(default=10, metadata={"help": "Independent sparse Gaussian processes."})
-    inducing_points: int = field(default=20, metadata={"help": "Inducing points of each."})
-    noise_dim: int = field(default=100, metadata={"help": "Size of the noise that the base module is given."})
-    base_dim: int = field(
-        default=100, metadata={"help": "Size of w0, the part of the code that no task has a say in."}
-    )
+    steps: int = option(1000, "Adam steps on the evidence lower bound.", least=0, common=True)
+    lr: float = option(5e-3, "Rate of Adam; it falls to 0 along a cosine.", above=0)
+    batch_size: int = option(10, "Members a step.", least=2)
+    embedding_dim: int = option(50, "Size of a task embedding.", least=1)
+    embedding_std: float = option(0.1, "Standard deviation of the initial embeddings.")
+    processes: int = option(10, "Independent sparse Gaussian processes.", least=1)
+    inducing_points: int = option(20, "Inducing points of each.", least=1)
+    noise_dim: int = option(100, "Size of the noise that the base module is given.", least=1)
+    base_dim: int = option(100, "Size of w0, the part of the code that no task has a say in.", least=1)
 
 
 class MFGP(WeightSpaceMethod):

@@ -16,7 +16,7 @@ recovered from it unless that is asked for.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,34 +31,29 @@ from hf_dfml.methods.ensemble_view import SHOWN, EnsembleView, EnsembleViewConfi
 from hf_dfml.networks.functional import normalise
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.seeding import fork
 
 
-@dataclass(frozen=True)
-class PoolDistillationConfig(EnsembleViewConfig):
+class PoolDistillationConfig(Settings):
     """Hyper-parameters of pool distillation; the defaults fit a pool of 32-pixel networks and a CPU."""
 
-    steps: int = field(default=40, metadata={"help": "Passes over the training set."})
-    batch_size: int = field(default=100, metadata={"help": "Images of a batch; an incomplete one is left out."})
-    lr: float = field(default=3e-3, metadata={"help": "Highest rate of the student's Adam (one cycle over the run)."})
-    start: Literal["member", "random"] = field(
-        default="member",
-        metadata={"help": "Start from the best member of the student's architecture (if there is one), or at random."},
+    steps: int = option(40, "Passes over the training set.", least=0, common=True)
+    batch_size: int = option(100, "Images of a batch; an incomplete one is left out.", least=2)
+    lr: float = option(3e-3, "Highest rate of the student's Adam (one cycle over the run).", above=0)
+    start: Literal["member", "random"] = option(
+        "member", "Start from the best member of the student's architecture (if there is one), or at random."
     )
-    gram_weight: float = field(default=40.0, metadata={"help": "Weight of the difference of similarities."})
-    neighbour_weight: float = field(default=0.5, metadata={"help": "Weight of the divergence of neighbours."})
-    neighbour_temperature: float = field(
-        default=0.05,
-        metadata={"help": "Temperature of the student's cosines: the smaller, the fewer neighbours count."},
+    gram_weight: float = option(40.0, "Weight of the difference of similarities.")
+    neighbour_weight: float = option(0.5, "Weight of the divergence of neighbours.")
+    neighbour_temperature: float = option(
+        0.05, "Temperature of the student's cosines: the smaller, the fewer neighbours count.", above=0
     )
-    neighbour_target_temperature: float = field(
-        default=0.1, metadata={"help": "Temperature of the targets' cosines in it."}
-    )
-    neighbour_equalise: float = field(
-        default=0.3, metadata={"help": "`whiten` of the targets whose neighbours are taken over."}
-    )
+    neighbour_target_temperature: float = option(0.1, "Temperature of the targets' cosines in it.", above=0)
+    neighbour_equalise: float = option(0.3, "`whiten` of the targets whose neighbours are taken over.")
+    view: EnsembleViewConfig = part(EnsembleViewConfig)
 
 
 class PoolDistillation(Method):
@@ -81,8 +76,10 @@ class PoolDistillation(Method):
     eval_bn = "running"
 
     def __init__(self, config: PoolDistillationConfig, model: nn.Module) -> None:
-        if config.num_images < config.batch_size:
-            raise ValueError(f"{config.num_images} images make no batch of {config.batch_size}: raise --num_images.")
+        if config.view.mixing.num_images < config.batch_size:
+            raise ValueError(
+                f"{config.view.mixing.num_images} images make no batch of {config.batch_size}: raise --num_images."
+            )
         super().__init__(config, model)
         info = network_info(model.eval())
         self.size, self.width = info.image_size, info.num_features
@@ -91,19 +88,20 @@ class PoolDistillation(Method):
             for weight in layer.parameters():
                 nn.init.zeros_(weight)
         # Without a bias, so that what all images have in common is in the student's features too.
-        linear = nn.Linear(self.width, config.target_dim, bias=False, device=next(model.parameters()).device)
+        device = next(model.parameters()).device
+        linear = nn.Linear(self.width, config.view.target.target_dim, bias=False, device=device)
         self.objective = nn.ModuleDict({"student": model, "map": linear})
         self.optimizer = torch.optim.Adam(self.objective.parameters(), config.lr)
         self.images = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        self.targets = torch.empty(0, config.target_dim, dtype=torch.float16)
-        self.spread = torch.ones(config.target_dim)
+        self.targets = torch.empty(0, config.view.target.target_dim, dtype=torch.float16)
+        self.spread = torch.ones(config.view.target.target_dim)
         self.agreement = 0.0
         self.recovered: Tree = {"images": self.images, "titles": []}
 
     @classmethod
     def config_for(cls, config: PoolDistillationConfig, pool: TeacherPool) -> PoolDistillationConfig:
         """From probabilities, and with estimated gradients, for members that only answer."""
-        return config.for_black_boxes() if pool.answers_only else config
+        return replace(config, **flat(config.view.for_black_boxes())) if pool.answers_only else config
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Recover, mix, and look at the mixtures through all members (steps 0 and 1).
@@ -115,7 +113,7 @@ class PoolDistillation(Method):
         """
         config = self.config
         # Drawn on the CPU, where the generator is: the same start on every device.
-        start = torch.empty(config.target_dim, self.width)
+        start = torch.empty(config.view.target.target_dim, self.width)
         nn.init.kaiming_uniform_(start, a=5**0.5, generator=fork(context.seed, "map"))
         self.objective["map"].load_state_dict({"weight": start})
         if config.start == "member" and not pool.answers_only:
@@ -126,7 +124,7 @@ class PoolDistillation(Method):
 
     def view(self, pool: TeacherPool, context: Context) -> EnsembleView:
         """The training set and its targets; raises as `setup`."""
-        return view_of(pool, self.config, self.size, context)
+        return view_of(pool, self.config.view, self.size, context)
 
     def order(self, context: Context) -> Tensor:
         """Rows of the training set in the order of the next pass."""
@@ -179,7 +177,7 @@ class PoolDistillation(Method):
         direction = cosine_distance(self.objective["map"](features), targets)
         config = self.config
         # The targets are whitened already, as `whiten` says.
-        flatter = whitened(targets, self.spread, config.neighbour_equalise - config.whiten)
+        flatter = whitened(targets, self.spread, config.neighbour_equalise - config.view.target.whiten)
         neighbours = neighbour_loss(
             features, flatter, config.neighbour_temperature, config.neighbour_target_temperature
         )

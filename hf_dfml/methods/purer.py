@@ -12,7 +12,7 @@ Its calibration at meta-test, ICFIL, is `hf_dfml/evaluation/icfil.py` (`head="ic
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -30,31 +30,26 @@ from hf_dfml.methods.weight_space import member_states, require_same_network
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.dynamic_dataset import DynamicDataset, DynamicDatasetConfig
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.seeding import spawn
 
 
-@dataclass(frozen=True)
-class PURERConfig(EpisodeConfig, DynamicDatasetConfig):
-    """Hyper-parameters of PURER; the defaults are the released scripts' (SYSTEMS 3.1 and 8)."""
+class PURERConfig(Settings):
+    """Hyper-parameters of PURER; the defaults are the released scripts'."""
 
-    steps: int = field(default=60_000, metadata={"help": "Outer steps."})
-    members_per_step: int = field(
-        default=0, metadata={"help": "Members drawn for each update of the images; 0: all (PURER-Plus: 13 of 100)."}
+    steps: int = option(60_000, "Outer steps.", least=0, common=True)
+    members_per_step: int = option(
+        0, "Members drawn for each update of the images; 0: all (PURER-Plus: 13 of 100).", least=0
     )
-    average: bool = field(
-        default=False,
-        metadata={"help": "Start from the element-wise average of the pool, which must be of the meta-model's kind."},
+    average: bool = option(
+        False, "Start from the element-wise average of the pool, which must be of the meta-model's kind."
     )
-    adversarial_weight: float = field(
-        default=10.0, metadata={"help": "Weight of minus the outer loss of an episode, where the switch is on."}
-    )
-    warmup: int = field(default=4000, metadata={"help": "First steps without the adversarial term."})
-    patience: int = field(
-        default=6, metadata={"help": "Steps without a better accuracy that switch the adversarial term on once."}
-    )
-    inner_steps: int = field(default=1, metadata={"help": "Inner SGD steps in meta-training."})
-    replay_batch: int = field(default=4, metadata={"help": "Episodes an outer step."})
+    adversarial_weight: float = option(10.0, "Weight of minus the outer loss of an episode, where the switch is on.")
+    warmup: int = option(4000, "First steps without the adversarial term.", least=0)
+    patience: int = option(6, "Steps without a better accuracy that switch the adversarial term on once.", least=1)
+    images: DynamicDatasetConfig = part(DynamicDatasetConfig)
+    episode: EpisodeConfig = part(EpisodeConfig, inner_steps=1, replay_batch=4)
 
 
 class PURER(RecoveryMethod):
@@ -77,15 +72,16 @@ class PURER(RecoveryMethod):
     bank: DynamicDataset
 
     def __init__(self, config: PURERConfig, model: nn.Module) -> None:
-        needed = config.replay_shots + config.replay_queries
-        if config.images_per_class < needed:
+        episode, count = config.episode, config.images.images_per_class
+        needed = episode.replay_shots + episode.replay_queries
+        if count < needed:
             raise ValueError(
-                f"images_per_class={config.images_per_class}: an episode of {config.replay_shots} shots and "
-                f"{config.replay_queries} queries takes {needed} images of each class."
+                f"images_per_class={count}: an episode of {episode.replay_shots} shots and "
+                f"{episode.replay_queries} queries takes {needed} images of each class."
             )
         info = network_info(model)
-        images = DynamicDataset(config, info.image_size, info.mean, info.std)
-        super().__init__(config, model, config.outer_lr, images)
+        images = DynamicDataset(config.images, info.image_size, info.mean, info.std)
+        super().__init__(config, model, episode.outer_lr, images)
         self.switch = PlateauSwitch(config.patience, config.warmup)
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
@@ -114,7 +110,7 @@ class PURER(RecoveryMethod):
         teachers = [partial(self.pool.load, index) for index in chosen]
         metrics = self.bank.learn(teachers, generator, further, processes)
         loss, accuracy = replay_step(
-            self.model, self.optimizer, self.bank, config, generator, ways=self.ways, processes=processes
+            self.model, self.optimizer, self.bank, config.episode, generator, ways=self.ways, processes=processes
         )
         self.switch.observe(context.step, accuracy)
         return metrics | {"outer_loss": loss, "outer_accuracy": accuracy, "adversarial": float(harder)}
@@ -124,7 +120,7 @@ class PURER(RecoveryMethod):
 
     def _episode_loss(self, generator: torch.Generator) -> Tensor:
         """The outer loss of one random episode; its graph goes through the inner loop into the pixels."""
-        config = self.config
+        config = self.config.episode
         episode = self.bank.learnable_episode(
             generator, ways=self.ways, shots=config.replay_shots, queries=config.replay_queries
         )

@@ -10,7 +10,6 @@ Yongxian Wei, Zixuan Hu, Li Shen, Zhenyi Wang, Yu Li, Chun Yuan, Dacheng Tao. IC
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,40 +23,40 @@ from hf_dfml.learning.grouping import group_tasks
 from hf_dfml.learning.inner_loop import Parameters
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.learning.probe import load_probe
-from hf_dfml.learning.replay import replay_until_plateau
+from hf_dfml.learning.replay import ReplayConfig, replay_until_plateau
 from hf_dfml.methods.base import Context, in_mixed_precision
-from hf_dfml.methods.inversion import InversionConfig, InversionMethod, distillation_task
+from hf_dfml.methods.inversion import DistillationConfig, InversionMethod, distillation_task
 from hf_dfml.methods.paper import Paper
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
-from hf_dfml.recovery.inversion import recover
+from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.seeding import fork, spawn
 
 
-@dataclass(frozen=True)
-class TGRConfig(InversionConfig):
-    """Hyper-parameters of TGR; the defaults are the released scripts' (SYSTEMS 6 and 8)."""
+class TGRConfig(Settings):
+    """Hyper-parameters of TGR; the defaults are the released scripts'."""
 
-    steps: int = field(default=1200, metadata={"help": "Outer steps (the paper's epochs)."})
-    probe: str = field(
-        default="resnet34.tv_in1k",
-        metadata={"help": "Network that embeds the tasks: a timm model with weights, a member's id, or `average`."},
+    steps: int = option(1200, "Outer steps (the paper's epochs).", least=0, common=True)
+    probe: str = option(
+        "resnet34.tv_in1k", "Network that embeds the tasks: a timm model with weights, a member's id, or `average`."
     )
-    embedding_batches: int = field(default=20, metadata={"help": "Recoveries per member for its embedding."})
-    keep_embedded: bool = field(
-        default=False, metadata={"help": "Put the images recovered for the embedding into the bank as well."}
+    embedding_batches: int = option(20, "Recoveries per member for its embedding.", least=1)
+    keep_embedded: bool = option(False, "Put the images recovered for the embedding into the bank as well.")
+    num_groups: int = option(5, "Groups into which the pool is divided.", least=1)
+    grouping: Literal["dissimilar", "similar", "none"] = option(
+        "dissimilar", "What a group holds: unlike members (TGR), like ones, or everything."
     )
-    num_groups: int = field(default=5, metadata={"help": "Groups into which the pool is divided."})
-    grouping: Literal["dissimilar", "similar", "none"] = field(
-        default="dissimilar", metadata={"help": "What a group holds: unlike members (TGR), like ones, or everything."}
+    teachers_per_step: int = option(4, "Teachers drawn (with replacement) from one group.", least=1)
+    igr_strength: float = option(1e-3, "lambda of the gradient regularisation.")
+    igr_order: Literal["first", "second"] = option(
+        "first", "Regularise by displaced gradients, or by exact second derivatives."
     )
-    teachers_per_step: int = field(default=4, metadata={"help": "Teachers drawn (with replacement) from one group."})
-    igr_strength: float = field(default=1e-3, metadata={"help": "lambda of the gradient regularisation."})
-    igr_order: Literal["first", "second"] = field(
-        default="first", metadata={"help": "Regularise by displaced gradients, or by exact second derivatives."}
-    )
+    inversion: RecoveryConfig = part(RecoveryConfig)
+    distillation: DistillationConfig = part(DistillationConfig)
+    replay: ReplayConfig = part(ReplayConfig)
 
 
 class TGR(InversionMethod):
@@ -99,7 +98,10 @@ class TGR(InversionMethod):
         generator = fork(context.seed, "embedding", index)
         teacher = self.pool.load(index)
         with context.autocast():
-            tasks = [recover(teacher, self.config, self.size, generator) for _ in range(self.config.embedding_batches)]
+            tasks = [
+                recover(teacher, self.config.inversion, self.size, generator)
+                for _ in range(self.config.embedding_batches)
+            ]
         images = torch.cat([task.images for task in tasks])
         labels = torch.cat([task.labels for task in tasks])
         embedding = fisher_embedding(probe, images, labels, generator)
@@ -118,20 +120,22 @@ class TGR(InversionMethod):
         gradients, metrics = processes.once(lambda: self._distil(members, tasks, stream))
         apply_gradients(self.optimizer, self.model, gradients)
         replayed = replay_until_plateau(
-            self.model, self.optimizer, self.bank, config, generator, ways=self.ways, processes=processes
+            self.model, self.optimizer, self.bank, config.replay, generator, ways=self.ways, processes=processes
         )
         return metrics | replayed | {"bank_images": float(len(self.bank))}
 
     def _recover(self, item: tuple[int, torch.Generator]) -> Task:
         index, generator = item
-        return recover(self.pool.load(index), self.config, self.size, generator)
+        return recover(self.pool.load(index), self.config.inversion, self.size, generator)
 
     def _distil(
         self, members: list[int], tasks: list[Task], generator: torch.Generator
     ) -> tuple[Parameters, dict[str, float]]:
         config = self.config
         losses = [
-            distillation_task(self.model, self.pool.load(index), task, config, generator)
+            distillation_task(
+                self.model, self.pool.load(index), task, config.distillation, config.inversion, generator
+            )
             for index, task in zip(members, tasks, strict=True)
         ]
         return regularised_gradient(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,25 +15,24 @@ from hf_dfml.recovery.augment import random_roll
 from hf_dfml.recovery.bank import RecoveredImages
 from hf_dfml.recovery.objective import InversionWeights, inversion_loss
 from hf_dfml.recovery.pixels import Pixels
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.seeding import spawn
 
 
-@dataclass(frozen=True)
-class DynamicDatasetConfig:
+class DynamicDatasetConfig(Settings):
     """How the images of a pool's classes are learnt; the defaults are those of PURER's released scripts."""
 
-    images_per_class: int = field(
-        default=20,
-        metadata={"help": "Images of each class name; at least the shots and queries of an episode together."},
+    images_per_class: int = option(
+        20, "Images of each class name; at least the shots and queries of an episode together.", least=1
     )
-    recovery_lr: float = field(default=0.25, metadata={"help": "Adam's rate for the (normalised) pixels."})
-    ce_weight: float = field(default=1.0, metadata={"help": "Weight of a teacher's cross-entropy."})
-    bn_weight: float = field(default=0.01, metadata={"help": "Weight of the batch-norm statistics."})
-    tv_weight: float = field(default=1e-4, metadata={"help": "Weight of the total variation, of pixels in [0, 1]."})
-    l2_weight: float = field(default=1e-5, metadata={"help": "Weight of the norm of the pixels in [0, 1]."})
-    shift: int = field(default=2, metadata={"help": "Pixels of random shift before a teacher sees its images."})
+    recovery_lr: float = option(0.25, "Adam's rate for the (normalised) pixels.", above=0)
+    ce_weight: float = option(1.0, "Weight of a teacher's cross-entropy.")
+    bn_weight: float = option(0.01, "Weight of the batch-norm statistics.")
+    tv_weight: float = option(1e-4, "Weight of the total variation, of pixels in [0, 1].")
+    l2_weight: float = option(1e-5, "Weight of the norm of the pixels in [0, 1].")
+    shift: int = option(2, "Pixels of random shift before a teacher sees its images.", least=0)
 
     @property
     def weights(self) -> InversionWeights:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -24,39 +23,34 @@ from hf_dfml.recovery.gradient_source import (
 from hf_dfml.recovery.objective import FurtherTerm, InversionWeights, inversion_losses
 from hf_dfml.recovery.pixels import Pixels
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 
-@dataclass(frozen=True)
-class RecoveryConfig:
+class RecoveryConfig(Settings):
     """How one task is recovered from one teacher; the defaults are those of TGR's released scripts."""
 
-    recovery: Literal["generator", "pixels"] = field(
-        default="generator",
-        metadata={
-            "help": "What is optimised: a generator and its inputs (CMI; the papers), or the pixels (DeepInversion; "
-            "much cheaper on a CPU, with a rate of about 0.1)."
-        },
+    recovery: Literal["generator", "pixels"] = option(
+        "generator",
+        "What is optimised: a generator and its inputs (CMI; the papers), or the pixels (DeepInversion; "
+        "much cheaper on a CPU, with a rate of about 0.1).",
     )
-    recovery_steps: int = field(default=200, metadata={"help": "Adam steps for one task."})
-    recovery_lr: float = field(default=1e-3, metadata={"help": "Rate of Adam in the recovery."})
-    images_per_class: int = field(default=30, metadata={"help": "Images recovered for each class of a teacher."})
-    latent_dim: int = field(default=256, metadata={"help": "Length of the generator's input."})
-    generator_width: int = field(default=64, metadata={"help": "Channels of the generator's last hidden layer."})
-    compile_generator: bool = field(
-        default=False,
-        metadata={"help": "Compile the generator (torch.compile): up to a minute once, faster passes after it."},
+    recovery_steps: int = option(200, "Adam steps for one task.", least=1)
+    recovery_lr: float = option(1e-3, "Rate of Adam in the recovery.", above=0)
+    images_per_class: int = option(30, "Images recovered for each class of a teacher.", least=1)
+    latent_dim: int = option(256, "Length of the generator's input.", least=1)
+    generator_width: int = option(64, "Channels of the generator's last hidden layer.", least=1)
+    compile_generator: bool = option(
+        False, "Compile the generator (torch.compile): up to a minute once, faster passes after it."
     )
-    ce_weight: float = field(default=1.0, metadata={"help": "Weight of the teacher's cross-entropy."})
-    bn_weight: float = field(default=1.0, metadata={"help": "Weight of the batch-norm statistics."})
-    tv_weight: float = field(default=0.0, metadata={"help": "Weight of the total variation."})
-    l2_weight: float = field(default=0.0, metadata={"help": "Weight of the norm of the pixels."})
-    shift: int = field(
-        default=4, metadata={"help": "Pixels of random shift before a teacher or student sees an image."}
-    )
-    flip: bool = field(default=True, metadata={"help": "Mirror images at random (off where mirrored classes differ)."})
+    ce_weight: float = option(1.0, "Weight of the teacher's cross-entropy.")
+    bn_weight: float = option(1.0, "Weight of the batch-norm statistics.")
+    tv_weight: float = option(0.0, "Weight of the total variation.")
+    l2_weight: float = option(0.0, "Weight of the norm of the pixels.")
+    shift: int = option(4, "Pixels of random shift before a teacher or student sees an image.", least=0)
+    flip: bool = option(True, "Mirror images at random (off where mirrored classes differ).")
 
     @property
     def weights(self) -> InversionWeights:
@@ -64,43 +58,36 @@ class RecoveryConfig:
         return InversionWeights(self.ce_weight, self.bn_weight, self.tv_weight, self.l2_weight)
 
 
-@dataclass(frozen=True)
-class QueriedRecoveryConfig(RecoveryConfig):
-    """A recovery whose gradients may be estimated from a teacher's answers, as they must be of black boxes."""
+class EstimationConfig(Settings):
+    """Where gradients of a recovery come from: back-propagation, or a teacher's answers (as of black boxes)."""
 
-    gradient: Literal["autograd", "zero_order"] = field(
-        default="autograd",
-        metadata={"help": "Back-propagate through teachers, or estimate by queries alone (always so of black boxes)."},
+    gradient: Literal["autograd", "zero_order"] = option(
+        "autograd", "Back-propagate through teachers, or estimate by queries alone (always so of black boxes)."
     )
-    zero_order_directions: int = field(default=100, metadata={"help": "q: random directions of an estimate."})
-    zero_order_mu: float = field(
-        default=0.00125,
-        metadata={"help": "Length of its differences, in pixels of [0, 1]; longer by itself for PNG and bare labels."},
+    zero_order_directions: int = option(100, "q: random directions of an estimate.", least=1)
+    zero_order_mu: float = option(
+        0.00125, "Length of its differences, in pixels of [0, 1]; longer by itself for PNG and bare labels.", above=0
     )
-    zero_order_estimator: Estimator = field(
-        default="sphere",
-        metadata={
-            "help": "Estimate: `sphere` as in the paper, `central` differences, `orthogonal` directions, "
-            "`low_frequency` ones, or with a `memory` of the last step (needs --shift 0 --flip false)."
-        },
+    zero_order_estimator: Estimator = option(
+        "sphere",
+        "Estimate: `sphere` as in the paper, `central` differences, `orthogonal` directions, "
+        "`low_frequency` ones, or with a `memory` of the last step (needs --shift 0 --flip false).",
     )
-    zero_order_at_once: int = field(default=20, metadata={"help": "Directions whose images are queried together."})
+    zero_order_at_once: int = option(20, "Directions whose images are queried together.", least=1)
 
-    def __post_init__(self) -> None:
-        if self.gradient == "zero_order" and (self.bn_weight or self.tv_weight or self.l2_weight):
-            raise ValueError(
-                "A zero-order gradient (black boxes have no other) is estimated image by image: set bn_weight, "
-                "tv_weight and l2_weight, which are terms of the whole batch, to 0; found "
-                f"{self.bn_weight}, {self.tv_weight} and {self.l2_weight}."
-            )
-
-    def for_black_boxes(self) -> Self:
-        """The same with estimated gradients.
+    def check_objective(self, recovery: RecoveryConfig) -> None:
+        """Make sure that the gradient of a recovery's objective can be estimated, if it is to be.
 
         Raises:
             ValueError: if the objective has terms that cannot be estimated image by image.
         """
-        return replace(self, gradient="zero_order")
+        weights = recovery.bn_weight, recovery.tv_weight, recovery.l2_weight
+        if self.gradient == "zero_order" and any(weights):
+            raise ValueError(
+                "A zero-order gradient (black boxes have no other) is estimated image by image: set bn_weight, "
+                "tv_weight and l2_weight, which are terms of the whole batch, to 0; found "
+                f"{weights[0]}, {weights[1]} and {weights[2]}."
+            )
 
     def source(self) -> GradientSource:
         """Where gradients with respect to images come from."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from hf_dfml.recovery.augment import random_crop_flip
 from hf_dfml.recovery.inversion import RecoveryConfig
 from hf_dfml.recovery.objective import FurtherTerm, inversion_loss
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.seeding import spawn
@@ -22,20 +22,16 @@ from hf_dfml.utils.seeding import spawn
 BETAS = (0.5, 0.999)
 
 
-@dataclass(frozen=True)
-class MetaGeneratorConfig(RecoveryConfig):
-    """How tasks are recovered by a meta-generator; the defaults are the paper's (section 5.1)."""
+class MetaGeneratorConfig(Settings):
+    """How tasks are recovered by a meta-generator; the defaults are FREE's (Wei et al., CVPR 2024, 5.1)."""
 
-    images_per_class: int = field(default=20, metadata={"help": "Images recovered for each class of a teacher."})
-    bn_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the batch-norm statistics (FREE's Eq. 1 has no such term)."}
+    inversion: RecoveryConfig = part(RecoveryConfig, images_per_class=20, bn_weight=0.0)
+    adaptation_steps: int = option(
+        5, "k: steps in which the meta-generator adapts to a teacher (FREE_5; 2 in FREE_2).", least=0
     )
-    adaptation_steps: int = field(
-        default=5, metadata={"help": "k: steps in which the meta-generator adapts to a teacher (FREE_5; 2 in FREE_2)."}
-    )
-    adaptation_lr: float = field(default=1e-3, metadata={"help": "Adam's rate for the generator's copy in them."})
-    latent_lr: float = field(default=1e-3, metadata={"help": "Adam's rate for the generator's inputs in them."})
-    meta_generator_lr: float = field(default=1e-3, metadata={"help": "gamma: rate of the meta-generator's Adam."})
+    adaptation_lr: float = option(1e-3, "Adam's rate for the generator's copy in them.", above=0)
+    latent_lr: float = option(1e-3, "Adam's rate for the generator's inputs in them.", above=0)
+    meta_generator_lr: float = option(1e-3, "gamma: rate of the meta-generator's Adam.", above=0)
 
 
 class MetaGenerator:
@@ -55,8 +51,8 @@ class MetaGenerator:
     """
 
     def __init__(self, config: MetaGeneratorConfig, size: int, device: torch.device | str = "cpu") -> None:
-        self.config = config
-        self.network = Generator(config.latent_dim, config.generator_width, size).to(device)
+        self.config, recovery = config, config.inversion
+        self.network = Generator(recovery.latent_dim, recovery.generator_width, size).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), config.meta_generator_lr, BETAS)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -95,12 +91,12 @@ class MetaGenerator:
         self, teacher: Teacher, generator: torch.Generator, further: FurtherTerm | None
     ) -> tuple[Task, tuple[Tensor, ...], Tensor]:
         """The k steps on a copy; the task, the gradient at the adapted weights and the loss there."""
-        config, network = self.config, copy.deepcopy(self.network)
-        if config.compile_generator:
+        config, recovery, network = self.config, self.config.inversion, copy.deepcopy(self.network)
+        if recovery.compile_generator:
             compile_generator(network)
         device = next(network.parameters()).device
-        labels = torch.arange(teacher.num_classes, device=device).repeat_interleave(config.images_per_class)
-        latent = torch.randn(len(labels), config.latent_dim, generator=generator).to(device).requires_grad_()
+        labels = torch.arange(teacher.num_classes, device=device).repeat_interleave(recovery.images_per_class)
+        latent = torch.randn(len(labels), recovery.latent_dim, generator=generator).to(device).requires_grad_()
         groups = [
             {"params": list(network.parameters()), "lr": config.adaptation_lr},
             {"params": [latent], "lr": config.latent_lr},
@@ -108,8 +104,8 @@ class MetaGenerator:
         optimizer = torch.optim.Adam(groups, betas=BETAS)
 
         def loss_of(images: Tensor) -> Tensor:
-            augmented = random_crop_flip(images, generator, padding=config.shift, flip=config.flip)
-            return inversion_loss(teacher, augmented, labels, config.weights, further)[0]
+            augmented = random_crop_flip(images, generator, padding=recovery.shift, flip=recovery.flip)
+            return inversion_loss(teacher, augmented, labels, recovery.weights, further)[0]
 
         for _ in range(config.adaptation_steps):
             loss = loss_of(network(latent))

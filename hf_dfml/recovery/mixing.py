@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from hf_dfml.recovery.augment import random_crop_flip
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.images import to_uint8, to_unit
 
 IMAGES_AT_ONCE = 1000
 
 
-@dataclass(frozen=True)
-class MixingConfig:
+class MixingConfig(Settings):
     """How recovered images become a training set."""
 
-    num_images: int = field(default=32000, metadata={"help": "Images of the training set."})
-    mix_alpha: float = field(
-        default=1.0,
-        metadata={"help": "Mixing coefficients are of Beta(alpha, alpha): 1 is uniform, 0 mixes nothing."},
+    num_images: int = option(32000, "Images of the training set.", least=1)
+    mix_alpha: float = option(
+        1.0, "Mixing coefficients are of Beta(alpha, alpha): 1 is uniform, 0 mixes nothing.", least=0
     )
-    mix_members: bool = field(
-        default=False, metadata={"help": "Mix images of different members only, not any two images."}
-    )
-    crop_padding: int = field(default=4, metadata={"help": "Reflected pixels around an image before it is cropped."})
+    mix_members: bool = option(False, "Mix images of different members only, not any two images.")
+    crop_padding: int = option(4, "Reflected pixels around an image before it is cropped.", least=0)
 
 
 def mix_recovered(

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from hf_dfml.settings import Settings, option
 from hf_dfml.sinusoids.tasks import SinusoidTasks
 from hf_dfml.utils.seeding import fork
 
 Parameters = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class RegressionProtocol:
+class RegressionProtocol(Settings):
     """How a regression network is examined; DRO gives tasks and shots, but not how it was fine-tuned."""
 
-    shots: list[int] = field(default_factory=lambda: [5, 10], metadata={"help": "Support points of a task."})
-    queries: int = field(default=100, metadata={"help": "Query points of a task."})
-    tasks: int = field(default=100, metadata={"help": "Test tasks of a seed, and as many for validation."})
-    tune_lrs: list[float] = field(
-        default_factory=lambda: [0.001, 0.003, 0.01, 0.03],
-        metadata={"help": "Rates of fine-tuning to choose from on validation tasks, for each method."},
+    shots: list[int] = option([5, 10], "Support points of a task.", least=1, common=True)
+    queries: int = option(100, "Query points of a task.", least=1)
+    tasks: int = option(100, "Test tasks of a seed, and as many for validation.", least=2)
+    tune_lrs: list[float] = option(
+        [0.001, 0.003, 0.01, 0.03],
+        "Rates of fine-tuning to choose from on validation tasks, for each method.",
+        above=0,
     )
-    tune_steps: list[int] = field(
-        default_factory=lambda: [10, 30, 100, 300], metadata={"help": "Numbers of steps to choose from, likewise."}
-    )
+    tune_steps: list[int] = option([10, 30, 100, 300], "Numbers of steps to choose from, likewise.")
 
 
 @dataclass(frozen=True)

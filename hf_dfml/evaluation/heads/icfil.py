@@ -7,8 +7,7 @@ defaults of this file's `ICFILConfig`.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -24,35 +23,33 @@ from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.seeding import fork
 
 
-@dataclass(frozen=True)
-class ICFILConfig(RecoveryConfig):
+class ICFILConfig(Settings):
     """How a pseudo support set is inverted from the adapted model, and how the model is calibrated by it.
 
     With 200 steps of inversion for each support set an evaluation takes minutes where fine-tuning takes seconds.
     """
 
-    recovery: Literal["generator", "pixels"] = field(
-        default="pixels", metadata={"help": "What is optimised: the pixels (as in ECI), or a generator."}
+    inversion: RecoveryConfig = part(
+        RecoveryConfig,
+        recovery="pixels",
+        recovery_lr=0.25,
+        images_per_class=5,
+        bn_weight=0.01,
+        tv_weight=1e-4,
+        l2_weight=1e-5,
+        shift=2,
+        flip=False,
     )
-    recovery_steps: int = field(default=200, metadata={"help": "Adam steps of the inversion."})
-    recovery_lr: float = field(default=0.25, metadata={"help": "Learning rate of Adam in the inversion."})
-    images_per_class: int = field(
-        default=5, metadata={"help": "Pseudo images of each class, or as many as there are shots if these are more."}
-    )
-    bn_weight: float = field(default=0.01, metadata={"help": "Weight of the batch-norm statistics."})
-    tv_weight: float = field(default=1e-4, metadata={"help": "Weight of the total variation, of pixels in [0, 1]."})
-    l2_weight: float = field(default=1e-5, metadata={"help": "Weight of the norm of the pixels in [0, 1]."})
-    shift: int = field(default=2, metadata={"help": "Pixels of random shift in the inversion."})
-    flip: bool = field(default=False, metadata={"help": "Mirror images at random in the inversion."})
-    temperature: float = field(default=0.1, metadata={"help": "tau of the contrastive loss."})
-    calibration_steps: int = field(default=10, metadata={"help": "Adam steps on all layers but the last."})
-    calibration_lr: float = field(default=1e-3, metadata={"help": "Learning rate of these steps."})
-    head_steps: int = field(default=10, metadata={"help": "SGD steps of the last layer on the support set after it."})
-    head_lr: float = field(default=0.01, metadata={"help": "Learning rate of these steps."})
-    inversion_seed: int = field(default=0, metadata={"help": "Seed of the inversion, the same for each support set."})
+    temperature: float = option(0.1, "tau of the contrastive loss.", above=0)
+    calibration_steps: int = option(10, "Adam steps on all layers but the last.", least=0)
+    calibration_lr: float = option(1e-3, "Rate of these steps.", above=0)
+    head_steps: int = option(10, "SGD steps of the last layer on the support set after it.", least=0)
+    head_lr: float = option(0.01, "Rate of these steps.", above=0)
+    inversion_seed: int = option(0, "Seed of the inversion, the same for each support set.")
 
 
 class ICFIL(Finetune):
@@ -143,9 +140,9 @@ def invert(
         std=info.std,
     )
     shots = int(labels.bincount().max())
-    config = replace(config, images_per_class=max(config.images_per_class, shots))
+    config = replace(config, images_per_class=max(config.inversion.images_per_class, shots))
     size = int(support.shape[-1])
-    return recover(Teacher(entry, adapted), config, size, fork(config.inversion_seed, "icfil"))
+    return recover(Teacher(entry, adapted), config.inversion, size, fork(config.inversion_seed, "icfil"))
 
 
 def contrastive_loss(
