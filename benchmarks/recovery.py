@@ -90,7 +90,6 @@ class Options(Settings):
         ],
         "`generator-WIDTH`, `pixels` or `free-STEPS`, perhaps c (compiled), @RATE, xSTEPS and nIMAGES (a "
         "class), in this order; the first is the baseline.",
-        least=1,
     )
     pixels_tv: float = option(0.1, "Weight of the total variation for pixels.")
     student_steps: int = option(100, "Adam steps by which a student is distilled.")
@@ -357,8 +356,8 @@ def report(
         "teacher_accuracy": teacher and round(teacher, 2),
         "passes": {name: asdict(cost) for name, cost in costs.items()},
         "shares": shares,
-        "recovery_steps": recovery.recovery_steps,
-        "images_per_class": recovery.images_per_class,
+        "recovery_steps": settings.meta_generator.inversion.recovery_steps,
+        "images_per_class": settings.meta_generator.inversion.images_per_class,
     }
     print(json.dumps(result))
     return result

@@ -84,7 +84,7 @@ def parse_into(
     for words, everything in ((("-h", "--help"), False), (("--help-advanced", "--help_advanced"), True)):
         if any(word in words for word in given):
             print("\n\n".join([usage, (description or "").strip(), *_help(options.values(), everything)]))
-            raise SystemExit
+            raise SystemExit(0)
 
     def wrong(sentence: str) -> NoReturn:
         print(f"{usage}\n{program}: error: {sentence}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import typer
 from hf_dfml.cli.main import app
 from hf_dfml.methods.catalogue import METHODS, is_file
 from hf_dfml.run_config import RunConfig
+from hf_dfml.settings import options_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("black_boxes", "hub_pools", "papers"))]
@@ -30,9 +30,9 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if re.search(r"hf-dfml |recipes/\w+\.py ", line)]
 
 
-def options_of(method: str) -> set[str]:
+def own_options(method: str) -> set[str]:
     config = getattr(import_module(f"hf_dfml.methods.{method}"), METHODS[method]).Config
-    return {field.name for kind in (config, RunConfig) for field in fields(kind)} | {"config", "help"}
+    return {name for kind in (config, RunConfig) for name in options_of(kind)} | {"config", "preset", "help"}
 
 
 def unknown(words: list[str]) -> list[str]:
@@ -42,7 +42,7 @@ def unknown(words: list[str]) -> list[str]:
         if not (ROOT / "recipes" / f"{recipe}.py").is_file():
             return [recipe]
         rest = words[words.index(f"recipes/{recipe}.py") + 1 :]
-        known = options_of(recipe) if recipe in METHODS else None
+        known = own_options(recipe) if recipe in METHODS else None
     else:
         start = next(index for index, word in enumerate(words) if word.endswith("hf-dfml"))
         rest, command = words[start + 1 :], COMMAND
@@ -55,7 +55,7 @@ def unknown(words: list[str]) -> list[str]:
             command = command.commands[name]
         trained = command.name.replace("-", "_")
         known = {name.lstrip("-").replace("-", "_") for option in command.params for name in option.opts} | {"help"}
-        known = options_of(trained) if trained in METHODS else known
+        known = own_options(trained) if trained in METHODS else known
     given = [word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")]
     return [name for name in given if known is not None and name not in known]
 

@@ -1,12 +1,14 @@
 """Every configuration in hf_dfml/presets is read by its recipe; the command line wins over it."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hf_dfml.arguments import parse
 from hf_dfml.methods.tgr import TGR
 from hf_dfml.run_config import RunConfig
+from hf_dfml.settings import flat
 
 CONFIGS = Path(__file__).parents[1] / "hf_dfml" / "presets"
 
@@ -18,7 +20,8 @@ def test_configurations_of_tgr_are_read(path):
 
 
 def test_the_defaults_are_the_papers():
-    method, run = parse(TGR, RunConfig, [])
+    config, run = parse(TGR, RunConfig, [])
+    method = SimpleNamespace(**flat(config))
     assert (method.steps, method.recovery, method.recovery_steps, method.images_per_class) == (
         1200,
         "generator",

@@ -31,7 +31,7 @@ class MetaGeneratorConfig(Settings):
     )
     adaptation_lr: float = option(1e-3, "Adam's rate for the generator's copy in them.", above=0)
     latent_lr: float = option(1e-3, "Adam's rate for the generator's inputs in them.", above=0)
-    meta_generator_lr: float = option(1e-3, "gamma: rate of the meta-generator's Adam.", above=0)
+    meta_generator_lr: float = option(1e-3, "gamma: rate of the meta-generator's Adam.", least=0)
 
 
 class MetaGenerator:

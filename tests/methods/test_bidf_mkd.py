@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from torch import nn
 from hf_dfml.learning.optimisation import parameters_of
 from hf_dfml.methods import bidf_mkd
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig, boundary_held
-from hf_dfml.methods.inversion import distillation_of
+from hf_dfml.methods.inversion import DistillationConfig, distillation_of
 from hf_dfml.networks import create_network, functional_forward
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
+from hf_dfml.recovery.inversion import RecoveryConfig
 from hf_dfml.recovery.task import Task
+from hf_dfml.settings import flat
 from hf_dfml.utils.checkpoint import load_tree, save_tree
 from tests.methods.pools import make_context, make_mixed_pool, make_model, make_pool, run_steps
 
@@ -61,7 +64,7 @@ def scripted_tasks(monkeypatch, count, seed=0):
 
 
 def test_the_defaults_are_the_released_scripts():
-    config = BiDfMKDConfig()
+    config = SimpleNamespace(**flat(BiDfMKDConfig()))
     assert (config.steps, config.boundary_start, config.replay_patience) == (60_000, 4000, 200)
     assert (config.distillation_steps, config.distillation_lr, config.replay_batch) == (10, 0.01, 4)
     assert (config.recovery, config.recovery_steps, config.images_per_class) == ("generator", 200, 30)
@@ -129,7 +132,15 @@ def test_the_methods_loss_and_its_gradient_vanish_where_student_and_teacher_are_
     task = Task(images, torch.arange(9) // 3, ("a", "b", "c"), "m")
 
     def loss_and_slope(model):
-        loss = distillation_of(model, teacher, task, [0, 1, 2], BiDfMKDConfig(), torch.Generator())
+        loss = distillation_of(
+            model,
+            teacher,
+            task,
+            [0, 1, 2],
+            DistillationConfig(distillation_ce=0.0),
+            RecoveryConfig(),
+            torch.Generator(),
+        )
         params = parameters_of(model)
         value = loss(params)
         return value.item(), torch.autograd.grad(value, params["fc.weight"])[0].abs().max().item()
@@ -179,7 +190,7 @@ def test_query_sets_lie_nearer_to_disagreement_with_the_boundary_term(tmp_path):
         for weight in gaps:
             renewed = boundary_held(student, dict(student.named_parameters()), [0, 1, 2], weight)
             generator = torch.Generator().manual_seed(2)
-            task = bidf_mkd.recover(teacher, config, 16, generator, renewed=renewed)
+            task = bidf_mkd.recover(teacher, config.inversion, 16, generator, renewed=renewed)
             taught = teacher(task.images).log_softmax(1)
             answer = functional_forward(student, {}, task.images, source="batch").log_softmax(1)
             agree = taught.argmax(1) == answer.argmax(1)
@@ -259,7 +270,9 @@ def test_the_teachers_outputs_are_those_of_the_task(tmp_path):
     images = torch.rand(4, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     task = Task(images, torch.tensor([0, 0, 1, 1]), ("cat", "yak"), "residual")
     config = replace(BiDfMKDConfig(), shift=0, flip=False)
-    loss = distillation_of(model, teacher, task, [1, 3], config, torch.Generator())(parameters_of(model))
+    loss = distillation_of(model, teacher, task, [1, 3], config.distillation, config.inversion, torch.Generator())(
+        parameters_of(model)
+    )
     taught = teacher(images)[:, [1, 3]].log_softmax(1)
     student = functional_forward(model, {}, images, source="batch").log_softmax(1)
     assert loss.item() == pytest.approx(F.kl_div(student, taught, reduction="batchmean", log_target=True).item())

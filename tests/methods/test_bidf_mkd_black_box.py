@@ -10,7 +10,7 @@ from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.pipeline import run
 from hf_dfml.recovery.gradient_source import ESTIMATORS, ZeroOrderGradient
 from hf_dfml.run_config import RunConfig
-from hf_dfml.trainer import Trainer, TrainerConfig
+from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import load_tree
 from tests.methods.pools import make_context, make_model, make_pool, run_steps
 from tests.methods.test_bidf_mkd import TINY
@@ -26,7 +26,7 @@ def fresh(**changes):
 
 
 def trainer_of(folder, pool, steps=9, resume=None, **changes):
-    config = TrainerConfig(
+    config = RunConfig(
         output_dir=str(folder), checkpoint_every=100, log_with="none", resume_from_checkpoint=resume, seed=3
     )
     return Trainer(fresh(steps=steps, **changes), pool, config, Accelerator(cpu=True))
@@ -153,4 +153,4 @@ def test_methods_that_look_into_teachers_refuse_black_boxes_before_any_work(name
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="needs the weights"):
         pool = make_pool(tmp_path, 1).as_black_box()
-        Trainer(method(method.Config(), make_model()), pool, TrainerConfig(), Accelerator(cpu=True))
+        Trainer(method(method.Config(), make_model()), pool, RunConfig(), Accelerator(cpu=True))

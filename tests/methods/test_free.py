@@ -1,7 +1,6 @@
 """FREE on tiny pools: what a step leaves in the bank, the warm-up, the ablation's four settings, exact resume."""
 
 import json
-from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -13,7 +12,8 @@ from hf_dfml.methods.base import Context
 from hf_dfml.methods.free import FREE, FREEConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
-from hf_dfml.trainer import Trainer, TrainerConfig
+from hf_dfml.settings import flat
+from hf_dfml.trainer import RunConfig, Trainer
 from hf_dfml.utils.checkpoint import load_tree, save_tree
 
 TINY = {
@@ -184,7 +184,7 @@ def test_an_interrupted_run_ends_in_the_same_weights(pool, tmp_path):
     """Stopped in the warm-up, where the meta-generator and its optimiser are all there is."""
 
     def trainer_of(folder, resume=None):
-        settings = TrainerConfig(
+        settings = RunConfig(
             output_dir=str(folder), checkpoint_every=1, resume_from_checkpoint=resume, log_with="none"
         )
         method = FREE(FREEConfig(**{**TINY, "warmup": 2}), network_of())
@@ -226,7 +226,7 @@ def test_members_may_differ_in_architecture_classes_and_size(tmp_path, five):
 
 
 def test_the_defaults_are_the_papers():
-    config = asdict(FREEConfig())
+    config = flat(FREEConfig())
     expected = {
         "steps": 1000,
         "warmup": 20,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_dfml.methods.maml_reference import MAML, OML, MAMLConfig, OMLConfig
+from hf_dfml.methods.maml_reference import MAML, OML, MAMLConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pool import PoolEntry
 from hf_dfml.utils.checkpoint import load_tree, save_tree
@@ -52,7 +52,7 @@ def test_resume_is_exact(stream, tmp_path):
 
 
 def test_online_episodes_hold_arrived_tasks_only(stream):
-    method, context = OML(OMLConfig(**{**vars(SMALL), "steps": 2}), network()), make_context()
+    method, context = OML(MAMLConfig(**{**vars(SMALL), "steps": 2}), network()), make_context()
     method.setup(stream, context)
     assert method.num_steps == 6
     images = {
@@ -77,6 +77,6 @@ def test_a_snapshot_has_statistics_of_real_images(stream):
 def test_a_pool_of_other_classes_is_named(stream):
     foreign = [replace(stream[0], id="zoo", label_names=("cat", "dog"))]
     with pytest.raises(ValueError, match="member 'zoo' has 'cat', expected training classes of 'glyphs'"):
-        OML(OMLConfig(train_dataset="glyphs", train_shots=1, train_queries=2), network()).setup(
+        OML(MAMLConfig(train_dataset="glyphs", train_shots=1, train_queries=2), network()).setup(
             foreign, make_context()
         )

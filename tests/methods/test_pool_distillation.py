@@ -22,7 +22,7 @@ from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
 from hf_dfml.run_config import RunConfig
-from hf_dfml.trainer import Trainer, TrainerConfig
+from hf_dfml.trainer import Trainer
 from tests.methods.pools import make_context, make_mixed_pool, make_pool, run_steps
 from tests.pool.members import write_member
 
@@ -47,7 +47,7 @@ def make_method(size: int = 16, arch: str = "conv4_16", **changes) -> PoolDistil
 
 
 def trainer_of(pool, folder, resume=None, **changes) -> Trainer:
-    config = TrainerConfig(output_dir=str(folder), checkpoint_every=1, resume_from_checkpoint=resume, log_with="none")
+    config = RunConfig(output_dir=str(folder), checkpoint_every=1, resume_from_checkpoint=resume, log_with="none")
     return Trainer(make_method(**changes), pool, config, Accelerator(cpu=True))
 
 

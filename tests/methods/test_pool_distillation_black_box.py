@@ -13,7 +13,7 @@ from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.pipeline import run
 from hf_dfml.pool import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.run_config import RunConfig
-from hf_dfml.trainer import Trainer, TrainerConfig
+from hf_dfml.trainer import Trainer
 from tests.methods.pools import make_context, make_pool
 from tests.methods.test_pool_distillation import TINY, make_method
 from tests.pool.members import WAYS
@@ -26,7 +26,7 @@ MEMBER = RECOVERY + TARGETS
 
 
 def trainer_of(pool, folder, resume=None, **changes):
-    config = TrainerConfig(output_dir=str(folder), checkpoint_every=1, resume_from_checkpoint=resume, log_with="none")
+    config = RunConfig(output_dir=str(folder), checkpoint_every=1, resume_from_checkpoint=resume, log_with="none")
     return Trainer(make_method(**QUERIES, **changes), pool, config, Accelerator(cpu=True))
 
 

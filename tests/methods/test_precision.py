@@ -13,7 +13,7 @@ from hf_dfml.pool import ModelPool
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.recovery.objective import inversion_loss
-from hf_dfml.trainer import Trainer, TrainerConfig
+from hf_dfml.trainer import RunConfig, Trainer
 from hf_dfml.utils.seeding import fork
 from tests.methods.pools import make_model, make_pool
 from tests.processes.work import MAKE
@@ -58,7 +58,7 @@ def test_a_recovery_in_bfloat16_gets_as_far(recovery, tmp_path):
     """A generator hardly learns where converted weights are kept from one step to the next: 17.8 instead of 8.2."""
     teacher = make_pool(tmp_path, 1).load(0)
     sizes = {"images_per_class": 10, "generator_width": 8, "latent_dim": 16}
-    config = RecoveryConfig(recovery, recovery_steps=40, recovery_lr=0.02, shift=0, flip=False, **sizes)
+    config = RecoveryConfig(recovery=recovery, recovery_steps=40, recovery_lr=0.02, shift=0, flip=False, **sizes)
 
     def reached(**changes):
         task = recover(teacher, RecoveryConfig(**{**vars(config), **changes}), 16, fork(0))
@@ -91,7 +91,7 @@ def test_the_trainer_passes_on_what_accelerate_was_told(tmp_path, multiplied):
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
         pool = ModelPool(make_pool(tmp_path, 3))
         trainer = Trainer(
-            MAKE["purer"](make_model()), pool, TrainerConfig(output_dir=str(tmp_path), log_with="none"), accelerator
+            MAKE["purer"](make_model()), pool, RunConfig(output_dir=str(tmp_path), log_with="none"), accelerator
         )
         trainer.method.setup(pool, trainer.context)
         multiplied.clear()

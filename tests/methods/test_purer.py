@@ -1,6 +1,7 @@
 """PURER on tiny pools: the curriculum's switch, the adversarial term, heterogeneous members, exact resume."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hf_dfml.learning.fusion import average_state
 from hf_dfml.methods import purer
 from hf_dfml.methods.purer import PURER, PURERConfig
 from hf_dfml.networks import create_network
+from hf_dfml.settings import flat
 from hf_dfml.utils.checkpoint import load_tree, save_tree
 from hf_dfml.utils.seeding import spawn
 from tests.methods.pools import make_context, make_mixed_pool, make_model, make_pool, run_steps
@@ -24,7 +26,7 @@ def method_of(pool, model=None, seed=0, **changes):
 
 
 def test_the_defaults_are_the_released_scripts():
-    config = PURERConfig()
+    config = SimpleNamespace(**flat(PURERConfig()))
     assert (config.steps, config.warmup, config.patience, config.adversarial_weight) == (60_000, 4000, 6, 10.0)
     assert (config.recovery_lr, config.bn_weight, config.tv_weight, config.l2_weight) == (0.25, 0.01, 1e-4, 1e-5)
     assert (config.inner_steps, config.inner_lr, config.outer_lr, config.replay_batch) == (1, 0.01, 1e-3, 4)

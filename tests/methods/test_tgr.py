@@ -18,7 +18,6 @@ from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
 from hf_dfml.run_config import RunConfig
-from hf_dfml.trainer import TrainerConfig
 from hf_dfml.utils.checkpoint import load_tree
 from tests.methods.tiny_tgr import TINY, trainer_of
 from tests.pool.members import write_member
@@ -162,7 +161,7 @@ def test_the_best_snapshot_on_validation_is_chosen_not_the_last(pool, tmp_path):
         return {"1-shot": next(scores)}
 
     trainer.validate = validate
-    trainer.config = TrainerConfig(**{**vars(trainer.config), "validate_every": 1})
+    trainer.config = RunConfig(**{**vars(trainer.config), "validate_every": 1})
     outcome = trainer.fit()
     assert outcome.progress.best_step == 2
     assert all(torch.equal(value, seen[1][name]) for name, value in outcome.model.state_dict().items())

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.pool import ModelPool
-from hf_dfml.trainer import Trainer, TrainerConfig
+from hf_dfml.trainer import RunConfig, Trainer
 from tests.methods.pools import make_model
 
 TINY: dict[str, Any] = {
@@ -33,7 +33,7 @@ def trainer_of(
     pool: ModelPool, folder: Path, resume: str | None = "latest", max_minutes: float = 0.0, **changes: Any
 ) -> Trainer:
     """TGR on one process that writes a checkpoint after each step; `changes` are to `TINY`."""
-    config = TrainerConfig(
+    config = RunConfig(
         output_dir=str(folder),
         checkpoint_every=1,
         resume_from_checkpoint=resume,

@@ -33,7 +33,7 @@ from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.black_box.pool import QueryBudgetError
 from hf_dfml.run_config import RunConfig
-from hf_dfml.trainer import Trainer, TrainerConfig
+from hf_dfml.trainer import Trainer
 from hf_dfml.utils.processes import Processes
 
 STEPS = 20
@@ -59,7 +59,7 @@ MAKE: dict[str, Any] = {
 def trained(name: str, pool: ModelPool, folder: Path, accelerator: Accelerator) -> nn.Module:
     """The meta-model of a method after its steps."""
     network = create_network("conv4_16", num_classes=3, image_size=16, generator=torch.Generator().manual_seed(9))
-    config = TrainerConfig(output_dir=str(folder / name), checkpoint_every=5, log_with="none")
+    config = RunConfig(output_dir=str(folder / name), checkpoint_every=5, log_with="none")
     return Trainer(MAKE[name](network), pool, config, accelerator).fit().model
 
 

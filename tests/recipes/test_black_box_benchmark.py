@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from hf_dfml.evaluation import read_results
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
 from hf_dfml.recovery.gradient_source import ESTIMATORS
 from hf_dfml.run_config import RunConfig
+from hf_dfml.settings import flat
 from tests.recipes.test_inversion_recipes import glyph_pool
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,6 @@ def test_the_configurations_arithmetic():
         and config.black_box == "probs"
         and "central" not in ESTIMATORS["low_frequency"]
     )
+    method = SimpleNamespace(**flat(method))
     episode = 2 * 5 * method.images_per_class * (method.recovery_steps * (method.zero_order_directions + 1) + 1)
     assert episode == 26_480 and config.max_queries == episode * method.steps // method.replay_max_batches
-    method.for_black_boxes()

@@ -29,7 +29,7 @@ def test_both_ways_have_the_same_accuracies(benchmark, bn, tmp_path, capsys):
 
 def test_the_work_of_an_episode_is_counted(benchmark):
     """conv4 of 32 channels on 32 x 32 pixels: 7.9 million operations an image forward, three times that in a step."""
-    settings = benchmark.Settings(ways=2, queries=3, inner_steps=4)
+    settings = benchmark.Options(ways=2, queries=3, inner_steps=4)
     network = benchmark.open_network(settings)
     convolutions = [2 * 9 * i * 32 * size**2 for i, size in ((3, 32), (32, 16), (32, 8), (32, 4))]
     forward = sum(convolutions) + 2 * 128 * 2

@@ -22,6 +22,7 @@ from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
 from hf_dfml.run_config import RunConfig
+from hf_dfml.settings import flat
 from tests.methods.pools import make_mixed_pool
 from tests.pool.members import write_member
 
@@ -76,7 +77,7 @@ def test_the_papers_schedules_are_the_defaults(name):
     paper, _ = parse(METHODS[name], RunConfig, ["--config", str(path)])
     default, _ = parse(METHODS[name], RunConfig, [])
     shared = {"steps", "inner_steps", "inner_lr", "outer_lr", "replay_batch", "second_order", "bn", "recovery_lr"}
-    assert all(getattr(paper, field) == getattr(default, field) for field in shared)
+    assert all(flat(paper)[name] == flat(default)[name] for name in shared)
 
 
 @pytest.mark.parametrize("name", METHODS)

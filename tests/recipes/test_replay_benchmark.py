@@ -27,7 +27,7 @@ def test_both_ways_have_the_same_gradients(script, tmp_path, capsys):
 def test_the_order_is_that_of_the_gradient(script):
     """First and second order are different gradients, in both ways."""
     module = script("replay")
-    settings = module.Settings(network="conv4_16", ways=3, queries=2, inner_steps=2, inner_lr=0.1)
+    settings = module.Options(network="conv4_16", ways=3, queries=2, inner_steps=2, inner_lr=0.1)
     network = module.create_network("conv4_16", num_classes=3, generator=module.fork(0)).double()
     episodes = module.bank_of(settings, 32, torch.device("cpu")).sample(1, module.fork(0), ways=3, shots=1, queries=2)
     episodes = module.replace(episodes, support=episodes.support.double(), query=episodes.query.double())

@@ -113,7 +113,7 @@ def test_the_configuration_of_dro_is_read_and_its_defaults_are_the_papers():
     )
     assert method.epochs == 20 and run.shots == [1, 5, 10, 20]
     method, _ = parse(module.DRO, module.RunConfig, [])
-    assert (method.embedding_dim, method.lr, method.inner_steps, method.gamma) == (50, 0.03, 1, 2.0)
+    assert (method.embedding_dim, method.lr, method.inner_steps, method.ball.gamma) == (50, 0.03, 1, 2.0)
     assert (method.validation_fraction, method.online) == (0.2, False)
 
 
