@@ -91,7 +91,7 @@ WRONG = [
     ("inner_lr", "nan", "inner_lr nan: expected a number."),
     ("order", "secnd", "order secnd: expected first or second. Did you mean second?"),
     ("order", "zeroth", "order zeroth: expected first or second."),
-    ("precision", "fp16", "precision fp16: expected no or bf16."),
+    ("precision", "fp16", "precision fp16: expected no or bf16. Did you mean bf16?"),
     ("flip", "maybe", "flip maybe: expected true or false."),
     ("shots", "0", "shots 0: expected at least 1."),
 ]
