@@ -17,9 +17,9 @@ Config = TypeVar("Config")
 
 FILES = {
     "preset": "Ready settings, such as cifar-fs-cpu; a wrong name lists them all.",
-    "config": "YAML file of options, which go before those of a preset.",
+    "config": "YAML file of options, which win over those of a preset.",
 }
-"""Options that name further options; those of the command line go before either."""
+"""Options that name further options; those of the command line win over either."""
 INDENT = 28
 """Column of the texts in a list of options."""
 
@@ -61,17 +61,9 @@ def parse_into(
         ValueError: if a file is not valid YAML, has a key that is no option or a value that its option cannot have.
         FileNotFoundError: if there is no such file.
     """
-    options: dict[str, Option] = {
-        "config": Option("config", str, False, True, None, {"help": "YAML file of options.", "common": True}, "Files"),
-        "preset": Option(
-            "preset",
-            str,
-            False,
-            True,
-            None,
-            {"help": "Options by name, such as cifar-fs-cpu.", "common": True},
-            "Files",
-        ),
+    options = {
+        name: Option(name, str, False, True, None, {"help": text, "common": True}, "Files of options")
+        for name, text in FILES.items()
     }
     for kind in classes:
         twice = options.keys() & options_of(kind)

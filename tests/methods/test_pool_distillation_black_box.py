@@ -13,6 +13,7 @@ from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.pipeline import run
 from hf_dfml.pool import BlackBoxPool, QueryBudgetError, ServiceError
 from hf_dfml.run_config import RunConfig
+from hf_dfml.settings import flat
 from hf_dfml.trainer import Trainer
 from tests.methods.pools import make_context, make_pool
 from tests.methods.test_pool_distillation import TINY, make_method
@@ -35,7 +36,7 @@ def test_answers_of_black_boxes_teach_what_the_probabilities_of_white_ones_teach
     # Pixels would start from the members' own normalisation, which black boxes do not tell.
     options = {**QUERIES, "recovery": "generator", "generator_width": 4, "latent_dim": 8, "start": "random"}
     white, black = make_method(**options), make_method(**options)
-    white.config = white.config.for_black_boxes()
+    white.config = replace(white.config, **flat(white.config.view.for_black_boxes()))
     white.setup(pool, make_context())
     black.setup(pool.as_black_box("logits"), make_context())
     assert torch.equal(white.images, black.images) and len(white.images) == TARGETS
