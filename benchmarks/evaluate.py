@@ -61,7 +61,7 @@ class Options(Settings):
     queries: int = option(15, "Query images a class.", least=1)
     bn: BatchNorm = option("support", "Whose statistics normalise the queries.")
     inner_steps: int = option(10, "SGD steps on the support set.", least=0)
-    inner_lr: float = option(0.01, "Rate of these steps.", above=0)
+    inner_lr: float = option(0.01, "Learning rate of these steps.", above=0)
     episodes: int = option(24, "Episodes for each number of shots and threads.", least=2)
     rounds: int = option(4, "Parts of them, after each of which the two take turns.")
     exact_episodes: int = option(8, "Episodes that are compared in double precision.")

@@ -61,7 +61,7 @@ class Options(Settings):
     shots: int = option(1, "Support images a class.", least=1)
     queries: int = option(15, "Query images a class; they are normalised together.", least=1)
     inner_steps: int = option(5, "Inner SGD steps.", least=0)
-    inner_lr: float = option(0.01, "Their rate.", above=0)
+    inner_lr: float = option(0.01, "Their learning rate.", above=0)
     batch: int = option(16, "Episodes an outer step.")
     steps: int = option(3, "Outer steps by each of the two, in turns.", least=0)
     seed: int = option(0, "Seed of network and episodes.")

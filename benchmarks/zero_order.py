@@ -48,7 +48,7 @@ class Options(Settings):
     recovery_steps: int = option(30, "Steps of a recovery.", least=1)
     images_per_class: int = option(1, "Images recovered for each class.", least=1)
     recovery: str = option("pixels", "What is optimised: `pixels` or `generator`.")
-    recovery_lr: float = option(0.1, "Rate of Adam in the recovery.", above=0)
+    recovery_lr: float = option(0.1, "Learning rate of Adam in the recovery.", above=0)
     recovered_directions: list[int] = option([10, 100], "Directions of the recoveries by estimates.")
     output: str = option("runs/zero_order.png", "Where the figure goes.")
     seed: int = option(0, "Seed of everything random.")

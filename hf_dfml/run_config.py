@@ -1,4 +1,4 @@
-"""What every recipe is told beside its method's hyper-parameters."""
+"""The options of every run, beside its method's hyper-parameters."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class RunConfig(Settings):
     )
     num_members: int = option(0, "Use the first so many members only; 0 for all.", least=0)
     black_box: Literal["none", "logits", "probs", "topk", "label"] = option(
-        "none", "Take the members for prediction-only services that tell this much, and nothing else."
+        "none", "Treat the members as prediction-only services with this output and nothing else."
     )
-    top_k: int = option(3, "Classes whose probabilities `--black_box topk` tells.", least=1)
+    top_k: int = option(3, "Classes whose probabilities `--black_box topk` returns.", least=1)
     max_queries: int = option(
         0,
         "Images that black boxes may be sent, all together; 0: no limit. At the end of the budget the run "
@@ -50,7 +50,7 @@ class RunConfig(Settings):
         0, "Episodes of another evaluation, with and without PURER's calibration (slow); 0: none.", least=0
     )
     baselines: bool = option(
-        True, "Let random initialisation, average and members is evaluated too; `false` where they have."
+        True, "Evaluate random initialisation, average and members too; `false` where their rows exist."
     )
     validation_episodes: int = option(100, "Episodes of each look at the validation classes.", least=2)
     num_threads: int = option(0, "CPU threads of a process; 0 leaves PyTorch's choice.", least=0)
@@ -58,7 +58,7 @@ class RunConfig(Settings):
         None, "`bf16`: recover and replay in bfloat16; `no`; by default what `accelerate launch` says."
     )
     patience_minutes: float = option(
-        30.0, "Of several processes: how long one waits for the others before it gives them up for dead.", above=0
+        30.0, "Of several processes: minutes that one waits for the others before it stops.", above=0
     )
     push_to_hub: str | None = option(None, "Publish the meta-model as this Hub repository.", common=True)
     private: bool = option(False, "Publish it as a private repository.")

@@ -17,8 +17,8 @@ from hf_dfml.utils.processes import ALONE, Processes
 class EpisodeConfig(Settings):
     """MAML on episodes of recovered images; the defaults are those of TGR's released scripts."""
 
-    outer_lr: float = option(1e-3, "Rate of the meta-model's Adam.", above=0)
-    inner_lr: float = option(0.01, "Rate of the inner SGD steps.", above=0)
+    outer_lr: float = option(1e-3, "Learning rate of the meta-model's Adam.", above=0)
+    inner_lr: float = option(0.01, "Learning rate of the inner SGD steps.", above=0)
     inner_steps: int = option(5, "Inner SGD steps in meta-training.", least=0)
     second_order: bool = option(True, "MAML (True) or first-order MAML (False).")
     bn: BatchNorm = option(

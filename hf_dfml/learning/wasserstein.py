@@ -19,7 +19,7 @@ class Ball(Settings):
 
     gamma: float = option(2.0, "Price of the squared distance from the raw embedding.")
     ball_steps: int = option(3, "Gradient steps in e'; 0 trains without robustness.", least=0)
-    ball_step_size: float = option(0.1, "Rate of these steps.")
+    ball_step_size: float = option(0.1, "Learning rate of these steps.")
     ball_noise: float = option(0.01, "Standard deviation of the start of e' around e.")
     ball_radius: float = option(0.5, "Largest distance of e' from e.")
 

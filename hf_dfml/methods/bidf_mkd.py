@@ -50,7 +50,7 @@ class BiDfMKDConfig(Settings):
 
     steps: int = option(60_000, "Outer steps.", least=0, common=True)
     distillation_steps: int = option(10, "Inner steps of distillation on a support set.", least=0)
-    distillation_lr: float = option(0.01, "Rate of these SGD steps.", above=0)
+    distillation_lr: float = option(0.01, "Learning rate of these SGD steps.", above=0)
     boundary_weight: float = option(1.0, "Weight of the boundary term in query sets.")
     boundary_start: int = option(4000, "First step at which query sets have that term.", least=0)
     # No batch-norm statistics: an API does not show them.

@@ -34,7 +34,7 @@ class DROConfig(Settings):
 
     online: bool = option(False, "Members arrive one by one and are seen once (Algorithm 2).")
     epochs: int = option(100, "Passes over the meta-training members; online each is seen once.", least=1, common=True)
-    lr: float = option(0.03, "Rate of SGD on the hyper-network and the embeddings.", above=0)
+    lr: float = option(0.03, "Learning rate of SGD on the hyper-network and the embeddings.", above=0)
     inner_steps: int = option(1, "K, steps towards a member before the outer step.", least=0)
     sigma: float = option(1.0, "Scale of the Gaussian likelihood of a member's weights.", above=0)
     align: bool = option(

@@ -60,7 +60,7 @@ class FREEConfig(Settings):
     )
     boundary_weight: float = option(1.0, "Weight of the boundary term, by which images get hard for the meta-model.")
     bell: bool = option(True, "Learn from the tasks one after the other; without, from their mean (ERM).")
-    bell_lr: float = option(1e-3, "alpha: rate of BELL's inner SGD step on each task.", above=0)
+    bell_lr: float = option(1e-3, "alpha: learning rate of BELL's inner SGD step on each task.", above=0)
     meta_generator: MetaGeneratorConfig = part(MetaGeneratorConfig)
     distillation: DistillationConfig = part(DistillationConfig, distillation_ce=0.0)
     replay: ReplayConfig = part(ReplayConfig, bank_per_class=400, replay_batch=10, replay_patience=10)

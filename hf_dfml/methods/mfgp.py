@@ -27,7 +27,7 @@ class MFGPConfig(Settings):
     """MFGP's hyper-parameters; the sizes are the paper's, how it is trained is ours (the paper does not say)."""
 
     steps: int = option(1000, "Adam steps on the evidence lower bound.", least=0, common=True)
-    lr: float = option(5e-3, "Rate of Adam; it falls to 0 along a cosine.", above=0)
+    lr: float = option(5e-3, "Learning rate of Adam; it falls to 0 along a cosine.", above=0)
     batch_size: int = option(10, "Members a step.", least=2)
     embedding_dim: int = option(50, "Size of a task embedding.", least=1)
     embedding_std: float = option(0.1, "Standard deviation of the initial embeddings.")

@@ -42,7 +42,7 @@ class PoolDistillationConfig(Settings):
 
     steps: int = option(40, "Passes over the training set.", least=0, common=True)
     batch_size: int = option(100, "Images of a batch; an incomplete one is left out.", least=2)
-    lr: float = option(3e-3, "Highest rate of the student's Adam (one cycle over the run).", above=0)
+    lr: float = option(3e-3, "Highest learning rate of the student's Adam (one cycle over the run).", above=0)
     start: Literal["member", "random"] = option(
         "member", "Start from the best member of the student's architecture (if there is one), or at random."
     )

@@ -27,7 +27,7 @@ class DynamicDatasetConfig(Settings):
     images_per_class: int = option(
         20, "Images of each class name; at least the shots and queries of an episode together.", least=1
     )
-    recovery_lr: float = option(0.25, "Adam's rate for the (normalised) pixels.", above=0)
+    recovery_lr: float = option(0.25, "Learning rate of Adam for the (normalised) pixels.", above=0)
     ce_weight: float = option(1.0, "Weight of a teacher's cross-entropy.")
     bn_weight: float = option(0.01, "Weight of the batch-norm statistics.")
     tv_weight: float = option(1e-4, "Weight of the total variation, of pixels in [0, 1].")

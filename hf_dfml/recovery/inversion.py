@@ -35,10 +35,10 @@ class RecoveryConfig(Settings):
     recovery: Literal["generator", "pixels"] = option(
         "generator",
         "What is optimised: a generator and its inputs (CMI; the papers), or the pixels (DeepInversion; "
-        "much cheaper on a CPU, with a rate of about 0.1).",
+        "much cheaper on a CPU, with a learning rate of about 0.1).",
     )
     recovery_steps: int = option(200, "Adam steps for one task.", least=1)
-    recovery_lr: float = option(1e-3, "Rate of Adam in the recovery.", above=0)
+    recovery_lr: float = option(1e-3, "Learning rate of Adam in the recovery.", above=0)
     images_per_class: int = option(30, "Images recovered for each class of a teacher.", least=1)
     latent_dim: int = option(256, "Length of the generator's input.", least=1)
     generator_width: int = option(64, "Channels of the generator's last hidden layer.", least=1)

@@ -29,9 +29,9 @@ class MetaGeneratorConfig(Settings):
     adaptation_steps: int = option(
         5, "k: steps in which the meta-generator adapts to a teacher (FREE_5; 2 in FREE_2).", least=0
     )
-    adaptation_lr: float = option(1e-3, "Adam's rate for the generator's copy in them.", above=0)
-    latent_lr: float = option(1e-3, "Adam's rate for the generator's inputs in them.", above=0)
-    meta_generator_lr: float = option(1e-3, "gamma: rate of the meta-generator's Adam.", least=0)
+    adaptation_lr: float = option(1e-3, "Learning rate of Adam for the generator's copy in them.", above=0)
+    latent_lr: float = option(1e-3, "Learning rate of Adam for the generator's inputs in them.", above=0)
+    meta_generator_lr: float = option(1e-3, "gamma: learning rate of the meta-generator's Adam.", least=0)
 
 
 class MetaGenerator:

@@ -23,7 +23,7 @@ class RegressionProtocol(Settings):
     tasks: int = option(100, "Test tasks of a seed, and as many for validation.", least=2)
     tune_lrs: list[float] = option(
         [0.001, 0.003, 0.01, 0.03],
-        "Rates of fine-tuning to choose from on validation tasks, for each method.",
+        "Learning rates of fine-tuning to choose from on validation tasks, for each method.",
         above=0,
     )
     tune_steps: list[int] = option([10, 30, 100, 300], "Numbers of steps to choose from, likewise.")

@@ -27,7 +27,7 @@ class SinusoidRecipe(Settings):
     num_models: int = option(100, "Members, one task each.", least=2)
     steps: int = option(1000, "Adam steps.", least=0, common=True)
     points: int = option(50, "Fresh points of a member's task in each step.", least=1)
-    lr: float = option(5e-3, "Largest rate; it falls to 0 along a cosine.", above=0)
+    lr: float = option(5e-3, "Largest learning rate; it falls to 0 along a cosine.", above=0)
     shared_init: bool = option(True, "Start all members from the same weights.")
 
 

@@ -46,9 +46,9 @@ class ICFILConfig(Settings):
     )
     temperature: float = option(0.1, "tau of the contrastive loss.", above=0)
     calibration_steps: int = option(10, "Adam steps on all layers but the last.", least=0)
-    calibration_lr: float = option(1e-3, "Rate of these steps.", above=0)
+    calibration_lr: float = option(1e-3, "Learning rate of these steps.", above=0)
     head_steps: int = option(10, "SGD steps of the last layer on the support set after it.", least=0)
-    head_lr: float = option(0.01, "Rate of these steps.", above=0)
+    head_lr: float = option(0.01, "Learning rate of these steps.", above=0)
     inversion_seed: int = option(0, "Seed of the inversion, the same for each support set.")
 
 
