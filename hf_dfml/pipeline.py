@@ -151,8 +151,6 @@ def open_pool(config: RunConfig) -> ModelPool:
     Raises:
         ValueError: if no pool was named or none of its members can be used.
     """
-    if not config.pool:
-        raise ValueError("No pool was named: give --pool a folder, a Hub user or organisation, a collection, or ids.")
     pool = ModelPool.open(config.pool)
     pool = pool.with_limits(memory_gb=config.pool_memory_gb, disk_gb=config.pool_disk_gb or None).resolve()
     if config.num_members:

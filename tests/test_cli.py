@@ -210,7 +210,7 @@ def test_the_traceback_can_be_asked_for(monkeypatch):
 
 
 def test_faults_of_the_program_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("hf_dfml.pool.ModelPool.open", lambda *args: {}["fault"])
+    monkeypatch.setattr("hf_dfml.pool.ModelPool.open", lambda *args, **options: {}["fault"])
     with pytest.raises(KeyError):
         main(["pool", "ls", "x"])
 

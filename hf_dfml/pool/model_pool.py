@@ -19,10 +19,11 @@ from hf_dfml.pool.sources.author import HubAuthor
 from hf_dfml.pool.sources.client import HubOptions
 from hf_dfml.pool.sources.collection import HubCollection
 from hf_dfml.pool.sources.download import MAX_FILE_BYTES
-from hf_dfml.pool.sources.fetching import fetch_all, resolve_all
+from hf_dfml.pool.sources.fetching import fetch_all, resolve
 from hf_dfml.pool.sources.folder import Folder
 from hf_dfml.pool.sources.ids import list_ids
 from hf_dfml.pool.sources.lock import LockFile, write_lock
+from hf_dfml.pool.sources.parallel import in_parallel
 from hf_dfml.pool.sources.prefetch import WORKERS, Prefetcher
 from hf_dfml.pool.sources.registry import Spec, list_entries
 from hf_dfml.pool.sources.storage import Storage
@@ -112,9 +113,7 @@ class ModelPool(TeacherPool):
 
     @classmethod
     def from_collection(cls, slug: str, *, cache_bytes: int = CACHE_BYTES, **hub: Unpack[HubArguments]) -> ModelPool:
-        """The models of a collection on the Hub, such as `org/my-teachers-64f9a55bb3115b4f513ec026`.
-
-        Takes what `from_hub` takes.
+        """The models of a collection on the Hub, by its slug; takes what `from_hub` takes.
 
         Raises:
             FileNotFoundError: if there is no such collection.
@@ -148,6 +147,7 @@ class ModelPool(TeacherPool):
 
         Raises:
             FileNotFoundError: if a part is none of these.
+            ValueError: if no pool is named.
         """
         return cls(list_entries(spec, HubOptions(**hub)), cache_bytes=cache_bytes)
 
@@ -330,7 +330,7 @@ class ModelPool(TeacherPool):
         """The same pool with every member's config read; fetches the small config files that are not on this disk."""
         if all(entry.resolved for entry in self):
             return self
-        return self._like(resolve_all(self._entries))
+        return self._like(in_parallel(resolve, self._entries, description="Reading configs"))
 
     def fetch(self) -> ModelPool:
         """The same pool with all files of its members on this disk, downloaded several at a time.

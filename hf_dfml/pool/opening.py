@@ -20,8 +20,7 @@ def is_service(spec: Spec) -> bool:
     """Whether the pool of that name is a service; nothing is asked of it.
 
     Raises:
-        FileNotFoundError: if no pool is named.
-        ValueError: if services are named together with pools of other kinds.
+        ValueError: if no pool is named, or services together with pools of other kinds.
     """
     names = names_of(spec)
     services = [name for name in names if source_of(name) is Service]
@@ -44,6 +43,7 @@ def open_pool(
 
     Raises:
         FileNotFoundError: if there is no such pool.
+        ValueError: if no pool is named, or services together with pools of other kinds.
         ServiceError: if a service does not answer.
     """
     if is_service(spec):

@@ -30,11 +30,6 @@ def resolve(entry: PoolEntry) -> PoolEntry:
     return read
 
 
-def resolve_all(entries: Sequence[PoolEntry]) -> list[PoolEntry]:
-    """`resolve` of every entry, several at a time."""
-    return in_parallel(resolve, entries, description="Reading configs")
-
-
 def fetch(entry: PoolEntry, *, limit: int = MAX_FILE_BYTES, admit: Admit | None = None) -> PoolEntry:
     """The entry with all its files on this disk.
 

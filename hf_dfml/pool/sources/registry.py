@@ -38,14 +38,14 @@ def names_of(spec: Spec) -> list[str]:
     """The names in what a user typed: a list of them, or one string with commas.
 
     Raises:
-        FileNotFoundError: if there is none.
+        ValueError: if there is none, or for the address of a page of the Hub that shows no model, user or collection.
     """
     if isinstance(spec, Path):
         return [str(spec)]
     parts = [spec] if isinstance(spec, str) else spec
     names = [name.strip() for part in parts for name in str(part).split(",") if name.strip()]
     if not names:
-        raise FileNotFoundError("No pool was named: expected a folder, a user or organisation, a collection or ids.")
+        raise ValueError("No pool was named: give --pool a folder, a Hub user or organisation, a collection, or ids.")
     return list(dict.fromkeys(map(without_page, names)))
 
 
@@ -59,6 +59,7 @@ def list_entries(spec: Spec, options: HubOptions = USUAL) -> list[PoolEntry]:
 
     Raises:
         FileNotFoundError: if a name is none of a pool; of a single repository, also if it does not exist.
+        ValueError: if no pool is named.
         ConnectionError: if the Hub cannot be reached to look for one.
     """
 

@@ -24,7 +24,7 @@ def test_open_tells_apart_what_was_typed(org, members):
         ModelPool.open("org/none")
     with pytest.raises(FileNotFoundError, match="'nobody' has no models on http://127.0.0.1"):
         ModelPool.open("nobody")
-    with pytest.raises(FileNotFoundError, match="No pool was named"):
+    with pytest.raises(ValueError, match="No pool was named"):
         ModelPool.open(" , ")
 
 
