@@ -38,8 +38,6 @@ POOLS = {"ModelPool", "BlackBoxPool", "TeacherPool"}
 
 KNOWN = {
     "errors -> pool.sources.client",
-    "evaluation.in_runs -> meta_model",
-    "evaluation.in_runs -> trainer",
     "meta_model -> model_card",
     "pool.black_box.server -> pool.model_pool",
     "pool.sources.service -> pool.black_box.endpoints",
