@@ -15,6 +15,8 @@ META_BLOCK = "hf_dfml"
 """The block of a `config.json` that makes it a meta-model's; what stands in it is `hf_dfml.meta_config`'s affair."""
 IS_META_MODEL = "is a meta-model of hf_dfml, not a pool member"
 
+_MAX_REASON = 400
+
 
 class MemberError(ValueError):
     """A pool member that cannot be used.
@@ -25,6 +27,9 @@ class MemberError(ValueError):
     """
 
     def __init__(self, id: str, reason: str) -> None:
+        reason = " ".join(reason.split())  # It may quote a foreign file.
+        if len(reason) > _MAX_REASON:
+            reason = reason[: _MAX_REASON - 3] + "..."
         super().__init__(f"{id}: {reason}")
         self.id = id
         self.reason = reason

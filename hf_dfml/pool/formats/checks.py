@@ -15,7 +15,7 @@ _LFS_START = b"version https://git-lfs"
 
 
 def read_json(id: str, path: Path) -> dict[str, Any]:
-    """A JSON object from a file nobody vouches for.
+    """A JSON object from a file of unknown origin.
 
     Raises:
         MemberError: if there is no such file, or it is not a JSON object of sensible size.

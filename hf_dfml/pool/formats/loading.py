@@ -56,29 +56,30 @@ def load_teacher(entry: PoolEntry) -> Teacher:
 
 @torch.no_grad()
 def check_forward(teacher: Teacher) -> None:
-    """Classify two images of the member's own size, as every method does.
+    """Classify an image of the member's own size, as every method does.
 
     Raises:
-        MemberError: if that fails, or if the answers or features are not what the entry says.
+        MemberError: if that fails, or if the logits or features are not what the entry says.
     """
     id, shape = teacher.entry.id, teacher.entry.input_size
     assert shape is not None
-    images = torch.linspace(0, 1, 2 * math.prod(shape), device=teacher.device).view(2, *shape)
+    image = torch.linspace(0, 1, math.prod(shape), device=teacher.device).view(1, *shape)
     try:
-        logits, features = teacher(images), teacher.features(images)
+        logits, features = teacher(image), teacher.features(image)
         classifiers = network_info(teacher.network).classifiers
-    except Exception as error:  # A network that nobody vouches for raises anything at all.
+    except Exception as error:  # A network of unknown origin raises anything at all.
         size = "x".join(map(str, shape))
         raise MemberError(id, f"cannot classify an image of its own size {size}: {one_line(error)}") from error
-    if logits.shape != (2, teacher.num_classes):
-        found = list(logits.shape[1:])
-        raise MemberError(id, f"has {teacher.num_classes} classes but gives an image {found} numbers")
+    if not isinstance(logits, Tensor) or logits.shape != (1, teacher.num_classes):
+        found = list(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__
+        raise MemberError(id, f"has {teacher.num_classes} classes but its output for an image is {found}")
     if not classifiers:
         raise MemberError(id, f"its network '{teacher.architecture}' has no layer that is its classifier")
-    if features.dim() != 2 or len(features) != 2:
-        raise MemberError(id, f"its features of an image are {list(features.shape[1:])}, expected one vector")
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != 1:
+        found = list(features.shape[1:]) if isinstance(features, Tensor) else type(features).__name__
+        raise MemberError(id, f"its features of an image are {found}, expected one vector")
     if not bool(torch.isfinite(logits).all() and torch.isfinite(features).all()):
-        raise MemberError(id, "its answers to an image of values in [0, 1] are NaN or infinite")
+        raise MemberError(id, "its output for an image of values in [0, 1] is NaN or infinite")
 
 
 def build_network(entry: PoolEntry) -> nn.Module:

@@ -93,7 +93,7 @@ def build(entry: PoolEntry) -> nn.Module:
             pretrained_cfg_overlay=settings,
             **entry.model_args,
         )
-    except Exception as error:  # Arguments that nobody vouches for make an architecture raise anything at all.
+    except Exception as error:  # Arguments of unknown origin make an architecture raise anything at all.
         reason = f"timm cannot build '{entry.architecture}' as configured: {one_line(error)}"
         raise MemberError(entry.id, reason) from error
 
@@ -105,7 +105,7 @@ def _input(id: str, settings: dict[str, Any], model_args: dict[str, Any]) -> dic
     if isinstance(size, list) and len(size) == 3:
         # As timm's own loading has it (`timm.models._hub._parse_model_cfg`).
         if image_size is not None and _is_fixed(settings, model_args):
-            sides = [image_size] * 2 if isinstance(image_size, int) else image_size
+            sides = image_size if isinstance(image_size, list) else [image_size] * 2
             size = [size[0], *sides]
         size = [model_args.pop("in_chans", None) or size[0], *size[1:]]
     mean = settings.get("mean") or list(timm.data.IMAGENET_DEFAULT_MEAN)
@@ -131,7 +131,7 @@ def _in_output_order(id: str, labels: Any, num_classes: int) -> list[Any]:
     if isinstance(labels, str):
         return [name.strip() for name in labels.split(",")] if "," in labels else labels.split()
     if isinstance(labels, dict):
-        wrong = [key for key in labels if not (key.isdecimal() and int(key) < num_classes)]
+        wrong = [key for key in labels if not (re.fullmatch("[0-9]{1,6}", key) and int(key) < num_classes)]
         if wrong:
             reason = f"label_names numbers a class '{wrong[0][:80]}', expected 0 to {num_classes - 1}"
             raise MemberError(id, reason)
@@ -164,18 +164,20 @@ def _check_model_args(id: str, args: Any) -> dict[str, Any]:
                 raise MemberError(id, f"model_args '{name}' looks like a file or an address: '{item[:80]}'")
             if isinstance(item, int | float) and not abs(item) <= _MAX_ARG:
                 raise MemberError(id, f"model_args '{name}' is {item}, more than the {_MAX_ARG} allowed")
-        depth = sum(item for item in items if isinstance(item, int))
+        depth = sum(abs(item) for item in items if isinstance(item, int))
         if len(items) > _MAX_DEPTH or (_DEPTH_ARG.fullmatch(name) and depth > _MAX_DEPTH):
             raise MemberError(id, f"model_args '{name}' describes more than the {_MAX_DEPTH} layers allowed")
     return kept
 
 
 def _flatten(value: Any) -> Iterator[Any]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _flatten(item)
-    else:
-        yield value
+    waiting = [value]  # Not by recursion: lists may be nested as deeply as JSON is read.
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        else:
+            yield item
 
 
 def _hints(id: str, hints: dict[str, Any], num_classes: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def build(entry: PoolEntry) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(str(entry.location), local_files_only=True, trust_remote_code=False)
         network = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
-    except Exception as error:  # A config that nobody vouches for makes a model's constructor raise anything at all.
+    except Exception as error:  # A config of unknown origin makes a model's constructor raise anything at all.
         raise MemberError(
             entry.id, f"transformers cannot build '{entry.architecture}' as configured: {one_line(error)}"
         ) from error

@@ -130,7 +130,8 @@ def test_what_is_no_classifier_is_an_entry_with_a_reason_and_costs_no_request(or
         "org/a-meta": "is a meta-model of hf_dfml, not a pool member",
         "org/a-other": "is a model of keras; expected timm or transformers",
         "org/a-pickle": "its weights are a pickle (pytorch_model.bin), "
-        "which is never opened; expected model.safetensors",
+        "which is never opened; expected model.safetensors "
+        "(timm.models.save_for_hf(..., safe_serialization=True), or `hf-dfml pool add`)",
         "org/a-sharded": "its weights are split over several files; expected one model.safetensors",
         "org/a-empty": "has no config.json",
     }
