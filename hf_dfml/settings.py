@@ -1,15 +1,17 @@
 """Settings: dataclasses of options, made of parts, with one validation for Python, YAML files and command lines.
 
-class ReplayConfig(Settings):
-replay_shots: int = option(1, "Support images a class.", least=1)
+    class ReplayConfig(Settings):
+        replay_shots: int = option(1, "Support images a class.", least=1)
 
-class MyConfig(Settings):
-steps: int = option(100, "Outer steps.", least=0, common=True)
-replay: ReplayConfig = part(ReplayConfig, replay_shots=5)          # The same option, another default.
+    class MyConfig(Settings):
+        steps: int = option(100, "Outer steps.", least=0, common=True)
+        replay: ReplayConfig = part(ReplayConfig, replay_shots=5)    # The same option, another default.
 
-config = MyConfig(replay_shots=2)                                      # Options by name, wherever they are,
-config.replay.replay_shots                                             # and read where they belong.
-flat(config) == {"steps": 100, "replay_shots": 2}                      # What files and checkpoints hold.
+    config = MyConfig(replay_shots=2)
+    config.replay.replay_shots                                       # 2
+    flat(config)                                                     # {"steps": 100, "replay_shots": 2}
+
+Options are given by name, wherever they are, and read where they belong; files and checkpoints hold the flat form.
 """
 
 from __future__ import annotations
