@@ -1,6 +1,7 @@
 """Where teachers live: pools of pretrained classifiers in folders and on the Hub."""
 
-from hf_dfml.pool.black_box.pool import BlackBox, BlackBoxPool, QueryBudgetError, ServiceError
+from hf_dfml.pool.black_box.pool import BlackBox, BlackBoxPool
+from hf_dfml.pool.black_box.queries import QueryBudgetError, ServiceError
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.inspection import check_pool, pool_table
 from hf_dfml.pool.model_pool import ModelPool

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, QueryCount, to_answers
+from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, to_answers
+from hf_dfml.pool.black_box.queries import QueryCount
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.loading import check_forward, load_teacher

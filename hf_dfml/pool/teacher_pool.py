@@ -15,7 +15,8 @@ from hf_dfml.utils.text import counted
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from hf_dfml.pool.black_box.pool import Output, QueryCount
+    from hf_dfml.pool.black_box.pool import Output
+    from hf_dfml.pool.black_box.queries import QueryCount
 
 
 class TeacherPool(Sequence[PoolEntry]):

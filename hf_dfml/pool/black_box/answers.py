@@ -19,7 +19,7 @@ _OVERHEAD = 400
 class AnswerCache:
     """Answers by member and image, the least recently used ones forgotten beyond a budget of bytes.
 
-    Images are told apart as they travel, in 8 bits a channel.
+    Images are compared as they travel, in 8 bits a channel.
 
     Args:
         max_bytes: the budget; 0: only images that come twice in one batch are asked once.

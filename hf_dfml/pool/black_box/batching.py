@@ -17,8 +17,8 @@ Forward = Callable[[Hashable, Tensor], Tensor]
 class Batcher:
     """Answers many threads with few forward passes: what arrives while one runs goes into the next ones together.
 
-    Nobody is made to wait in the hope of company, so that a single request costs what it did without. Members take
-    turns in the order of their first waiting request.
+    Requests are not delayed to fill a batch, so a single request costs no more than without one. Members take turns in
+    the order of their first waiting request.
 
     Args:
         forward: called in one thread, never twice at a time.

@@ -1,6 +1,6 @@
-"""Pools of which nothing but answers can be seen: prediction-only services, here or behind HTTP (`pool/remote.py`).
+"""Pools of which nothing but answers can be seen: prediction-only services, here or behind HTTP.
 
-A black box takes images and gives, for each, what its owner is willing to tell:
+A black box takes images and returns, for each, one of:
 
 | output | what crosses, for each image | what a loss works from |
 |---|---|---|
@@ -16,9 +16,7 @@ image is not sent, nor counted, a second time.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -27,89 +25,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_dfml.pool.black_box.answers import AnswerCache
+from hf_dfml.pool.black_box.queries import QueryCount
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import Member, TeacherPool
-from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.text import counted
 
 Output = Literal["logits", "probs", "topk", "label"]
 Lock = Callable[[Sequence[PoolEntry], Path], Path]
 """Pins the members of these entries in a file, or the folder that it goes into; the file."""
 Ask = Callable[[PoolEntry, Tensor], Tensor]
-"""Images `(B, 3, h, w)` in [0, 1] to a member -> its answers `(B, C)`, zero where it does not tell."""
+"""Images `(B, 3, h, w)` in [0, 1] to a member -> its answers `(B, C)`, zero for classes not returned."""
 
 SMOOTHING = 0.1
 """Probability mass that a bare label leaves for all classes together."""
 LABEL_RESOLUTION = 0.02
 """The typical change of a pixel, in [0, 1], below which labels do not turn often enough to be a slope."""
 _LEAST = 1e-12
-
-
-class QueryBudgetError(RuntimeError):
-    """More images were about to be sent to black boxes than is allowed; none of them was sent.
-
-    Attributes:
-        spent: images sent so far.
-        asked: images that were about to be sent.
-        allowed: the budget.
-    """
-
-    def __init__(self, spent: int, asked: int, allowed: int) -> None:
-        super().__init__(
-            f"the budget of {allowed:,} queries does not suffice: {spent:,} images were sent and {asked:,} more are "
-            "wanted (allow more with --max_queries, or want fewer: directions, recovery steps, images a class)"
-        )
-        self.spent, self.asked, self.allowed = spent, asked, allowed
-
-
-class ServiceError(ConnectionError):
-    """A black box behind HTTP that cannot be asked (any more)."""
-
-
-@dataclass
-class QueryCount:
-    """How many images each member was sent, and how many all of them may be sent together.
-
-    Attributes:
-        allowed: the budget; None for no limit.
-        members: images sent to each member, by its id.
-        cached: images that need not be sent, as their answers were known already; they are in no other count.
-    """
-
-    allowed: int | None = None
-    members: Counter[str] = field(default_factory=Counter)
-    cached: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def total(self) -> int:
-        """Images sent so far."""
-        return self.members.total()
-
-    def require(self, count: int) -> None:
-        """Ask before a piece of work that it will not be cut short.
-
-        Raises:
-            QueryBudgetError: if `count` more images are more than is allowed.
-        """
-        if self.allowed is not None and self.total + count > self.allowed:
-            raise QueryBudgetError(self.total, count, self.allowed)
-
-    def spend(self, member: str, count: int) -> None:
-        """Count `count` images that are about to be sent to a member.
-
-        Raises:
-            QueryBudgetError: if they are more than is allowed; they are not counted then.
-        """
-        self.require(count)
-        self.members[member] += count
-
-    def state_dict(self) -> Tree:
-        """The images sent, without the budget: a resumed run may have a larger one."""
-        return dict(self.members)
-
-    def load_state_dict(self, state: Tree) -> None:
-        """Take over what `state_dict` gave; what was sent in between stays counted."""
-        self.members = Counter({name: max(state.get(name, 0), self.members[name]) for name in {*state, *self.members}})
 
 
 class BlackBox(Member):
@@ -179,7 +110,7 @@ class BlackBoxPool(TeacherPool):
         ask: sends images to one of them.
         output: what answers are.
         queries: count of the images sent, with their budget.
-        resolution: root mean square change of a pixel, in [0, 1], below which answers hardly tell two images apart:
+        resolution: root mean square change of a pixel, in [0, 1], below which answers hardly distinguish two images:
             0 where pixels arrive as they are, 1 / 255 where they travel as PNG. Zero-order gradients take their
             differences over no less.
         cache: of answers, which so cost nothing a second time; None: every image is sent.
@@ -203,7 +134,7 @@ class BlackBoxPool(TeacherPool):
         device: torch.device | str = "cpu",
     ) -> None:
         if output not in get_args(Output):
-            raise ValueError(f"output='{output}': a black box tells one of {', '.join(get_args(Output))}.")
+            raise ValueError(f"output='{output}': expected one of {', '.join(get_args(Output))}.")
         super().__init__(map(public, entries), device)
         self._ask, self.output, self.queries = ask, output, queries  # type: ignore[assignment]
         self._lock = lock
@@ -252,7 +183,7 @@ def public(entry: PoolEntry) -> PoolEntry:
 
 
 def to_answers(logits: Tensor, output: Output, top_k: int) -> Tensor:
-    """What an owner tells of the logits `(B, C)`: an answer `(B, C)`, zero where nothing is told."""
+    """The answer `(B, C)` that a service makes of logits `(B, C)`, zero for classes not returned."""
     if output == "logits":
         return logits
     probabilities = logits.softmax(-1)

@@ -47,8 +47,8 @@ class PoolServer(ThreadingHTTPServer):
         pool: its members, loaded when they are asked.
         host: address to listen on.
         port: 0 for any free one; see `url`.
-        output: what is told of an image: `logits`, `probs`, `topk` or `label`.
-        top_k: classes that `topk` tells.
+        output: the kind of answers: `logits`, `probs`, `topk` or `label`.
+        top_k: classes that `topk` returns.
         token: what clients must send as `Authorization: Bearer TOKEN`; None: nothing.
         max_bytes: of one request.
 
@@ -71,7 +71,7 @@ class PoolServer(ThreadingHTTPServer):
         max_bytes: int = 32 << 20,
     ) -> None:
         self.pool = pool.usable()
-        self.pool.as_black_box(output, top_k=top_k)  # Refuses what a black box cannot tell.
+        self.pool.as_black_box(output, top_k=top_k)  # Refuses an unknown kind of answers.
         self.output, self.top_k, self.token, self.max_bytes = output, top_k, token, max_bytes
         self.batcher = Batcher(self._forward)
         try:
@@ -100,12 +100,12 @@ class PoolServer(ThreadingHTTPServer):
         }
 
     def classify(self, entry: PoolEntry, files: Sequence[bytes], top_k: int | None = None) -> list[list[dict]]:
-        """What is told of image files, in one batch with those of other requests that wait.
+        """The answers to image files, in one batch with those of other requests that wait.
 
         Args:
             entry: the member.
             files: bytes of an image file each.
-            top_k: tell no more classes than that.
+            top_k: return no more classes than that.
 
         Raises:
             ValueError: if one is no image that can be read.
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path == "/health":
             self._reply(HTTPStatus.OK, {"status": "ok"})
-        elif self._refuse_strangers():
+        elif self._is_unauthorised():
             return
         elif path in ("/", "/models"):
             self._reply(HTTPStatus.OK, self.server.models())
@@ -165,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(HTTPStatus.NOT_FOUND, f"there is nothing at {path}: expected /health or /models")
 
     def do_POST(self) -> None:  # noqa: N802
-        if self._refuse_strangers():
+        if self._is_unauthorised():
             return
         id = unquote(urlsplit(self.path).path).removeprefix("/models/")
         entry = next((entry for entry in self.server.pool if entry.id == id), None)
@@ -187,11 +187,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._fail(HTTPStatus.BAD_REQUEST, str(error))
         self._reply(HTTPStatus.OK, answers if many else answers[0])
 
-    def _refuse_strangers(self) -> bool:
+    def _is_unauthorised(self) -> bool:
         expected, given = self.server.token, self.headers.get("Authorization", "")
         if expected is None or hmac.compare_digest(given.encode(), f"Bearer {expected}".encode()):
             return False
-        self._fail(HTTPStatus.UNAUTHORIZED, "a bearer token is needed, and this is not it")
+        self._fail(HTTPStatus.UNAUTHORIZED, "a bearer token is needed, and this is not the one")
         return True
 
     def _fail(self, status: HTTPStatus, message: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.black_box.batching import Batcher
-from hf_dfml.pool.black_box.endpoints import RemoteModel
+from hf_dfml.pool.black_box.remote_model import RemoteModel
 from hf_dfml.pool.black_box.server import PoolServer
 from tests.pool.black_box.test_service import pictures, running
 

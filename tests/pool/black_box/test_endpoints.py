@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import io
@@ -12,6 +11,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +24,10 @@ from hf_dfml.arguments import parse
 from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.pipeline import run
 from hf_dfml.pool import QueryBudgetError, ServiceError
-from hf_dfml.pool.black_box import endpoints
-from hf_dfml.pool.black_box.endpoints import RemoteModel, open_remote
-from hf_dfml.pool.black_box.service import PNG_STEP
+from hf_dfml.pool.black_box import sending
+from hf_dfml.pool.black_box.endpoints import open_remote
+from hf_dfml.pool.black_box.remote_model import RemoteModel, token_for
+from hf_dfml.pool.black_box.wire import PNG_STEP
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.images import to_uint8, to_unit
@@ -132,13 +133,7 @@ def no_proxy(monkeypatch):
 def waits(monkeypatch):
     """Seconds that somebody wanted to wait; nobody does."""
     waits: list[float] = []
-    sleep = asyncio.sleep
-
-    async def short(seconds, *rest):
-        waits.append(seconds)
-        await sleep(0)
-
-    monkeypatch.setattr(endpoints.asyncio, "sleep", short)
+    monkeypatch.setattr(sending, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
     return waits
 
 
@@ -209,7 +204,7 @@ def test_the_servers_wish_to_wait_is_granted_within_bounds(waits):
     with endpoint(busy("7"), busy("86400"), "cut", 500) as server:
         answers = RemoteModel(server.url, LABELS).ask(entry(), pictures(1))
     torch.testing.assert_close(answers, expected(pictures(1)))
-    assert waits == [7.0, endpoints.LONGEST_WAIT, 2.0, 4.0]
+    assert waits == [7.0, sending.LONGEST_WAIT, 2.0, 4.0]
 
 
 def test_what_takes_too_long_is_asked_again_and_then_given_up(waits):
@@ -282,9 +277,9 @@ def test_tokens_go_where_they_belong(members, monkeypatch, caplog):
         monkeypatch.setenv("HF_DFML_SERVE_TOKEN", "t0ken")
         RemoteModel(server.url, LABELS).ask(entry(), pictures(1))
         assert [seen["token"] for seen in server.seen] == ["", "Bearer t0ken"], "not the one of Hugging Face"
-    assert endpoints._token_for("https://x.us-east-1.aws.endpoints.huggingface.cloud/y") == "hf_secret_of_the_user"
+    assert token_for("https://x.us-east-1.aws.endpoints.huggingface.cloud/y") == "hf_secret_of_the_user"
     for url in ("http://x.huggingface.cloud", "https://huggingface.cloud.evil.example", "https://evilhf.co"):
-        assert endpoints._token_for(url) == "t0ken"
+        assert token_for(url) == "t0ken"
     assert "secret" not in caplog.text and "t0ken" not in caplog.text
 
 
@@ -309,7 +304,7 @@ def test_a_file_lists_endpoints_and_served_pools(members, tmp_path):
         assert pool.queries.total == 0, "nothing needed to be asked"
         assert pool.load(0).class_names == LABELS and pool.load(3)(pictures(2)).shape == (2, 3)
         path.write_text(json.dumps({"output": "probs", "endpoints": rows}))
-        with pytest.raises(ValueError, match="tells probs and .* tells topk"):
+        with pytest.raises(ValueError, match="returns probs and .* returns topk"):
             open_remote(str(path))
 
 
@@ -317,17 +312,17 @@ def test_a_file_lists_endpoints_and_served_pools(members, tmp_path):
     ("content", "words"),
     [
         ("endpoints: []", "No endpoint was named"),
-        ("endpoints: [3]", "3 is no endpoint"),
-        ("endpoints: [{url: 'http://x', model: a/b}]", "is no endpoint"),
-        ("endpoints: [{url: 'http://x', token: abc}]", "is no endpoint"),
-        ("endpoints: [{url: 'ftp://x', id: a}]", "is no URL"),
-        ("endpoints: [{url: 'http://x/y', labels: cat}]", "are no list"),
+        ("endpoints: [3]", "3 is not a valid endpoint"),
+        ("endpoints: [{url: 'http://x', model: a/b}]", "is not a valid endpoint"),
+        ("endpoints: [{url: 'http://x', token: abc}]", "is not a valid endpoint"),
+        ("endpoints: [{url: 'ftp://x', id: a}]", "is not a valid URL"),
+        ("endpoints: [{url: 'http://x/y', labels: cat}]", "are not a list"),
         ("endpoints: [{url: 'http://x/y', labels: [a, a]}]", "stands for two classes"),
         ("endpoints: [{url: 'http://x/y', labels: [a], image_size: 0}]", "input_size is"),
         ("endpoints: [{url: 'http://x/y', labels: [a]}, {url: 'http://z/y', labels: [a]}]", "two members called 'y'"),
-        ("endpoints: [{url: 'http://x/y', labels: [a]}]\noutput: features", "tells one of"),
+        ("endpoints: [{url: 'http://x/y', labels: [a]}]\noutput: features", "expected one of logits, probs"),
         ("names: []", "lists no endpoints"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not valid YAML"),
     ],
 )
 def test_mistakes_in_a_file_are_named_before_anything_is_sent(tmp_path, content, words):

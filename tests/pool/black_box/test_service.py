@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -28,11 +29,11 @@ from hf_dfml.methods.bidf_mkd import BiDfMKD
 from hf_dfml.methods.tgr import TGR
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool, QueryBudgetError, ServiceError
-from hf_dfml.pool.black_box import answers
-from hf_dfml.pool.black_box import service as remote
+from hf_dfml.pool.black_box import answers, sending, service
 from hf_dfml.pool.black_box.answers import AnswerCache
 from hf_dfml.pool.black_box.server import PoolServer
-from hf_dfml.pool.black_box.service import PNG_STEP, Service, as_png, open_service
+from hf_dfml.pool.black_box.service import Service, open_service
+from hf_dfml.pool.black_box.wire import PNG_STEP, as_png
 from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.images import to_uint8, to_unit
 
@@ -74,7 +75,7 @@ def pictures(count=5, size=16):
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     waits = []
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(sending, "time", SimpleNamespace(sleep=waits.append, monotonic=time.monotonic))
     return waits
 
 
@@ -316,7 +317,7 @@ def test_no_more_requests_at_a_time_than_allowed(members):
     ],
 )
 def test_answers_that_are_none_are_named(members, no_waiting, monkeypatch, answer, words):
-    monkeypatch.setattr(remote, "MAX_ANSWER_BYTES", 4000)
+    monkeypatch.setattr(service, "MAX_ANSWER_BYTES", 4000)
     with running(Flaky([{"whole": answer}])) as server, pytest.raises(ServiceError, match=words):
         Service(server.url, retries=0).ask(ModelPool.from_dir(members)[0], pictures(1))
 

@@ -1,0 +1,63 @@
+"""Several requests at a time: their order, what an error ends, what is asked again."""
+
+import threading
+
+import pytest
+
+from hf_dfml.pool.black_box.queries import ServiceError
+from hf_dfml.pool.black_box.sending import Sender
+
+
+def sender(workers=1, **options):
+    return Sender("http://x", workers, **{"retries": 0, "timeout": 1.0, **options})
+
+
+def test_results_are_in_the_order_of_the_items_whoever_is_first():
+    second = threading.Event()
+
+    def call(item):
+        assert item or second.wait(30)  # The first item waits for the last.
+        if item == 2:
+            second.set()
+        return 10 * item
+
+    assert sender(3).map(call, [0, 1, 2]) == [0, 10, 20] and sender(3).map(call, []) == []
+
+
+def test_nothing_more_is_sent_after_an_error():
+    sent = []
+
+    def call(item):
+        sent.append(item)
+        if item == 1:
+            raise ServiceError("it went away.")
+
+    with pytest.raises(ServiceError, match="it went away"):
+        sender().map(call, range(5))
+    assert sent == [0, 1]
+
+
+def test_an_error_does_not_wait_for_requests_that_are_under_way_and_ends_their_retries(monkeypatch):
+    monkeypatch.setattr("hf_dfml.pool.black_box.sending.time.sleep", lambda seconds: None)
+    failed, tried = threading.Event(), []
+
+    def call(item):
+        if item:
+            raise ServiceError("it went away.")
+        tried.append(item)
+        failed.wait(30)
+        raise ValueError("cut off")
+
+    with pytest.raises(ServiceError, match="it went away"):
+        sender(2, retries=9).map(call, [0, 1])
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "hf_dfml-requests"]
+    assert thread.daemon, "the end of the process does not wait for it either"
+    failed.set()
+    thread.join(30)
+    assert tried == [0]
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"retries": -1}, {"timeout": 0}, {"loading": -1}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected at least 1, at least 0, more than 0, and at least 0"):
+        sender(**wrong)
