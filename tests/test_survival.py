@@ -58,11 +58,11 @@ def test_a_full_disk_is_told_and_costs_nothing_but_the_steps_since_the_last_chec
 ):
     pool, save = ModelPool.from_dir(members), checkpoint.save_file
 
-    def save_until_full(tensors, path):
+    def save_until_full(tensors, path, **options):
         if "step-000003" in str(path):
             path.write_bytes(b"half of it")
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        save(tensors, path)
+        save(tensors, path, **options)
 
     monkeypatch.setattr(checkpoint, "save_file", save_until_full)
     with pytest.raises(OSError, match="step-000003 could not be written, and nothing of it is left: .*No space left"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ def save_tree(folder: Path | str, tree: Tree) -> None:
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.partial")
     tensors: dict[str, torch.Tensor] = {}
-    structure = describe(tree, tensors)
+    structure = _describe(tree, tensors)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(tensors, temporary / "tree.safetensors")
+        save_tensors(tensors, temporary / "tree.safetensors")
         (temporary / "tree.json").write_text(json.dumps(structure))
         for name in ("tree.safetensors", "tree.json"):
             _flush(temporary / name)
@@ -53,7 +52,16 @@ def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
     if not (folder / "tree.json").is_file():
         raise FileNotFoundError(f"{folder} holds no saved state: expected tree.json and tree.safetensors in it.")
     structure = json.loads((folder / "tree.json").read_text())
-    return restore(structure, load_file(folder / "tree.safetensors", device=str(device)))
+    return _restore(structure, load_file(folder / "tree.safetensors", device=str(device)))
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path | str, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the usual mode (644): the library itself makes it for its owner alone (600)."""
+    path = Path(path)
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -91,20 +99,8 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
     temporary.replace(path)
 
 
-def describe(
-    tree: Tree, tensors: dict[str, torch.Tensor], path: str = "", other: Callable[[Any, str], Tree] | None = None
-) -> Tree:
-    """The structure of `tree` as JSON, its tensors put into `tensors`, on the CPU, under the names of their places.
-
-    Args:
-        tree: what to describe.
-        tensors: takes the tensors, each with memory of its own, as safetensors wants it.
-        path: where in a larger tree it stands.
-        other: describes, given its path too, what is no tree, as `{"kind": ...}` of a kind of its own.
-
-    Raises:
-        TypeError: for a leaf that is neither a tensor nor a JSON scalar.
-    """
+def _describe(tree: Tree, tensors: dict[str, torch.Tensor], path: str = "") -> Tree:
+    """The structure of `tree` as JSON; its tensors go into `tensors`, on the CPU, under the names of their places."""
     if isinstance(tree, torch.Tensor):
         name = path or "root"
         # Stored as it lies in memory (channels last, ...): the rounding of convolutions depends on it.
@@ -115,42 +111,33 @@ def describe(
         return {"tensor": name, **laid_out}
     if isinstance(tree, dict):
         keys = [key if isinstance(key, str) else {"int": key} for key in tree]
-        values = [describe(value, tensors, f"{path}/{key}", other) for key, value in tree.items()]
+        values = [_describe(value, tensors, f"{path}/{key}") for key, value in tree.items()]
         return {"dict": [[key, value] for key, value in zip(keys, values, strict=True)]}
     if isinstance(tree, list | tuple):
-        items = [describe(item, tensors, f"{path}/{index}", other) for index, item in enumerate(tree)]
+        items = [_describe(item, tensors, f"{path}/{index}") for index, item in enumerate(tree)]
         return {"tuple" if isinstance(tree, tuple) else "list": items}
     if tree is None or isinstance(tree, bool | int | float | str):
         return {"value": tree}
-    if other:
-        return other(tree, path)
     raise TypeError(f"State at '{path}' is a {type(tree).__name__}: expected a tensor, list, dict or JSON scalar.")
 
 
-def restore(structure: Tree, tensors: dict[str, torch.Tensor], other: Callable[[str, Any], Any] | None = None) -> Tree:
-    """The tree of a structure and tensors that `describe` gave.
-
-    Args:
-        structure: the tree's.
-        tensors: by their names.
-        other: gives, for a kind of its own and what was described, what `describe` was given.
+def _restore(structure: Tree, tensors: dict[str, torch.Tensor]) -> Tree:
+    """The tree of a structure and tensors that `_describe` gave.
 
     Raises:
-        ValueError: for a kind that is not known.
+        ValueError: for a part of a kind that is not known.
     """
     if "tensor" in structure:
         tensor, order = tensors[structure["tensor"]], structure.get("order")
         return tensor.permute([order.index(dimension) for dimension in range(len(order))]) if order else tensor
     ((kind, content),) = structure.items()
     if kind == "dict":
-        return {k["int"] if isinstance(k, dict) else k: restore(value, tensors, other) for k, value in content}
+        return {k["int"] if isinstance(k, dict) else k: _restore(value, tensors) for k, value in content}
     if kind in ("list", "tuple"):
-        items = [restore(item, tensors, other) for item in content]
+        items = [_restore(item, tensors) for item in content]
         return tuple(items) if kind == "tuple" else items
     if kind == "value":
         return content
-    if other:
-        return other(kind, content)
     raise ValueError(f"A saved state has a part of kind '{kind}', which is not known: another version wrote it.")
 
 

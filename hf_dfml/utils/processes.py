@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from hf_dfml.utils.transport import class_of, name_of, pack, unpack
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,13 +58,11 @@ class Processes:
         """`function(item)` of each item, in the order of the items; tensors come on this process's device.
 
         Raises:
-            TypeError: of several processes, for a result that cannot go from one to another; see
-                `hf_dfml.utils.transport`.
+            Exception: of several processes, that of pickle for a result that cannot be pickled.
         """
         if self.count == 1:
             return [function(item) for item in items]
-        message = self._attempt(lambda: pack([function(item) for item in self._share(items)]))
-        parts = [unpack(part, self.device) for part in self._gather(message)]
+        parts = self._outcomes(lambda: [function(item) for item in self._share(items)])
         results: list[Any] = [None] * sum(map(len, parts))
         for index, part in enumerate(parts):
             results[index :: self.count] = part
@@ -97,8 +94,11 @@ class Processes:
                     tensor += addend
             return total
 
-        total = self._attempt(my_part)
-        if self.accelerator and self.count > 1:
+        if self.accelerator is None or self.count == 1:
+            total = my_part()
+        else:
+            total = []
+            self._outcomes(lambda: total.extend(my_part()))
             # One message instead of one a tensor.
             flat = torch.cat([tensor.flatten() for tensor in total])
             parts = self._connected(self.accelerator.reduce, flat, "sum").split([tensor.numel() for tensor in like])
@@ -107,47 +107,39 @@ class Processes:
 
     def first(self, value: Item | None) -> Item | None:
         """What the first process that has a value (not None) has, for decisions that all must take alike."""
-        if self.count == 1:
-            return value
-        return next((found for found in map(unpack, self._gather(pack(value))) if found is not None), None)
+        return next((found for found in self._gather(value) if found is not None), None)
 
     def _share(self, items: Iterable[Item]) -> Iterator[Item]:
         return islice(items, self._index, None, self.count)
 
-    def _attempt(self, work: Callable[[], Result]) -> Result:
-        """`work()`; the error that any process met is raised by all."""
-        if self.count == 1:
-            return work()
-        mine = None
+    def _outcomes(self, work: Callable[[], Result]) -> list[Result]:
+        """The result of `work()` in each process; the error that any process met is raised by all."""
+        mine: Exception | None = None
+        outcome: bytes | tuple[type[Exception], str]
         try:
-            result = work()
+            # Pickled here: an error while gathering would leave the other processes waiting.
+            outcome = pickle.dumps(_moved(work(), torch.device("cpu")))
         except Exception as error:
             mine = error
-        # The class and the words: what else an error holds may not be fit for a journey.
-        to_answers = self._gather(pack((name_of(type(mine)), str(mine)) if mine else None))
-        errors = [unpack(message) for message in to_answers]
-        place = next((index for index, found in enumerate(errors) if found), None)
-        if place is None:
-            return result
-        if mine is not None and place == self._index:
-            raise mine
-        name, words = errors[place]
-        kind = class_of(name)
-        if not (isinstance(kind, type) and issubclass(kind, Exception)):
-            kind, words = RuntimeError, f"{name.rpartition(':')[2]}: {words}"
-        # Without __init__, which may want more than words.
-        raise kind.__new__(kind, f"{words} (process {place} of {self.count})") from mine
+            # What else an error holds may not be fit for pickling, nor is a class that is local to a function.
+            outcome = (RuntimeError if "<locals>" in type(error).__qualname__ else type(error), str(error))
+        outcomes = self._gather(outcome)
+        for place, found in enumerate(outcomes):
+            if isinstance(found, tuple):
+                if mine is not None and place == self._index:
+                    raise mine
+                kind, words = found
+                # Without __init__, which may want more than words.
+                raise kind.__new__(kind, f"{words} (process {place} of {self.count})") from mine
+        return [_moved(pickle.loads(found), self.device) for found in outcomes]
 
-    def _gather(self, message: bytes) -> list[bytes]:
-        """The message of each process."""
-        assert self.accelerator is not None
-        device, gather = self.accelerator.device, self.accelerator.gather
-        mine = torch.frombuffer(bytearray(message), dtype=torch.uint8).to(device)
-        sizes = self._connected(gather, torch.tensor([len(mine)], device=device)).tolist()
-        # Of one length, as the processes' parts of one tensor are.
-        padded = F.pad(mine, (0, max(sizes) - len(mine)))
-        parts = self._connected(gather, padded).cpu().view(self.count, -1)
-        return [part[:size].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+    def _gather(self, value: Item) -> list[Item]:
+        """The value of each process."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return self._connected(gather_object, [value])
 
     def _connected(self, communicate: Callable[..., Result], *arguments: Any) -> Result:
         try:
@@ -164,3 +156,16 @@ ALONE = Processes()
 
 def _exact(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.device.type == "cpu" else tensor.dtype
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A value whose tensors, also in containers and dataclasses, are copies on `device` without a graph."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)  # Else a view would be pickled with all that it is a view of.
+    if isinstance(value, list | tuple):
+        return type(value)([_moved(item, device) for item in value])
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _moved(getattr(value, field.name), device) for field in fields(value)})
+    return value

@@ -10,7 +10,9 @@ of evaluations and what `Processes` gave.
 from __future__ import annotations
 
 import json
+import math
 import sys
+import threading
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,7 @@ from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.black_box.queries import QueryBudgetError
+from hf_dfml.recovery.task import Task
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Trainer
 from hf_dfml.utils.processes import Processes
@@ -101,25 +104,31 @@ def shared(processes: Processes) -> dict[str, Any]:
             raise QueryBudgetError(spent=5, asked=3, allowed=6)
         return item
 
-    to_answers = {}
+    found = {}
     for items in ([7, 0, 2], [1], []):
-        to_answers[f"map {items}"] = processes.map(lambda item: 10 * item, items)
+        found[f"map {items}"] = processes.map(lambda item: 10 * item, items)
         (total,) = processes.sum(lambda item: [torch.full((2, 2), item / 3)], items, like=[torch.empty(2, 2)])
-        to_answers[f"sum {items}"] = total.tolist()
+        found[f"sum {items}"] = total.tolist()
+    images = torch.arange(24.0).view(1, 2, 3, 4).permute(0, 3, 1, 2)
+    sent = {7: (Task(images, torch.tensor([1]), ("cat",), "m"), -math.inf, [torch.ones(9)[2:4].bfloat16()]), "ü": None}
+    for got in processes.map(lambda _: sent, range(2)):
+        (task, least, (part,)), nothing = got[7], got["ü"]
+        found["kinds"] = [type(task).__name__, task.member, list(task.class_names), least, nothing, part.tolist()]
+        found["same"] = torch.equal(task.images, images) and task.images.stride() == images.stride()
     asked: list[int] = []
-    to_answers["once"] = processes.once(lambda: asked.append(1) or {"a": [torch.ones(2), "b"]})["a"][0].tolist()
-    to_answers["asked"] = sum(map(len, processes.map(lambda _: asked, range(processes.count))))
-    to_answers["first"] = processes.first(None if processes.is_main and processes.count > 1 else "last")
+    found["once"] = processes.once(lambda: asked.append(1) or {"a": [torch.ones(2), "b"]})["a"][0].tolist()
+    found["asked"] = sum(map(len, processes.map(lambda _: asked, range(processes.count))))
+    found["first"] = processes.first(None if processes.is_main and processes.count > 1 else "last")
     try:
         processes.map(fail, [0, 1])
     except QueryBudgetError as error:
-        to_answers["error"] = str(error).partition(" (process")[0]
+        found["error"] = str(error).partition(" (process")[0]
     if processes.count > 1:
         try:
-            processes.map(lambda item: object() if item else None, [0, 1])
+            processes.map(lambda item: threading.Lock() if item else None, [0, 1])
         except TypeError as error:
-            to_answers["refused"] = str(error)
-    return to_answers
+            found["refused"] = str(error)
+    return found
 
 
 def main(folder: Path, accelerator: Accelerator) -> None:
@@ -130,10 +139,10 @@ def main(folder: Path, accelerator: Accelerator) -> None:
     for name in MAKE:
         model = trained(name, pool, folder, accelerator)
         save_file(dict(model.named_parameters()), folder / f"{name}-{rank}.safetensors")
-    to_answers = shared(processes)
+    found = shared(processes)
     rows = evaluation_rows(model, processes) + whole_run(folder)
-    to_answers["rows"] = [asdict(replace(row, seconds=0.0, command="")) for row in rows]
-    (folder / f"shared-{rank}.json").write_text(json.dumps(to_answers))
+    found["rows"] = [asdict(replace(row, seconds=0.0, command="")) for row in rows]
+    (folder / f"shared-{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

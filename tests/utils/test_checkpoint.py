@@ -74,3 +74,8 @@ def test_tied_tensors_are_stored_twice(tmp_path):
 def test_atomic_write_makes_folders_and_leaves_no_partial_file(tmp_path):
     atomic_write(tmp_path / "deep" / "file.json", "{}")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.json"]
+
+
+def test_stored_tensors_can_be_read_by_others(tmp_path):
+    save_tree(tmp_path / "state", {"value": torch.ones(1)})
+    assert (tmp_path / "state" / "tree.safetensors").stat().st_mode & 0o777 == 0o644

@@ -39,7 +39,6 @@ from hf_dfml.pool.sources.ids import HubIds
 
 IMAGE_SIZE = 224
 _ROW = {"url", "model", "id", "labels", "image_size"}
-_SUFFIXES = (".yaml", ".yml")
 
 
 def open_remote(name: str, *, max_queries: int | None = None, **options: Any) -> BlackBoxPool:
@@ -56,7 +55,7 @@ def open_remote(name: str, *, max_queries: int | None = None, **options: Any) ->
         ServiceError: if one of them does not answer.
         QueryBudgetError: if the budget does not suffice to ask for the labels.
     """
-    plan = _read(Path(name)) if name.endswith(_SUFFIXES) else Plan(_rows(name.split(",")))
+    plan = _read(Path(name)) if name.endswith((".yaml", ".yml")) else Plan(_rows(name.split(",")))
     queries = QueryCount(max_queries)
     entries: list[PoolEntry] = []
     asks: dict[str, Ask] = {}

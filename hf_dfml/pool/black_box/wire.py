@@ -2,7 +2,7 @@
 
 Images travel in steps of 1 / 255 and never outside of [0, 1]. A pool says so (`resolution`), and zero-order gradients
 take their differences over at least one such step a pixel (root mean square): a length of 0.22 at 32 x 32 pixels;
-0.00125 of the paper (Hu et al., ICLR 2024) would be lost in the rounding. Where a pixel is 0 or 1, the half of a
+0.00125 of the paper (Hu et al., ICML 2023) would be lost in the rounding. Where a pixel is 0 or 1, the half of a
 difference that points outwards is lost.
 """
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.building.member_card import member_card
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.formats.reading import read_entry
+from hf_dfml.utils.checkpoint import save_tensors
 
 
 def member_config(
@@ -78,10 +78,8 @@ def write_member(
     temporary.mkdir(parents=True)  # Only now: a build that fails before its first member leaves nothing.
     try:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        save_file(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
+        save_tensors(state, temporary / WEIGHTS_NAME, metadata={"format": "pt"})
         (temporary / CONFIG_NAME).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        # Other users of the machine may read it too: safetensors keeps its files to their owner.
-        (temporary / WEIGHTS_NAME).chmod((temporary / CONFIG_NAME).stat().st_mode)
         entry = read_entry(folder.name, temporary)
         if entry.problem is not None:
             raise MemberError(entry.id, entry.problem)
