@@ -14,13 +14,14 @@ from hf_dfml._timm_hook import register_networks
 from hf_dfml.version import __version__
 
 if TYPE_CHECKING:
+    from hf_dfml.classifier import Classifier
     from hf_dfml.meta_model import MetaModel
     from hf_dfml.pool import ModelPool
 
 
-__all__ = ["MetaModel", "ModelPool", "__version__"]
+__all__ = ["Classifier", "MetaModel", "ModelPool", "__version__"]
 
-_HOMES = {"ModelPool": "hf_dfml.pool", "MetaModel": "hf_dfml.meta_model"}
+_HOMES = {"Classifier": "hf_dfml.classifier", "MetaModel": "hf_dfml.meta_model", "ModelPool": "hf_dfml.pool"}
 
 register_networks()
 
@@ -30,3 +31,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'hf_dfml' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -16,30 +16,33 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
+from hf_dfml.classifier import Classifier
+from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.evaluation.results import RESULTS_NAME, Result
+from hf_dfml.hub_results import EVAL_RESULTS_FOLDER, write_eval_results
 from hf_dfml.meta_config import MetaConfig, describe_network, from_json, sources_of
-from hf_dfml.model_card import CARD_NAME, EVAL_RESULTS_FOLDER, THIS_REPOSITORY, write_card
+from hf_dfml.model_card import CARD_NAME, LIBRARY_NAME, TAGS, THIS_REPOSITORY, make_card
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import read_json
 from hf_dfml.pool.formats.loading import build_network, load_teacher
 from hf_dfml.pool.formats.reading import read_entry
-from hf_dfml.pool.sources.client import USUAL, check_id, looking_for, retry
+from hf_dfml.pool.sources.client import HubOptions, check_id, looking_for, retry
 from hf_dfml.pool.sources.download import download, resolve_revision
 from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock
-from hf_dfml.utils.checkpoint import atomic_write
-from hf_dfml.utils.inputs import Images, as_batch, list_class_folders, read_files
+from hf_dfml.utils.checkpoint import atomic_write, save_tensors
+from hf_dfml.utils.inputs import Images
 from hf_dfml.utils.text import counted
 
-QUERIES_AT_ONCE = 256
 
-
-class MetaModel:
+class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipeline_tag="image-classification"):
     """A meta-learnt network and everything needed to adapt, save and publish it.
+
+    `save_pretrained(folder)` is huggingface_hub's: it writes `config.json`, `model.safetensors` and, where there is
+    none yet, a card.
 
     Args:
         network: with timm's API.
@@ -95,28 +98,42 @@ class MetaModel:
         return cls(network, config)
 
     @classmethod
-    def from_pretrained(
-        cls, name: str | Path, *, revision: str | None = None, device: torch.device | str = "cpu"
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        device: torch.device | str = "cpu",
     ) -> MetaModel:
         """Load a meta-model from a folder or from the Hub. Only safetensors is opened.
 
         Args:
-            name: a folder, `org/name`, or `org/name@revision`.
+            pretrained_model_name_or_path: a folder, `org/name`, or `org/name@revision`.
             revision: branch, tag or commit on the Hub; it is resolved to a commit once, so that config and weights are
                 of the same one.
+            token: of the user; None or True: the stored one; False: none is sent.
+            cache_dir: where downloaded files are kept; None: the usual folder.
+            local_files_only: whether only what is in the cache is used.
+            force_download: whether files are downloaded although they are in the cache.
             device: where the network goes.
 
         Raises:
             FileNotFoundError: if the folder does not exist.
             ValueError: if there is no such repository or what is there is no sound meta-model; one line says why.
         """
-        folder, id, sha = _locate(name, revision)
+        options = HubOptions(token, revision, cache_dir, local_files_only)
+        if force_download and options.offline:
+            raise ValueError("force_download=True needs the Hub, and local_files_only or HF_HUB_OFFLINE is set.")
+        folder, id, sha = _locate(pretrained_model_name_or_path, options, force_download)
         entry = read_entry(id, folder, sha, meta_model=True)
         if entry.problem is None and entry.library != "timm":
             raise MemberError(id, "is a transformers model, not a meta-model")
         network = load_teacher(entry).network.requires_grad_(True)
-        config = from_json(read_json(id, folder / CONFIG_NAME), entry)
-        meta = cls(network.to(device), config)
+        meta = cls(network.to(device), from_json(read_json(id, folder / CONFIG_NAME), entry))
         meta.folder = folder
         return meta
 
@@ -177,56 +194,39 @@ class MetaModel:
                 images, or images that cannot be used.
         """
         how = self.config.adapt.but(head, flips, bn=bn, steps=steps, lr=lr)
-        if labels is None:
-            if not isinstance(images, str | Path):
-                raise ValueError(
-                    "Labels are missing: give one for each image, or a folder with a folder for each class."
-                )
-            support, labels = _read_class_folders(images, self.config.input_size[1:])
-        else:
-            support = as_batch(images, self.config.input_size[1:])
-        names: list[Any] = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
-        if len(names) != len(support):
-            raise ValueError(f"There are {len(support)} images but {len(names)} labels: expected one label an image.")
-        classes = _ordered(names)
-        if len(classes) < 2:
-            raise ValueError(f"All images are of class {classes[0]!r}: a classifier needs at least two classes.")
-        index = {name: way for way, name in enumerate(classes)}
-        support = support.to(self.device)
-        targets = torch.tensor([index[name] for name in names], device=self.device)
-        fitted = HEADS[how.head](self.network, len(classes), how)
-        with torch.no_grad():
-            adapted = fitted.fit(support, targets)
-        return Classifier(fitted, adapted, support, classes, self.config.input_size[1:])
+        return Classifier.adapted(self.network, images, labels, how, self.config.input_size[1:])
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json`, `model.safetensors` and, where there is none yet, a card; the folder.
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What the mixin's `save_pretrained` writes beside the card: weights, config and the Hub's result files.
 
         timm loads the folder too (`timm.create_model("local-dir:<folder>", pretrained=True)` after `import hf_dfml`).
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{WEIGHTS_NAME}.partial"
+        temporary = save_directory / f".{WEIGHTS_NAME}.partial"
         state = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.network.state_dict().items()
         }
-        save_file(state, temporary, metadata={"format": "pt"})
-        temporary.replace(folder / WEIGHTS_NAME)
-        atomic_write(folder / CONFIG_NAME, json.dumps(self.config.to_json(), indent=1) + "\n")
-        if not (folder / CARD_NAME).exists():
-            write_card(folder, self.config)
-        self.folder = folder
-        return folder
+        save_tensors(state, temporary, metadata={"format": "pt"})
+        temporary.replace(save_directory / WEIGHTS_NAME)
+        atomic_write(save_directory / CONFIG_NAME, json.dumps(self.config.to_json(), indent=1) + "\n")
+        write_eval_results(save_directory, self.config)
+        self.folder = save_directory
 
-    def push_to_hub(
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card of a model whose folder has none yet; arguments as those of `hf_dfml.model_card.make_card`."""
+        return make_card(self.config, *args, **kwargs)
+
+    def push_to_hub(  # type: ignore[override]
         self,
         repo_id: str,
         *,
         folder: str | Path | None = None,
-        private: bool = False,
-        revision: str | None = None,
-        token: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
         commit_message: str | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        config: Any = None,
+        **upload: Any,
     ) -> str:
         """Publish weights, config, card, pictures, results and lock file in one commit; the repository's address.
 
@@ -234,77 +234,41 @@ class MetaModel:
             repo_id: `org/name`; the repository is made if it does not exist.
             folder: where card, pictures, `results.json` and `pool.lock.json` lie; by default where the model was
                 loaded from or saved.
-            private: whether a new repository is private.
-            revision: the branch, which must exist; the default branch otherwise.
+            private: whether a new repository is private; None: the organisation's setting.
             token: a token with write access; by default the one that `hf auth login` stored.
+            branch: an existing branch; None: the default branch.
             commit_message: of the commit.
+            model_card_kwargs: of `generate_model_card`, where the folder has no card.
+            config: what the mixin passes on; the model's own config is published.
+            **upload: further options of `HfApi.upload_folder`, such as `create_pr`.
 
         Raises:
-            ValueError: if `repo_id` is none, or the repository exists, is public, and a private one was asked for.
+            ValueError: if `repo_id` is not valid, or the repository is public and a private one was asked for.
         """
         check_id(repo_id)
-        api = USUAL.api()
-        # None leaves it to the organisation's setting.
-        address = retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True, token=token))
-        if private and not retry(lambda: api.model_info(address.repo_id, token=token)).private:
+        api = HubOptions(token=token).api()
+        address = retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+        if private and not retry(lambda: api.model_info(address.repo_id)).private:
             raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
         source = Path(folder) if folder is not None else self.folder
+        upload |= {
+            "revision": branch,
+            "commit_message": commit_message or f"Meta-model ({self.config.method or LIBRARY_NAME})",
+        }
         with tempfile.TemporaryDirectory() as name:
             staged = Path(name)
             if source is not None:
                 _copy_card(source, staged)
             copy = MetaModel(self.network, self.config)
-            copy.save_pretrained(staged)
-            _name_repository(staged / CARD_NAME, str(address.repo_id))
-            retry(
-                lambda: api.upload_folder(
-                    repo_id=address.repo_id,
-                    folder_path=staged,
-                    revision=revision,
-                    token=token,
-                    commit_message=commit_message or f"Meta-model ({self.config.method or 'hf_dfml'})",
-                )
-            )
+            copy.save_pretrained(staged, model_card_kwargs=model_card_kwargs)
+            # The card was written before it was known where it would be published.
+            card = (staged / CARD_NAME).read_text(encoding="utf-8").replace(THIS_REPOSITORY, str(address.repo_id))
+            atomic_write(staged / CARD_NAME, card)
+            retry(lambda: api.upload_folder(repo_id=address.repo_id, folder_path=staged, **upload))
         return str(address)
 
 
-class Classifier:
-    """What `MetaModel.adapt` gives: a classifier of the support set's classes.
-
-    Attributes:
-        classes: the labels as they were given, in the order of the probabilities' columns.
-    """
-
-    def __init__(
-        self, head: Head, adapted: Adapted, support: Tensor, classes: Sequence[Any], size: tuple[int, int]
-    ) -> None:
-        self.classes = tuple(classes)
-        self._head, self._adapted, self._support, self._size = head, adapted, support, size
-
-    def __repr__(self) -> str:
-        shown = [repr(name) for name in self.classes[:5]] + ["..."] * (len(self.classes) > 5)
-        how = self._head.how
-        return f"Classifier({len(self.classes)} classes: {', '.join(shown)}; head={how.head}, bn={how.bn})"
-
-    def predict(self, images: Images) -> list[Any]:
-        """The most probable label of each image, as the label was given to `adapt`.
-
-        Args:
-            images: as in `MetaModel.adapt`, or a folder of image files (in the order of their names).
-        """
-        return [self.classes[way] for way in self.predict_proba(images).argmax(-1).tolist()]
-
-    def predict_proba(self, images: Images) -> Tensor:
-        """Probabilities `(B, N)` on the CPU, columns as `classes`."""
-        queries = as_batch(images, self._size).to(self._support.device)
-        whole = self._head.how.bn == "transductive"
-        parts = [queries] if whole else queries.split(QUERIES_AT_ONCE)
-        with torch.no_grad():
-            logits = torch.cat([self._head.logits(self._adapted, self._support, part) for part in parts])
-        return logits.softmax(-1).cpu()
-
-
-def _locate(name: str | Path, revision: str | None) -> tuple[Path, str, str | None]:
+def _locate(name: str | Path, options: HubOptions, force: bool) -> tuple[Path, str, str | None]:
     """Folder on this disk, id and commit of a model; fetches its two files."""
     path = Path(name).expanduser()
     if path.is_dir():
@@ -316,24 +280,12 @@ def _locate(name: str | Path, revision: str | None) -> tuple[Path, str, str | No
     id, _, tag = name.partition("@")
     try:
         with looking_for(name):
-            _, sha = resolve_revision(id, revision or tag or None)
+            _, sha = resolve_revision(id, options.revision or tag or None, options)
     except MemberError as error:
         raise MemberError(id, f"{error.reason} (and there is no folder of that name here)") from error
-    config = download(id, CONFIG_NAME, sha)
-    download(id, WEIGHTS_NAME, sha)
+    config = download(id, CONFIG_NAME, sha, options, force=force)
+    download(id, WEIGHTS_NAME, sha, options, force=force)
     return config.parent, id, sha
-
-
-def _read_class_folders(folder: Path | str, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
-    """The images below a folder of class folders that can be read, and the class of each."""
-    files, labels = list_class_folders(folder)
-    images, kept = read_files(files, size)
-    class_of = dict(zip(files, labels, strict=True))
-    names = [class_of[file] for file in kept]
-    lost = sorted(set(labels) - set(names))
-    if lost:
-        raise ValueError(f"Class '{lost[0]}' has no readable image in {folder}: add one, or remove its folder.")
-    return images, names
 
 
 def _check_rebuilds(network: nn.Module, config: MetaConfig) -> None:
@@ -359,14 +311,6 @@ def _check_rebuilds(network: nn.Module, config: MetaConfig) -> None:
         )
 
 
-def _ordered(labels: list[Any]) -> list[Any]:
-    """Distinct labels: sorted where they can be, else as they first occur."""
-    distinct = list(dict.fromkeys(labels))
-    if all(isinstance(label, str) for label in distinct) or all(isinstance(label, int | float) for label in distinct):
-        return sorted(distinct)
-    return distinct
-
-
 def _copy_card(source: Path, target: Path) -> None:
     """The card, what it shows, and the pool's lock file: not checkpoints, logs or anything else of a run's folder."""
     for name in (CARD_NAME, RESULTS_NAME):
@@ -379,8 +323,3 @@ def _copy_card(source: Path, target: Path) -> None:
                 shutil.copyfile(file, target / folder / file.name)
     if (source / LOCK_NAME).is_file():
         atomic_write(target / LOCK_NAME, published_lock(source / LOCK_NAME))
-
-
-def _name_repository(card: Path, repo_id: str) -> None:
-    """The card was written before it was known where it would be published."""
-    atomic_write(card, card.read_text(encoding="utf-8").replace(THIS_REPOSITORY, repo_id))

@@ -10,21 +10,22 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from hf_dfml.data.registry import DATASETS
 from hf_dfml.evaluation.heads import HEADS
 from hf_dfml.evaluation.results import Result, markdown_table
+from hf_dfml.hub_results import model_index, own_results, write_eval_results
 from hf_dfml.meta_config import MetaConfig, Source
 from hf_dfml.pool.sources.client import endpoint
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import scrub_command
-from hf_dfml.utils.text import counted
+from hf_dfml.utils.text import counted, slug
 
 CARD_NAME = "README.md"
-EVAL_RESULTS_FOLDER = ".eval_results"
-TEMPLATE = "model_card_template.md"
+LIBRARY_NAME = "hf-dfml"
+TAGS = ("hf-dfml", "hf_dfml", "data-free-meta-learning", "few-shot", "image-classification")
+"""Of every card; `hf_dfml` was the library's name on the Hub first, and is what older filters look for."""
 CAPTIONS = {
     "dissimilarity": "How unlike each other the members of the pool are, ordered by the groups they were put into.",
     "recovered": "Images recovered from the members of the pool, one row for each class shown.",
@@ -40,7 +41,7 @@ THIS_REPOSITORY = "this-repository"
 
 @dataclass(frozen=True)
 class Training:
-    """The run that made a meta-model, as far as its card tells it.
+    """The run that made a meta-model, as far as its card describes it.
 
     Attributes:
         command: the command line; machine paths and tokens in it are removed.
@@ -49,9 +50,9 @@ class Training:
         machine: see `hf_dfml.utils.provenance.describe_machine`.
         chosen: which checkpoint the weights are of ("step 120 of 200, the best of 10 on the validation classes").
         data_free: whether no real image was used (references that see data say False).
-        answers: of black boxes, what they told (`probs`, ...).
+        answers: of black boxes, the kind of answers (`probs`, ...).
         queries: of black boxes, how many images they were sent.
-        reference: the paper of the method.
+        reference: the citation of the method's paper, as plain text.
     """
 
     command: str | None = None
@@ -65,54 +66,67 @@ class Training:
     reference: str | None = None
 
 
-def write_card(
-    folder: Path | str,
+def write_card(folder: Path | str, config: MetaConfig, **options: Any) -> Path:
+    """Write `README.md` and, where the Hub's client knows the format, `.eval_results/*.yaml` into a model's folder.
+
+    Args:
+        folder: the model's.
+        config: its config.
+        **options: of `make_card`, beside the folder.
+
+    Returns:
+        The path of the card.
+    """
+    path = Path(folder) / CARD_NAME
+    atomic_write(path, str(make_card(config, Path(folder), **options)))
+    write_eval_results(Path(folder), config)
+    return path
+
+
+def make_card(
     config: MetaConfig,
+    folder: Path = Path(),
     *,
     training: Training | None = None,
     pictures: Mapping[Path | str, str] | Sequence[Path | str] = (),
     charts: Mapping[Path | str, str] | Sequence[Path | str] = (),
     repo_id: str | None = None,
     license: str | None = None,
-) -> Path:
-    """Write `README.md` and, where the Hub's client knows the format, `.eval_results/*.yaml` into `folder`.
+) -> ModelCard:
+    """The card of a meta-model.
 
     Args:
+        config: the model's; the rows of `config.results` make the table.
         folder: the model's.
-        config: its config; the rows of `config.results` make the table.
         training: the run that made it.
         pictures: image files inside `folder` (what was recovered), with a caption each; `CAPTIONS` has those of a run.
         charts: likewise, shown below the table.
         repo_id: where the model will be published, if that is known.
         license: a licence identifier of the Hub.
 
-    Returns:
-        The path of the card.
-
     Raises:
         ValueError: if a picture lies outside `folder`.
     """
-    folder = Path(folder)
     training = training or Training()
-    text = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    where = " on the Hub" if any(source.revision for source in config.pool) else ""
+    parts = (config.method or "meta-model", config.dataset, config.architecture)
+    title = repo_id.split("/")[-1] if repo_id else "-".join(slug(part) for part in parts if part)
+    origin = "from pretrained classifiers"
+    if config.pool:
+        where = " on the Hub" if any(source.revision for source in config.pool) else ""
+        origin = f"from a pool of {counted(len(config.pool), 'pretrained classifier')}{where}"
+    heads = sorted({row.head or "" for row in config.results} & HEADS.keys())
     card = ModelCard.from_template(
-        card_data(config, repo_id=repo_id, license=license),
-        template_str=text,
-        title=_title(config, repo_id),
-        origin=f"from a pool of {counted(len(config.pool), 'pretrained classifier')}{where}"
-        if config.pool
-        else "from pretrained classifiers",
+        _metadata(config, title, license),
+        template_str=resources.files(__package__).joinpath("model_card_template.md").read_text(encoding="utf-8"),
+        title=title,
+        origin=origin,
         method=config.method or "hf_dfml",
         reference=f" ({training.reference})" if training.reference else "",
         data_free=_sources_of_knowledge(training),
         repository=repo_id or THIS_REPOSITORY,
         adapt=config.adapt,
         table=markdown_table(config.results),
-        heads=", ".join(
-            f"`{name}` ({HEADS[name].help})"
-            for name in sorted({row.head or "" for row in config.results} & HEADS.keys())
-        ),
+        heads=", ".join(f"`{name}` ({HEADS[name].help})" for name in heads),
         takes_steps=HEADS[config.adapt.head].takes_steps,
         charts=_pictures(charts, folder),
         limits=limits(config, training),
@@ -123,9 +137,24 @@ def write_card(
         members=counted(len(config.pool), "member"),
     )
     # The template leaves several blank lines where a section is empty.
-    atomic_write(folder / CARD_NAME, re.sub(r"\n{3,}", "\n\n", str(card)))
-    write_eval_results(folder, config)
-    return folder / CARD_NAME
+    return ModelCard(re.sub(r"\n{3,}", "\n\n", str(card)))
+
+
+def _metadata(config: MetaConfig, title: str, license: str | None) -> ModelCardData:
+    """The card's metadata, with a `model-index` of this model's own rows (not the baselines')."""
+    hub_ids = [DATASETS[name].hub_id for name in (config.dataset or "").split(",") if name in DATASETS]
+    results = model_index(config)
+    return ModelCardData(
+        library_name=LIBRARY_NAME,
+        pipeline_tag="image-classification",
+        tags=[*TAGS, slug(config.method or "meta-model")],
+        license=license,
+        base_model=[source.id for source in config.pool if source.revision and "/" in source.id] or None,
+        datasets=[hub_id for hub_id in hub_ids if hub_id] or None,
+        metrics=["accuracy"] if results else None,
+        model_name=title if results else None,
+        eval_results=results or None,
+    )
 
 
 def _sources_of_knowledge(training: Training) -> str:
@@ -134,59 +163,6 @@ def _sources_of_knowledge(training: Training) -> str:
     if training.answers:
         return f": no training image and no weights were used, only answers of those classifiers ({training.answers})"
     return ": no training image was used, only the weights of those classifiers"
-
-
-def card_data(config: MetaConfig, *, repo_id: str | None = None, license: str | None = None) -> ModelCardData:
-    """The card's metadata, with a `model-index` of this model's own rows (not the baselines')."""
-    hub_ids = [DATASETS[name].hub_id for name in (config.dataset or "").split(",") if name in DATASETS]
-    own = own_results(config)
-    members = [source.id for source in config.pool if source.revision and "/" in source.id]
-    return ModelCardData(
-        library_name="hf_dfml",
-        pipeline_tag="image-classification",
-        tags=["hf_dfml", "data-free-meta-learning", "few-shot", "image-classification", _slug(config.method)],
-        license=license,
-        base_model=members or None,
-        datasets=[hub_id for hub_id in hub_ids if hub_id] or None,
-        metrics=["accuracy"] if own else None,
-        model_name=_title(config, repo_id) if own else None,
-        eval_results=[_eval_result(row) for row in own] or None,
-    )
-
-
-def own_results(config: MetaConfig) -> list[Result]:
-    """The rows of the model itself; of a baseline that is among the baselines too, each row once."""
-    rows: dict[tuple, Result] = {}
-    for row in config.results:
-        if row.method == config.method and row.metric == "accuracy":
-            rows.setdefault((row.dataset, row.split, row.ways, row.shots, row.bn, row.how), row)
-    return list(rows.values())
-
-
-def write_eval_results(folder: Path, config: MetaConfig) -> Path | None:
-    """Write the Hub's `.eval_results/<data set>.yaml`; the path, or None where there is nothing to write.
-
-    Only data sets on the Hub can be named there, and only newer clients (huggingface_hub 2) know the format.
-    """
-    try:
-        from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-    except ImportError:
-        return None
-    entries = [
-        EvalResultEntry(
-            dataset_id=DATASETS[row.dataset].hub_id or "",
-            task_id=f"{row.ways}_way_{row.shots}_shot",
-            value=round(row.mean, 2),
-            notes=f"{conditions(row)}, 95% CI ±{row.ci95:.2f}, seed {row.seed}",
-        )
-        for row in own_results(config)
-        if row.dataset in DATASETS and DATASETS[row.dataset].hub_id
-    ]
-    if not entries:
-        return None
-    path = folder / EVAL_RESULTS_FOLDER / f"{_slug(config.dataset or 'results')}.yaml"
-    atomic_write(path, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True))
-    return path
 
 
 def limits(config: MetaConfig, training: Training) -> list[str]:
@@ -218,11 +194,6 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
     return found
 
 
-def conditions(row: Result) -> str:
-    """How a row was obtained, in one line."""
-    return f"{row.ways}-way {row.shots}-shot, {row.episodes} episodes, bn={row.bn}, head={row.how}"
-
-
 def _comparison(row: Result, other: Result) -> str:
     difference = row.mean - other.mean
     # Intervals that touch settle nothing: the difference is then named as open.
@@ -238,64 +209,27 @@ def _comparison(row: Result, other: Result) -> str:
 
 
 def _is_prototype_baseline(row: Result, other: Result) -> bool:
-    same_evaluation = (row.dataset, row.split, row.ways, row.shots, row.episodes, row.seed) == (
-        other.dataset,
-        other.split,
-        other.ways,
-        other.shots,
-        other.episodes,
-        other.seed,
-    )
-    return same_evaluation and other.method.endswith("+ prototype") and other.method != row.method
-
-
-def _eval_result(row: Result) -> EvalResult:
-    info = DATASETS.get(row.dataset)
-    return EvalResult(
-        task_type="image-classification",
-        task_name="Few-shot image classification",
-        dataset_type=(info.hub_id if info else None) or row.dataset,
-        dataset_name=row.dataset,
-        # The Hub tells results apart by task and data set; shots and modes are therefore part of the configuration.
-        dataset_config=f"{row.ways}-way {row.shots}-shot",
-        dataset_split=row.split,
-        metric_type="accuracy",
-        metric_value=round(row.mean, 2),
-        metric_name=f"Accuracy (%), {conditions(row)}",
-        metric_args={
-            "ways": row.ways,
-            "shots": row.shots,
-            "episodes": row.episodes,
-            "bn": row.bn,
-            "head": row.head,
-            "flips": row.flips,
-            "inner_steps": row.inner_steps,
-            "inner_lr": row.inner_lr,
-            "ci95": round(row.ci95, 2),
-            "seed": row.seed,
-        },
-    )
+    same = ("dataset", "split", "ways", "shots", "episodes", "seed")
+    is_other = other.method.endswith("+ prototype") and other.method != row.method
+    return is_other and all(getattr(row, name) == getattr(other, name) for name in same)
 
 
 def _facts(config: MetaConfig, training: Training) -> dict[str, str]:
+    seconds, queries = training.seconds, training.queries
     facts = {
         "architecture": f"`{config.architecture}`, {config.num_classes} outputs, {config.num_features} features",
         "input": "{}x{}x{} in [0, 1], normalised inside".format(*config.input_size),
-        "library": f"hf_dfml {config.version}",
+        "library": f"{LIBRARY_NAME} {config.version}",
+        "command": training.command and f"`{_cell(scrub_command(training.command))}`",
+        "seed": None if training.seed is None else str(training.seed),
+        "checkpoint": training.chosen,
+        "time": None if seconds is None else f"{_duration(seconds)} of training; the evaluation is not in it",
+        "queries": None
+        if queries is None
+        else f"{queries:,} images were sent to the classifiers, which returned {training.answers}",
+        "machine": training.machine and _cell(training.machine),
     }
-    if training.command:
-        facts["command"] = f"`{_cell(scrub_command(training.command))}`"
-    if training.seed is not None:
-        facts["seed"] = str(training.seed)
-    if training.chosen:
-        facts["checkpoint"] = training.chosen
-    if training.seconds is not None:
-        facts["time"] = f"{_duration(training.seconds)} of training; the evaluation is not in it"
-    if training.queries is not None:
-        facts["queries"] = f"{training.queries:,} images were sent to the classifiers, which told {training.answers}"
-    if training.machine:
-        facts["machine"] = _cell(training.machine)
-    return facts
+    return {name: value for name, value in facts.items() if value}
 
 
 def _pictures(given: Mapping[Path | str, str] | Sequence[Path | str], folder: Path) -> list[dict[str, str]]:
@@ -317,19 +251,10 @@ def _caption(name: str) -> str:
     return f"{of}: {text}" if of else text
 
 
-def _title(config: MetaConfig, repo_id: str | None) -> str:
-    parts = [config.method or "meta-model", config.dataset, config.architecture]
-    return repo_id.split("/")[-1] if repo_id else "-".join(_slug(part) for part in parts if part)
-
-
 def _source(source: Source) -> str:
     if source.revision is None:
         return f"`{source.id}`"
     return f"[{source.id}]({endpoint()}/{source.id}/tree/{source.revision}) at `{source.revision[:12]}`"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9._]+", "-", text.lower()).strip("-") or "meta-model"
 
 
 def _cell(value: Any) -> str:

@@ -29,7 +29,8 @@ def run(capsys, *arguments):
 @pytest.fixture
 def meta_folder(tmp_path):
     network = create_network("conv4", num_classes=5, image_size=32)
-    return MetaModel.of(network, method="TGR").save_pretrained(tmp_path / "meta")
+    MetaModel.of(network, method="TGR").save_pretrained(tmp_path / "meta")
+    return tmp_path / "meta"
 
 
 @pytest.mark.parametrize("words", [[], ["pool"], ["quickstart"], ["evaluate"], ["adapt"], ["pool", "build"]])
@@ -134,13 +135,13 @@ def test_evaluate_prints_a_table_and_writes_results(capsys, meta_folder):
 def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_evaluations(capsys, tmp_path):
     network = create_network("conv4", num_classes=5, image_size=32)
     adapt = Adaptation(bn="running", head="prototype")
-    folder = MetaModel.of(network, method="TGR", adapt=adapt).save_pretrained(tmp_path)
+    MetaModel.of(network, method="TGR", adapt=adapt).save_pretrained(tmp_path)
 
     def protocol(*words: str) -> tuple[str, list[tuple]]:
         usual = ["--dataset", "glyphs", "--shots", "1", "--episodes", "2", "--split", "validation"]
-        code, out = run(capsys, "evaluate", str(folder), *usual, *words)
+        code, out = run(capsys, "evaluate", str(tmp_path), *usual, *words)
         assert code == 0
-        rows = json.loads((folder / "evaluations" / "results.json").read_text())
+        rows = json.loads((tmp_path / "evaluations" / "results.json").read_text())
         return out, [(row["head"], row["bn"], row["seed"]) for row in rows]
 
     own, other, third = ("prototype", "running", 0), ("finetune", "support", 0), ("prototype", "running", 1)
@@ -149,8 +150,8 @@ def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_evaluations(ca
     assert rows == [own, other] and "beside 1 earlier row" in out
     assert protocol("--seed", "1")[1] == [own, other, third]
     assert protocol()[1] == [other, third, own], "the same evaluation again takes the place of its rows"
-    (folder / "evaluations" / "results.json").write_text("no list")
-    code, out = run(capsys, "evaluate", str(folder), "--dataset", "glyphs")
+    (tmp_path / "evaluations" / "results.json").write_text("no list")
+    code, out = run(capsys, "evaluate", str(tmp_path), "--dataset", "glyphs")
     assert "results.json is not readable" in str(code), "said before the evaluation, not after it"
 
 

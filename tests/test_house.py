@@ -20,7 +20,7 @@ ORDER = (
     *("pool.entry", "pool.members", "pool.teacher_pool", "pool.teacher", "pool.formats", "pool.sources", "pool.cache"),
     *("pool.black_box", "pool.model_pool", "pool.inspection", "pool.building", "pool"),
     *("recovery", "learning", "evaluation", "methods", "sinusoids", "trackers", "trainer", "classifier"),
-    *("meta_config", "meta_model", "model_card", "pipeline", "quickstart", "demo", "cli"),
+    *("meta_config", "hub_results", "model_card", "meta_model", "pipeline", "quickstart", "demo", "cli"),
 )
 """A module imports from its own line and from those before it; `pool` itself is what `pool/__init__.py` offers."""
 
@@ -38,7 +38,6 @@ POOLS = {"ModelPool", "BlackBoxPool", "TeacherPool"}
 
 KNOWN = {
     "errors -> pool.sources.client",
-    "meta_model -> model_card",
     "pool.black_box.server -> pool.model_pool",
     "pool.sources.service -> pool.black_box.endpoints",
     "pool.teacher_pool -> pool.black_box.pool",

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelHubMixin
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hf_dfml import MetaModel
+from hf_dfml import Classifier, MetaModel
 from hf_dfml.evaluation import Adaptation, Result
-from hf_dfml.meta_model import Classifier
 from hf_dfml.networks import create_network
 from hf_dfml.pool import PoolEntry
 from tests.hub_server import HubServer
@@ -57,6 +56,11 @@ def spots(classes: int, each: int, seed: int = 0) -> tuple[torch.Tensor, list[in
     return (patterns + noise).clamp(0, 1).flatten(0, 1), torch.arange(classes).repeat_interleave(each).tolist()
 
 
+def saved(meta: MetaModel, folder: Path) -> Path:
+    meta.save_pretrained(folder)
+    return folder
+
+
 def accuracy(classifier: Classifier, images: torch.Tensor, labels: list) -> float:
     return sum(ours == label for ours, label in zip(classifier.predict(images), labels, strict=True)) / len(labels)
 
@@ -85,6 +89,19 @@ def test_labels_come_back_as_they_were_given(meta: MetaModel) -> None:
         assert classifier.predict(images) == [names[label] for label in labels]
     assert meta.adapt(images, ["wolf"] * 4 + ["ant"] * 4).classes == ("ant", "wolf")
     assert meta.adapt(images, torch.tensor([7] * 4 + [3] * 4)).classes == (3, 7)
+
+
+def test_the_most_probable_classes_come_with_their_probabilities(meta: MetaModel) -> None:
+    images, labels = spots(3, 4)
+    classifier = meta.adapt(images, ["abc"[label] for label in labels], head="prototype")
+    probabilities = classifier.predict_proba(images)
+    for rows, count in ((classifier.top_k(images, 2), 2), (classifier.top_k(images), 3)):
+        assert [len(row) for row in rows] == [count] * len(images)
+        for row, expected, first in zip(rows, probabilities, classifier.predict(images), strict=True):
+            assert row[0][0] == first and [value for _, value in row] == sorted(expected.tolist())[::-1][:count]
+            assert all(expected["abc".index(name)].item() == value for name, value in row)
+    with pytest.raises(ValueError, match="k=0: expected 1 or more"):
+        classifier.top_k(images, 0)
 
 
 def test_order_of_the_support_set_does_not_matter(meta: MetaModel) -> None:
@@ -155,7 +172,7 @@ def test_unusable_support_sets_are_refused(meta: MetaModel, images, labels, mess
 
 
 def test_saved_and_loaded_it_is_the_same(meta: MetaModel, tmp_path: Path) -> None:
-    folder = meta.save_pretrained(tmp_path / "model")
+    folder = saved(meta, tmp_path / "model")
     again = MetaModel.from_pretrained(folder)
     assert again.config == meta.config
     state = again.network.state_dict()
@@ -167,7 +184,7 @@ def test_saved_and_loaded_it_is_the_same(meta: MetaModel, tmp_path: Path) -> Non
 
 
 def test_timm_loads_the_folder(meta: MetaModel, tmp_path: Path) -> None:
-    folder = meta.save_pretrained(tmp_path / "model")
+    folder = saved(meta, tmp_path / "model")
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     pixels = torch.rand(2, 3, SIZE, SIZE)
     assert torch.equal(network(pixels), meta.network(pixels))
@@ -175,7 +192,7 @@ def test_timm_loads_the_folder(meta: MetaModel, tmp_path: Path) -> None:
 
 
 def test_config_tells_where_the_model_came_from(meta: MetaModel, tmp_path: Path) -> None:
-    block = json.loads((meta.save_pretrained(tmp_path) / "config.json").read_text())["hf_dfml"]
+    block = json.loads((saved(meta, tmp_path) / "config.json").read_text())["hf_dfml"]
     assert (block["method"], block["method_config"]) == ("TGR", {"lr": 1e-3, "layers": [1, 2]})
     assert block["pool"] == [{"id": "local", "revision": None}, {"id": "org/a", "revision": SHA}]
     assert block["adapt"] == {"bn": "support", "head": "finetune", "steps": 10, "lr": 0.1, "flips": False}
@@ -183,7 +200,7 @@ def test_config_tells_where_the_model_came_from(meta: MetaModel, tmp_path: Path)
 
 
 def test_a_model_of_an_earlier_version_whose_head_was_mirrored_is_read(meta: MetaModel, tmp_path: Path) -> None:
-    folder = meta.save_pretrained(tmp_path / "old")
+    folder = saved(meta, tmp_path / "old")
     change_config(folder, adapt={"bn": "running", "head": "mirrored", "steps": 10, "lr": 0.01})
     assert MetaModel.from_pretrained(folder).config.adapt == Adaptation(bn="running", head="prototype", flips=True)
 
@@ -215,26 +232,23 @@ def change_config(folder: Path, **changes) -> None:
 
 
 def test_unsound_models_are_refused_in_one_line(meta: MetaModel, tmp_path: Path) -> None:
-    def saved(name: str) -> Path:
-        return meta.save_pretrained(tmp_path / name)
-
-    nan = saved("nan")
+    nan = saved(meta, tmp_path / "nan")
     state = load_file(nan / "model.safetensors")
     save_file({**state, "fc.bias": torch.full((3,), float("nan"))}, nan / "model.safetensors")
-    other = saved("other")
+    other = saved(meta, tmp_path / "other")
     save_file({**state, "fc.bias": torch.zeros(4)}, other / "model.safetensors")
-    cut = saved("cut")
+    cut = saved(meta, tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-100])
-    pickled = saved("pickled")
+    pickled = saved(meta, tmp_path / "pickled")
     (pickled / "model.safetensors").unlink()
     (pickled / "pytorch_model.bin").write_bytes(pickle.dumps({}))
-    endless = saved("endless")
+    endless = saved(meta, tmp_path / "endless")
     change_config(endless, adapt={"bn": "support", "head": "finetune", "steps": 10**9, "lr": 0.1})
-    headless = saved("headless")
+    headless = saved(meta, tmp_path / "headless")
     change_config(headless, adapt={"bn": "support", "head": "svm", "steps": 1, "lr": 0.1})
-    rows = saved("rows")
+    rows = saved(meta, tmp_path / "rows")
     change_config(rows, results=[{"method": "x"}])
-    plain = saved("plain")
+    plain = saved(meta, tmp_path / "plain")
     content = json.loads((plain / "config.json").read_text())
     del content["hf_dfml"]
     (plain / "config.json").write_text(json.dumps(content))
@@ -262,14 +276,14 @@ def test_what_another_version_has_written_is_refused_with_a_sentence(meta: MetaM
         ({"format": "new"}, "in format new"),
         ({"metod": "TGR"}, "has unknown keys: metod. Expected adapt, dataset, format, method,"),
     ):
-        folder = meta.save_pretrained(tmp_path / str(len(message)))
+        folder = saved(meta, tmp_path / str(len(message)))
         change_config(folder, **changes)
         with pytest.raises(ValueError, match=message):
             MetaModel.from_pretrained(folder)
 
 
 def test_a_model_from_before_formats_had_numbers_is_read(meta: MetaModel, tmp_path: Path) -> None:
-    path = meta.save_pretrained(tmp_path) / "config.json"
+    path = saved(meta, tmp_path) / "config.json"
     content = json.loads(path.read_text())
     assert content["hf_dfml"].pop("format") == 1
     path.write_text(json.dumps(content))
@@ -322,7 +336,7 @@ def test_empty_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_published_and_loaded_it_is_the_same(meta: MetaModel, hub: HubServer, tmp_path: Path) -> None:
-    folder = meta.save_pretrained(tmp_path / "run")
+    folder = saved(meta, tmp_path / "run")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "tree.safetensors").write_bytes(b"large and private")
     (folder / "pictures").mkdir()
@@ -366,6 +380,54 @@ def test_a_public_repository_does_not_take_what_should_be_private(meta: MetaMode
         meta.push_to_hub("org/tgr", private=True)
     meta.push_to_hub("org/secret", private=True)
     assert hub.repos["org/secret"].private
+
+
+def test_a_private_model_is_read_with_its_token_from_a_cache_of_ones_own(
+    meta: MetaModel, hub: HubServer, tmp_path: Path, monkeypatch
+) -> None:
+    meta.push_to_hub("me/secret", private=True)
+    monkeypatch.setenv("HF_TOKEN", "")
+    here = {"cache_dir": tmp_path / "mine"}
+    with pytest.raises(ValueError, match="me/secret: is no repository on .*, or a private one"):
+        MetaModel.from_pretrained("me/secret", **here)
+    assert MetaModel.from_pretrained("me/secret", token=hub.token, **here).config == meta.config
+    assert list((tmp_path / "mine").glob("models--me--secret/snapshots/*/model.safetensors"))
+    sent = len(hub.requests)
+    assert MetaModel.from_pretrained("me/secret", local_files_only=True, **here).config == meta.config
+    assert len(hub.requests) == sent
+    with pytest.raises(ValueError, match="is not in the local cache .* and HF_HUB_OFFLINE or local_files_only is set"):
+        MetaModel.from_pretrained("me/secret", local_files_only=True)
+    with pytest.raises(ValueError, match="force_download=True needs the Hub"):
+        MetaModel.from_pretrained("me/secret", local_files_only=True, force_download=True)
+
+
+def test_a_forced_download_takes_nothing_from_the_cache(meta: MetaModel, hub: HubServer) -> None:
+    meta.push_to_hub("org/tgr")
+    sha = hub.repos["org/tgr"].at("main").sha
+    MetaModel.from_pretrained("org/tgr", revision=sha)
+    before = len(hub.requests)
+    MetaModel.from_pretrained("org/tgr", revision=sha)
+    assert len(hub.requests) == before
+    MetaModel.from_pretrained("org/tgr", revision=sha, force_download=True)
+    assert sum("model.safetensors" in request.path for request in hub.requests[before:]) >= 1
+
+
+def test_a_repository_without_a_config_is_named(hub: HubServer) -> None:
+    hub.add_repo("org/empty", {"README.md": b"nothing yet"})
+    with pytest.raises(ValueError, match="org/empty: has no config.json"):
+        MetaModel.from_pretrained("org/empty")
+
+
+def test_it_is_saved_and_published_as_models_of_other_libraries_are(
+    meta: MetaModel, hub: HubServer, tmp_path: Path
+) -> None:
+    assert isinstance(meta, ModelHubMixin) and meta._hub_mixin_info.model_card_data.library_name == "hf-dfml"
+    meta.save_pretrained(tmp_path / "tgr", push_to_hub=True, repo_id="org/tgr")
+    card = ModelCard(hub.repos["org/tgr"].at("main").files["README.md"].content.decode())
+    assert card.data.library_name == "hf-dfml" and {"hf-dfml", "hf_dfml"} <= set(card.data.tags)
+    for name in ("config.json", "model.safetensors", "README.md"):
+        assert (tmp_path / "tgr" / name).stat().st_mode & 0o777 == 0o644
+    assert meta.folder == tmp_path / "tgr"
 
 
 def test_unknown_repository_is_named(hub: HubServer) -> None:

@@ -37,8 +37,10 @@ CONFIG = MetaConfig(
 
 def test_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
     data = ModelCard.load(write_card(tmp_path, CONFIG, license="apache-2.0", repo_id="me/tgr")).data
-    assert (data.library_name, data.pipeline_tag, data.license) == ("hf_dfml", "image-classification", "apache-2.0")
-    assert {"hf_dfml", "data-free-meta-learning", "few-shot", "image-classification", "tgr"} <= set(data.tags)
+    assert (data.library_name, data.pipeline_tag, data.license) == ("hf-dfml", "image-classification", "apache-2.0")
+    assert {"hf-dfml", "hf_dfml", "data-free-meta-learning", "few-shot", "image-classification", "tgr"} <= set(
+        data.tags
+    )
     assert data.datasets == ["uoft-cs/cifar100"]
     assert data.base_model == ["org/a"]  # A folder's name is no repository.
     assert data.model_name == "tgr"

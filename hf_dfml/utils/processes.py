@@ -131,7 +131,7 @@ class Processes:
                 kind, words = found
                 # Without __init__, which may want more than words.
                 raise kind.__new__(kind, f"{words} (process {place} of {self.count})") from mine
-        return [_moved(pickle.loads(found), self.device) for found in outcomes]
+        return [_moved(pickle.loads(found), self.device) for found in outcomes]  # type: ignore[arg-type]
 
     def _gather(self, value: Item) -> list[Item]:
         """The value of each process."""

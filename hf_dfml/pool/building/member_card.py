@@ -44,7 +44,7 @@ def member_card(name: str, entry: PoolEntry) -> str:
     metadata = ModelCardData(
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["hf_dfml", "timm", "image-classification"],
+        tags=["hf-dfml", "hf_dfml", "timm", "image-classification"],
         datasets=[known.hub_id] if known and known.hub_id else None,
         model_name=name if dataset and accuracy is not None else None,
         eval_results=_results(dataset, accuracy) if dataset and accuracy is not None else None,

@@ -50,7 +50,7 @@ class HubAuthor(HubIds):
         files = [sibling.rfilename for sibling in info.siblings or []]
         if not is_sha(info.sha):
             return super().entries(info.id)[0]
-        if info.library_name == "hf_dfml":
+        if info.library_name in ("hf-dfml", "hf_dfml"):
             problem = IS_META_MODEL
         elif info.library_name not in (None, "timm", "transformers"):
             problem = f"is a model of {info.library_name}; expected timm or transformers"

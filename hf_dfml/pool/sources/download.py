@@ -77,6 +77,7 @@ def download(
     *,
     limit: int = MAX_FILE_BYTES,
     admit: Admit | None = None,
+    force: bool = False,
 ) -> Path:
     """One file of a commit, from the local cache if it is there (then nothing is sent).
 
@@ -89,7 +90,8 @@ def download(
         revision: the commit.
         options: token, cache folder, and whether anything may be sent.
         limit: bytes that the file may have at most; a larger one is refused before its content is read.
-        admit: is told the file's size beforehand.
+        admit: is given the file's size beforehand.
+        force: download it although it is in the cache.
 
     Raises:
         MemberError: if the repository has no such file, it may not be read, is too large, or arrives damaged each
@@ -97,12 +99,12 @@ def download(
     """
     check_id(id, revision)
     path = cached_file(id, name, revision, options)
-    if is_sha(revision) and path.is_file():
+    if is_sha(revision) and path.is_file() and not force:
         return path
     meter = _meter(id, name, limit, admit)
     seen: set[str] = set()
     for _ in range(TRIES):
-        path = _download(id, name, revision, options, meter)
+        path = _download(id, name, revision, options, meter, force)
         promised, found = _promised_hash(path)
         if promised == found:
             return path
@@ -116,8 +118,12 @@ def download(
     raise MemberError(id, f"{name} arrives damaged: expected hash {promised}, found {found}")
 
 
-def _download(id: str, name: str, revision: str, options: HubOptions, meter: type[tqdm]) -> Path:
-    where: dict[str, Any] = {"cache_dir": options.cache, "local_files_only": options.offline}
+def _download(id: str, name: str, revision: str, options: HubOptions, meter: type[tqdm], force: bool) -> Path:
+    where: dict[str, Any] = {
+        "cache_dir": options.cache,
+        "local_files_only": options.offline,
+        "force_download": force,
+    }
     try:
         return Path(
             retry(lambda: options.api().hf_hub_download(id, name, revision=revision, tqdm_class=meter, **where))

@@ -354,7 +354,7 @@ def test_bidf_mkd_learns_from_a_served_pool(members, tmp_path, capsys):
         printed = capsys.readouterr().out
         card = (tmp_path / "run" / "README.md").read_text()
         assert "no training image and no weights were used, only answers of those classifiers (topk)" in card
-        queries = re.search(r"([\d,]+) images were sent to the classifiers, which told topk", card)[1]
+        queries = re.search(r"([\d,]+) images were sent to the classifiers, which returned topk", card)[1]
         assert f"The black boxes were sent {queries} images." in printed and queries != "0"
         assert "2 black boxes (topk)" in printed
         with pytest.raises(SystemExit, match="0"):
