@@ -25,11 +25,6 @@ def own_results(config: MetaConfig) -> list[Result]:
     return list(rows.values())
 
 
-def model_index(config: MetaConfig) -> list[EvalResult]:
-    """The model's own rows as entries of a card's `model-index`."""
-    return [_eval_result(row) for row in own_results(config)]
-
-
 def write_eval_results(folder: Path, config: MetaConfig) -> Path | None:
     """Write the Hub's `.eval_results/<data set>.yaml`; the path, or None where there is nothing to write.
 
@@ -61,7 +56,8 @@ def _conditions(row: Result) -> str:
     return f"{row.ways}-way {row.shots}-shot, {row.episodes} episodes, bn={row.bn}, head={row.how}"
 
 
-def _eval_result(row: Result) -> EvalResult:
+def eval_result(row: Result) -> EvalResult:
+    """A row as an entry of a card's `model-index`."""
     info = DATASETS.get(row.dataset)
     named = ("ways", "shots", "episodes", "bn", "head", "flips", "inner_steps", "inner_lr", "seed")
     return EvalResult(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -105,8 +104,8 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
     block = content.get(META_BLOCK)
     if not isinstance(block, dict):
         raise ValueError(
-            f"{entry.id} is no meta-model: its config.json has no block '{META_BLOCK}'. A plain timm model is a pool "
-            "member (`ModelPool`), or becomes a meta-model with `MetaModel.of(network, ...)`."
+            f"{entry.id} is not a meta-model: its config.json has no block '{META_BLOCK}'. A plain timm model is a "
+            "pool member (`ModelPool`), or becomes a meta-model with `MetaModel.of(network, ...)`."
         )
     _check_format(block, entry)
     try:
@@ -140,7 +139,7 @@ def _check_format(block: dict[str, Any], entry: PoolEntry) -> None:
         raise ValueError(
             f"{entry.id} was written by hf_dfml {block.get('version', '(unknown)')} in format {written}. This is "
             f"hf_dfml {__version__}, which reads formats up to {FORMAT}: install a newer version "
-            "(pip install --upgrade hf_dfml)."
+            "(pip install --upgrade hf-dfml)."
         )
     unknown = sorted(set(block) - BLOCK_KEYS)
     if unknown:
@@ -163,8 +162,3 @@ def describe_network(network: nn.Module, model_args: dict[str, Any] | None = Non
         model_args = {"img_size": info.image_size} if info.architecture in OURS else {}
     fields = ("architecture", "num_classes", "num_features", "input_size", "mean", "std")
     return {name: getattr(info, name) for name in fields} | {"model_args": model_args}
-
-
-def sources_of(pool: Iterable[PoolEntry]) -> tuple[Source, ...]:
-    """Ids and revisions of a pool's members."""
-    return tuple(Source(entry.id, entry.revision) for entry in pool)

@@ -23,7 +23,7 @@ from hf_dfml.classifier import Classifier
 from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.evaluation.results import RESULTS_NAME, Result
 from hf_dfml.hub_results import EVAL_RESULTS_FOLDER, write_eval_results
-from hf_dfml.meta_config import MetaConfig, describe_network, from_json, sources_of
+from hf_dfml.meta_config import MetaConfig, Source, describe_network, from_json
 from hf_dfml.model_card import CARD_NAME, LIBRARY_NAME, TAGS, THIS_REPOSITORY, make_card
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
@@ -89,7 +89,7 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
             **describe_network(network, model_args),
             method=method,
             method_config=method_config or {},
-            pool=sources_of(pool),
+            pool=tuple(Source(entry.id, entry.revision) for entry in pool),
             dataset=dataset,
             results=tuple(results),
             adapt=adapt or Adaptation(),
@@ -123,7 +123,7 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
 
         Raises:
             FileNotFoundError: if the folder does not exist.
-            ValueError: if there is no such repository or what is there is no sound meta-model; one line says why.
+            ValueError: if there is no such repository or what is there is not a sound meta-model; one line says why.
         """
         options = HubOptions(token, revision, cache_dir, local_files_only)
         if force_download and options.offline:

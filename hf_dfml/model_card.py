@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from hf_dfml.data.registry import DATASETS
 from hf_dfml.evaluation.heads import HEADS
 from hf_dfml.evaluation.results import Result, markdown_table
-from hf_dfml.hub_results import model_index, own_results, write_eval_results
+from hf_dfml.hub_results import eval_result, own_results, write_eval_results
 from hf_dfml.meta_config import MetaConfig, Source
 from hf_dfml.pool.sources.client import endpoint
 from hf_dfml.utils.checkpoint import atomic_write
@@ -143,7 +143,7 @@ def make_card(
 def _metadata(config: MetaConfig, title: str, license: str | None) -> ModelCardData:
     """The card's metadata, with a `model-index` of this model's own rows (not the baselines')."""
     hub_ids = [DATASETS[name].hub_id for name in (config.dataset or "").split(",") if name in DATASETS]
-    results = model_index(config)
+    results = [eval_result(row) for row in own_results(config)]
     return ModelCardData(
         library_name=LIBRARY_NAME,
         pipeline_tag="image-classification",

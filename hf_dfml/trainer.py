@@ -20,7 +20,7 @@ from accelerate.utils import AutocastKwargs
 from torch import nn
 
 from hf_dfml.methods.base import Context, Method, SetupInterruptedError, refuse_black_boxes
-from hf_dfml.pool.black_box.queries import QueryBudgetError, ServiceError
+from hf_dfml.pool.queries import QueryBudgetError, ServiceError
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat

@@ -67,9 +67,9 @@ def test_a_full_disk_is_told_and_costs_nothing_but_the_steps_since_the_last_chec
     monkeypatch.setattr(checkpoint, "save_file", save_until_full)
     with pytest.raises(OSError, match="step-000003 could not be written, and nothing of it is left: .*No space left"):
         trainer_of(pool, tmp_path).fit()
-    to_answers = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert re.search(
-        r"broke off after step 3. The last checkpoint is .*step-000002: go on with the same command", to_answers
+        r"broke off after step 3. The last checkpoint is .*step-000002: go on with the same command", printed
     )
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"step-000001", "step-000002"}
@@ -163,7 +163,7 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
     """Another pool and other options for a folder that holds a run, or the beginning of one."""
 
     def of(folder, method, hyper, resume="latest", **more):
-        to_answers = {
+        words = {
             "pool": str(pool),
             "ways": 3,
             "arch": "conv4_16",
@@ -171,7 +171,7 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
             "log_with": "none",
         }
         return run(
-            method, hyper, RunConfig(output_dir=str(folder), checkpoint_every=1, **to_answers, **more), argv=["test"]
+            method, hyper, RunConfig(output_dir=str(folder), checkpoint_every=1, **words, **more), argv=["test"]
         )
 
     def files(folder):
@@ -199,7 +199,7 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
 
 def words(members, folder, options, *more):
     """A recipe's command line."""
-    to_answers = {
+    named = {
         **options,
         "pool": members,
         "output_dir": folder,
@@ -207,8 +207,8 @@ def words(members, folder, options, *more):
         "ways": 3,
         "arch": "conv4_16",
     }
-    to_answers |= {"log_with": "none", "resume_from_checkpoint": "latest"}
-    return [ROOT / "recipes" / "tgr.py", *(word for k, v in to_answers.items() for word in (f"--{k}", str(v))), *more]
+    named |= {"log_with": "none", "resume_from_checkpoint": "latest"}
+    return [ROOT / "recipes" / "tgr.py", *(word for k, v in named.items() for word in (f"--{k}", str(v))), *more]
 
 
 def wait_for(run, folder, pattern, seconds=120):
@@ -268,10 +268,10 @@ def test_a_process_that_dies_or_hangs_ends_the_run_and_the_next_one_goes_on(
     victim = process_of_rank(run, rank)
     victim.send_signal(getattr(signal, f"SIG{number}"))
     # The launcher gives a process that hangs half a minute to end by itself.
-    _, to_answers = run.communicate(timeout=100)
+    _, printed = run.communicate(timeout=100)
     assert run.returncode != 0 and not (tmp_path / "model.safetensors").exists()
-    assert re.search(r"The last checkpoint is .*step-\d+: go on with the same command", to_answers)
-    assert f"process {1 - rank} of 2 has lost another one" in to_answers
+    assert re.search(r"The last checkpoint is .*step-\d+: go on with the same command", printed)
+    assert f"process {1 - rank} of 2 has lost another one" in printed
     assert start(2, *words(members, tmp_path, LONGER)).wait() == 0
     assert same(load_file(tmp_path / "model.safetensors"), of_one_process)
 
@@ -281,8 +281,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(members, tmp_path
     run = start(2, *words(members, tmp_path, LONGER), stdout=subprocess.PIPE, text=True)
     wait_for(run, tmp_path, "step-00000[3-9]")
     process_of_rank(run, 1).send_signal(signal.SIGTERM)
-    to_answers, _ = run.communicate(timeout=100)
-    step = int(re.search(r"Stopped after step (\d+) of 16: SIGTERM was received", to_answers)[1])
+    printed, _ = run.communicate(timeout=100)
+    step = int(re.search(r"Stopped after step (\d+) of 16: SIGTERM was received", printed)[1])
     assert run.returncode == 0 and (tmp_path / "checkpoints" / f"step-{step:06d}").is_dir()
     # What two processes have begun one can end.
     assert start(1, *words(members, tmp_path, LONGER)).wait() == 0

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hf_dfml.methods.paper import Paper
-from hf_dfml.pool.black_box.queries import QueryCount
+from hf_dfml.pool.queries import QueryCount
 from hf_dfml.pool.sources.prefetch import WORKERS
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.checkpoint import Tree, load_tree, save_tree

@@ -34,7 +34,7 @@ from hf_dfml.methods.inversion import (
     student_logits,
 )
 from hf_dfml.methods.paper import Paper
-from hf_dfml.pool.black_box.queries import QueryBudgetError, ServiceError
+from hf_dfml.pool.queries import QueryBudgetError, ServiceError
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
 from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_dfml.pool.black_box.pool import BlackBoxPool, Output, to_answers
-from hf_dfml.pool.black_box.queries import QueryCount
+from hf_dfml.pool.black_box.pool import BlackBoxPool, to_answers
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.loading import check_forward, load_teacher
+from hf_dfml.pool.queries import Output, QueryCount
 from hf_dfml.pool.sources.author import HubAuthor
 from hf_dfml.pool.sources.client import HubOptions
 from hf_dfml.pool.sources.collection import HubCollection

@@ -15,8 +15,7 @@ from hf_dfml.utils.text import counted
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from hf_dfml.pool.black_box.pool import Output
-    from hf_dfml.pool.black_box.queries import QueryCount
+    from hf_dfml.pool.queries import Output, QueryCount
 
 
 class TeacherPool(Sequence[PoolEntry]):

@@ -51,7 +51,7 @@ class Processes:
         self._index = accelerator.process_index if accelerator else 0
         self.is_main = self._index == 0
         device = accelerator.device if accelerator else torch.device("cpu")
-        # One of several processes on CPUs is told "cpu:0", which safetensors does not know.
+        # One of several processes on CPUs has the device "cpu:0", which safetensors does not know.
         self.device = torch.device("cpu") if device.type == "cpu" else device
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -88,7 +88,7 @@ class Processes:
         """
 
         def my_part() -> list[Tensor]:
-            total = [torch.zeros_like(tensor, dtype=_exact(tensor)) for tensor in like]
+            total = [torch.zeros_like(one, dtype=torch.float64 if one.device.type == "cpu" else None) for one in like]
             for item in self._share(items):
                 for tensor, addend in zip(total, function(item), strict=True):
                     tensor += addend
@@ -152,10 +152,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def _exact(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.device.type == "cpu" else tensor.dtype
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -33,7 +33,7 @@ from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
-from hf_dfml.pool.black_box.queries import QueryBudgetError
+from hf_dfml.pool.queries import QueryBudgetError
 from hf_dfml.recovery.task import Task
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Trainer

@@ -27,13 +27,13 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants
 
 from hf_dfml.pool.black_box.answers import AnswerCache
-from hf_dfml.pool.black_box.pool import Ask, BlackBoxPool, Output
-from hf_dfml.pool.black_box.queries import QueryCount
+from hf_dfml.pool.black_box.pool import Ask, BlackBoxPool
 from hf_dfml.pool.black_box.remote_model import RemoteModel, is_hugging_face
 from hf_dfml.pool.black_box.service import NoServedPoolError, Service
 from hf_dfml.pool.black_box.wire import PNG_STEP
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import check_input, check_labels
+from hf_dfml.pool.queries import Output, QueryCount
 from hf_dfml.pool.sources.fetching import resolve
 from hf_dfml.pool.sources.ids import HubIds
 

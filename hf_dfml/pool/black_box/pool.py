@@ -18,19 +18,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_dfml.pool.black_box.answers import AnswerCache
-from hf_dfml.pool.black_box.queries import QueryCount
 from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.queries import Output, QueryCount
 from hf_dfml.pool.teacher_pool import Member, TeacherPool
 from hf_dfml.utils.text import counted
 
-Output = Literal["logits", "probs", "topk", "label"]
 Lock = Callable[[Sequence[PoolEntry], Path], Path]
 """Pins the members of these entries in a file, or the folder that it goes into; the file."""
 Ask = Callable[[PoolEntry, Tensor], Tensor]

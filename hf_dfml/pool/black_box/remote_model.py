@@ -11,11 +11,11 @@ from huggingface_hub import InferenceClient, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
-from hf_dfml.pool.black_box.queries import ServiceError
 from hf_dfml.pool.black_box.sending import Sender
 from hf_dfml.pool.black_box.service import TOKEN_VARIABLE
 from hf_dfml.pool.black_box.wire import answers_of, as_png
 from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.queries import ServiceError
 from hf_dfml.pool.sources.client import user_agent
 
 USUAL_TOP_K = 5
@@ -39,7 +39,7 @@ class RemoteModel:
         concurrency: requests at a time.
         retries: times that a request is sent again after no answer, 429 or a server's error; see `Sender`.
         timeout: seconds to wait for an answer.
-        loading: seconds that the model may take to load: so long 503 is asked again and is no retry.
+        loading: seconds that the model may take to load: so long 503 is asked again, not counted as a retry.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class RemoteModel:
             self._files_only = True
             return self._classify(file, top_k)
         except RecursionError:  # What the client makes of NaN.
-            raise ServiceError(f"{self.url} gave an answer that is not understood: a score is no number.") from None
+            raise ServiceError(f"{self.url} gave an answer that is not understood: a score is not a number.") from None
         return [(item.label, item.score) for item in row]
 
 

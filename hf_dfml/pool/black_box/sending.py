@@ -14,7 +14,7 @@ from huggingface_hub import InferenceTimeoutError
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
-from hf_dfml.pool.black_box.queries import RefusedError, ServiceError
+from hf_dfml.pool.queries import RefusedError, ServiceError
 
 logger = logging.getLogger(__name__)
 

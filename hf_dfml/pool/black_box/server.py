@@ -30,9 +30,10 @@ import torch
 from torch import Tensor
 
 from hf_dfml.pool.black_box.batching import Batcher
-from hf_dfml.pool.black_box.pool import Output, to_answers
+from hf_dfml.pool.black_box.pool import to_answers
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.queries import Output
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class PoolServer(ThreadingHTTPServer):
             top_k: return no more classes than that.
 
         Raises:
-            ValueError: if one is no image that can be read.
+            ValueError: if one is not a readable image.
         """
         from hf_dfml.utils.inputs import as_batch
 
@@ -142,7 +143,7 @@ def _open(file: bytes) -> Any:
             raise ValueError(f"an image of {image.width} x {image.height} pixels is too large")
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError("the body is no image file that can be read") from error
+        raise ValueError("the body is not a readable image file") from error
     return image
 
 

@@ -12,12 +12,12 @@ from huggingface_hub.utils import httpx
 from torch import Tensor
 
 from hf_dfml.pool.black_box.answers import AnswerCache
-from hf_dfml.pool.black_box.pool import BlackBoxPool, Output
-from hf_dfml.pool.black_box.queries import QueryCount, RefusedError, ServiceError
+from hf_dfml.pool.black_box.pool import BlackBoxPool
 from hf_dfml.pool.black_box.sending import Sender
 from hf_dfml.pool.black_box.wire import PNG_STEP, answers_of, as_png
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import check_input, check_labels
+from hf_dfml.pool.queries import Output, QueryCount, RefusedError, ServiceError
 
 TOKEN_VARIABLE = "HF_DFML_SERVE_TOKEN"
 MAX_ANSWER_BYTES = 64 << 20
@@ -85,7 +85,7 @@ class Service:
         """The members that are served, and the kind of their answers.
 
         Raises:
-            NoServedPoolError: if what answers is no served pool.
+            NoServedPoolError: if what answers is not a served pool.
             ServiceError: if nothing answers, or asks for another token.
         """
         try:

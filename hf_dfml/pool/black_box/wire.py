@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_dfml.pool.black_box.queries import ServiceError
+from hf_dfml.pool.queries import ServiceError
 from hf_dfml.utils.images import to_uint8
 
 PNG_STEP = 1 / 255
@@ -44,7 +44,7 @@ def answers_of(rows: Sequence[Sequence[tuple[str, float]]], count: int, classes:
 
     Raises:
         ServiceError: if there are more or fewer rows than images, a label is none of the classes or stands twice in a
-            row, or a score is no finite number.
+            row, or a score is not a finite number.
     """
 
     def wrong(what: str) -> ServiceError:

@@ -242,7 +242,7 @@ def test_what_will_not_get_better_is_said_at_once(waits, status, words):
     ("answer", "words"),
     [
         ([{"label": "wolf", "score": 1.0}], "names a class 'wolf'"),
-        ([{"label": "red", "score": float("nan")}], "a score is no number"),
+        ([{"label": "red", "score": float("nan")}], "a score is not a number"),
         ([{"label": "red", "score": "much"}], "the score of 'red' is 'much'"),
         ([{"label": "red", "score": 0.5}, {"label": "red", "score": 0.5}], "a label stands twice"),
     ],

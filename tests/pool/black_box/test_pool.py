@@ -8,7 +8,7 @@ from torch import nn
 
 from hf_dfml.pool import BlackBoxPool, ModelPool, QueryBudgetError
 from hf_dfml.pool.black_box.pool import SMOOTHING, to_answers, to_logits
-from hf_dfml.pool.black_box.queries import QueryCount
+from hf_dfml.pool.queries import QueryCount
 
 OUTPUTS = ("logits", "probs", "topk", "label")
 

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from hf_dfml.pool.black_box.queries import ServiceError
 from hf_dfml.pool.black_box.sending import Sender
+from hf_dfml.pool.queries import ServiceError
 
 
 def sender(workers=1, **options):

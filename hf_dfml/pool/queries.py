@@ -1,11 +1,15 @@
-"""How many images black boxes were sent, the budget of a run, and the errors of asking."""
+"""What black boxes return, how many images they were sent, the budget of a run, and the errors of asking."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hf_dfml.utils.checkpoint import Tree
+
+Output = Literal["logits", "probs", "topk", "label"]
+"""The kinds of answers; see `hf_dfml.pool.black_box.pool`."""
 
 
 class QueryBudgetError(RuntimeError):
