@@ -149,16 +149,6 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         ]
         return f"MetaModel({', '.join(parts)})"
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
-
-    def to(self, device: torch.device | str) -> MetaModel:
-        """Move the network; the meta-model itself."""
-        self.network.to(device)
-        return self
-
     def adapt(
         self,
         images: Images,

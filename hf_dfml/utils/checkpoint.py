@@ -64,29 +64,24 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path | str, metadata: d
     path.chmod(mode)
 
 
-def replace_folder(source: Path, target: Path) -> None:
-    """Move the finished folder `source` to `target` in place of what stands there.
+def replace_folder(source: Path | None, target: Path) -> None:
+    """Move the finished folder `source`, if any, to `target` in place of what stands there.
 
-    A kill between the two renames leaves the old folder whole, as `.<name>.old`.
+    What stands there is out of sight (renamed to `.<name>.old`) before its first file is deleted; a kill between the
+    two renames leaves it whole under that name.
     """
+    old = target.with_name(f".{target.name}.old")
     if target.exists():
-        old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
+    if source is not None:
         source.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_folder(folder: Path | str) -> None:
-    """Delete a folder and what is in it; it is out of sight (renamed) before the first file goes."""
-    folder = Path(folder)
-    if folder.exists():
-        doomed = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+    """Delete a folder and what is in it, as `replace_folder` does."""
+    replace_folder(None, Path(folder))
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:

@@ -18,8 +18,7 @@ The user's Hugging Face token goes to Hugging Face's own hosts alone; others get
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,13 +54,14 @@ def open_remote(name: str, *, max_queries: int | None = None, **options: Any) ->
         ServiceError: if one of them does not answer.
         QueryBudgetError: if the budget does not suffice to ask for the labels.
     """
-    plan = _read(Path(name)) if name.endswith((".yaml", ".yml")) else Plan(_rows(name.split(",")))
+    rows, usual_output, usual_size = _plan(name)
     queries = QueryCount(max_queries)
     entries: list[PoolEntry] = []
     asks: dict[str, Ask] = {}
     outputs: dict[Output, str] = {}
-    for row in plan.rows:
-        found, ask, output = _served(row) or _endpoint(row, plan, queries, options)
+    for row in rows:
+        served = _served(row)
+        found, ask, output = served or (*_endpoint({"image_size": usual_size, **row}, queries, options), usual_output)
         outputs.setdefault(output, row.get("url") or row["model"])
         for entry in found:
             if entry.id in asks:
@@ -83,55 +83,40 @@ def open_remote(name: str, *, max_queries: int | None = None, **options: Any) ->
     )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a file of endpoints says.
-
-    Attributes:
-        rows: `url` or `model`, and optionally `id`, `labels` and `image_size`, of each.
-        output: the kind of their answers.
-        image_size: pixels, where a row says nothing else.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    output: Output = "topk"
-    image_size: int | Sequence[int] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.rows:
-            raise ValueError("No endpoint was named.")
-        for row in self.rows:
-            if not isinstance(row, Mapping) or set(row) - _ROW or ("url" in row) == ("model" in row):
-                raise ValueError(
-                    f"{row} is not a valid endpoint: expected a URL, or an object of {', '.join(sorted(_ROW))}."
-                )
-            if not isinstance(row.get("labels", []), list):
-                raise ValueError(f"The labels of {row} are not a list.")
+def _plan(name: str) -> tuple[list[dict[str, Any]], Output, Any]:
+    """The rows that a name or file lists (`url` or `model`, and more), the kind of answers, and the image size."""
+    content: Any = {"endpoints": name.split(",")}
+    if name.endswith((".yaml", ".yml")):
+        content = _read(Path(name).expanduser())
+    rows = [{"url": row.strip()} if isinstance(row, str) else row for row in content["endpoints"] if row != ""]
+    if not rows:
+        raise ValueError("No endpoint was named.")
+    for row in rows:
+        if not isinstance(row, dict) or set(row) - _ROW or ("url" in row) == ("model" in row):
+            known = ", ".join(sorted(_ROW))
+            raise ValueError(f"{row} is not a valid endpoint: expected a URL, or an object of {known}.")
+        if not isinstance(row.get("labels", []), list):
+            raise ValueError(f"The labels of {row} are not a list.")
+    return rows, content.get("output", "topk"), content.get("image_size")
 
 
-def _read(path: Path) -> Plan:
+def _read(path: Path) -> dict[str, Any]:
     import yaml
 
-    if not path.expanduser().is_file():
+    if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}: expected a list of endpoints.")
     try:
-        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())[:160]}.") from error
     known = {"endpoints", "output", "image_size"}
     if not isinstance(content, dict) or set(content) - known or not isinstance(content.get("endpoints"), list):
-        raise ValueError(
-            f"{path} lists no endpoints: expected {', '.join(sorted(known))}, of which the first is a list."
-        )
-    rest = {name: value for name, value in content.items() if name != "endpoints"}
-    return Plan(_rows(content["endpoints"]), **rest)
+        known_keys = ", ".join(sorted(known))
+        raise ValueError(f"{path} lists no endpoints: expected {known_keys}, of which the first is a list.")
+    return content
 
 
-def _rows(names: Sequence[Any]) -> list[Any]:
-    return [{"url": name.strip()} if isinstance(name, str) else name for name in names if name != ""]
-
-
-def _served(row: Mapping[str, Any]) -> tuple[list[PoolEntry], Ask, Output] | None:
+def _served(row: dict[str, Any]) -> tuple[list[PoolEntry], Ask, Output] | None:
     """All members of a served pool, if that is what a row names."""
     url = row.get("url", "")
     if set(row) != {"url"} or urlsplit(url).path.strip("/") or is_hugging_face(url):
@@ -144,15 +129,15 @@ def _served(row: Mapping[str, Any]) -> tuple[list[PoolEntry], Ask, Output] | Non
     return entries, service.ask, output
 
 
-def _endpoint(
-    row: Mapping[str, Any], plan: Plan, queries: QueryCount, options: Mapping[str, Any]
-) -> tuple[list[PoolEntry], Ask, Output]:
+def _endpoint(row: dict[str, Any], queries: QueryCount, options: dict[str, Any]) -> tuple[list[PoolEntry], Ask]:
     """The one member that a row names."""
-    url, id = row.get("url", ""), row.get("id")
+    url, id, size = row.get("url", ""), row.get("id"), row["image_size"]
     labels: Sequence[str] = row.get("labels", ())
-    size = row.get("image_size", plan.image_size)
     if "model" in row:
-        known = _on_the_hub(row["model"])
+        # No weights are fetched.
+        known = resolve(HubIds().entries(str(row["model"]))[0])
+        if known.problem is not None:
+            raise ValueError(f"The model {row['model']} of an endpoint cannot be used: {known.problem}.")
         url = f"{constants.INFERENCE_PROXY_TEMPLATE.format(provider='hf-inference')}/models/{known.id}"
         id, labels = id or known.id, labels or known.label_names
         size = size or known.input_size[1:] if known.input_size else size
@@ -172,12 +157,4 @@ def _endpoint(
     except MemberError as error:
         raise ValueError(f"The endpoint {error}.") from error
     entry = PoolEntry(id=id, num_classes=len(names), input_size=shape, label_names=names)
-    return [entry], model.ask, plan.output
-
-
-def _on_the_hub(model: Any) -> PoolEntry:
-    """What the Hub says of a model: id, labels and image size; no weights are fetched."""
-    entry = resolve(HubIds().entries(str(model))[0])
-    if entry.problem is not None:
-        raise ValueError(f"The model {model} of an endpoint cannot be used: {entry.problem}.")
-    return entry
+    return [entry], model.ask
