@@ -1,0 +1,105 @@
+r"""Learning the answers of many teachers at once: one network, one head for each member of a pool.
+
+The student's loss is the mean, over images and members, of :math:`KL(p_m(x) \Vert q_m(x))`: :math:`p_m` are the
+probabilities that member :math:`m` gives (Hinton et al., 2015, with many teachers: You et al., KDD 2017), :math:`q_m`
+those of the student's head for this member. A head has one row for each of the member's classes; its logits are the
+cosines between features and rows, times a scale. All heads are one matrix, so that 100 members cost one product.
+
+Members' outputs are concatenated in the order of the pool: `sizes` says how many each has, `K` is their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Heads = Literal["member", "name"]
+"""A row for each class of each member, or one for each class name, shared by all members that know it."""
+
+
+def by_member(values: Tensor, sizes: Sequence[int], fill: float) -> Tensor:
+    """Concatenated outputs `(..., K)` with an axis for the members, `(..., M, C)`; `fill` where one has fewer than C.
+
+    Examples:
+        >>> by_member(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), [2, 3], 0.0).tolist()
+        [[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]
+    """
+    if len(set(sizes)) == 1:
+        return values.unflatten(-1, (len(sizes), sizes[0]))
+    widest = max(sizes)
+    return torch.stack(
+        [F.pad(part, (0, widest - part.shape[-1]), value=fill) for part in values.split(list(sizes), -1)], -2
+    )
+
+
+def log_probabilities(logits: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Logits `(..., K)` of all heads -> logarithms of the probabilities, a softmax for each member: `(..., M, C)`.
+
+    Where a member has fewer than C classes, the logarithms are minus infinity.
+    """
+    return by_member(logits, sizes, float("-inf")).log_softmax(-1)
+
+
+def probabilities(logits: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The answers of all heads: logits `(..., K)` -> probabilities `(..., K)`, of which each member's add up to 1."""
+    if len(set(sizes)) == 1:
+        return log_probabilities(logits, sizes).exp().flatten(-2)
+    return torch.cat([part.softmax(-1) for part in logits.split(list(sizes), -1)], -1)
+
+
+def answer_loss(logits: Tensor, answers: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Mean over images and members of KL(answer || head): zero where all heads answer as their members do.
+
+    Args:
+        logits: `(B, K)` of the student's heads.
+        answers: `(B, K)` the members' probabilities; zeros and one-hot answers are fine.
+        sizes: classes of each member.
+    """
+    ours = log_probabilities(logits, sizes)
+    theirs = by_member(answers, sizes, 0.0)
+    # Zero times minus infinity is not a number where a member has fewer classes than another.
+    products = theirs * torch.where(theirs > 0, ours, 0.0)
+    return (torch.xlogy(theirs, theirs) - products).sum() / (len(logits) * len(sizes))
+
+
+class AnswerHeads(nn.Module):
+    """Cosine classifiers of all members on the same features.
+
+    Args:
+        width: D, length of the features.
+        class_names: the members' class names.
+        kind: `member`: a row for each class of each member; `name`: classes of the same name share their row, so that
+            a member's head is the softmax over all names restricted to its own classes.
+        scale: cosines are multiplied by it.
+        generator: of the initial rows, on the CPU.
+    """
+
+    columns: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        class_names: Sequence[Sequence[str]],
+        kind: Heads,
+        scale: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.sizes = [len(names) for names in class_names]
+        self.scale = scale
+        outputs = [name for names in class_names for name in names]
+        rows = list(dict.fromkeys(outputs)) if kind == "name" else outputs
+        place = {name: row for row, name in enumerate(rows)}
+        columns = [place[name] for name in outputs] if kind == "name" else list(range(len(outputs)))
+        self.register_buffer("columns", torch.tensor(columns), persistent=False)
+        self.rows = nn.Parameter(torch.randn(len(rows), width, generator=generator))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features `(B, D)` -> logits `(B, K)`."""
+        cosines = F.normalize(features, dim=-1) @ F.normalize(self.rows, dim=-1).T
+        shared = len(self.rows) < len(self.columns)
+        return self.scale * (cosines.index_select(-1, self.columns) if shared else cosines)
