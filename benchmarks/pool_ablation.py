@@ -10,7 +10,7 @@ recovered again for another where the options of the recovery are the same; an i
 command.
 
 Written into --output_dir: `pool_ablation.json`. The last line is that object; `ratio` is the best variant's accuracy
-at the largest number of shots over that of the recipe as it is given, nearest prototype.
+at the largest number of shots over that of the recipe as it is given, nearest prototype of predicted answers.
 """
 
 from __future__ import annotations

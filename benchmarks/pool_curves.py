@@ -1,16 +1,16 @@
-"""Pool distillation against the number of members and the recovery budget, below the pool's own features.
+"""Pool distillation against the number of members and the recovery budget, beside the members themselves.
 
     CONFIG=hf_dfml/presets/pool-distillation-cifar-fs-cpu.yaml
     python benchmarks/pool_curves.py --config $CONFIG --pool pools/cifar-fs --output_dir runs/curves
 
 One student for each of `--members` (the first so many; 0: all) and, with all members, for each of `--budgets` (steps
 of recovery). Schedule, seed and evaluation are the same for all; the last snapshot is judged, nothing is chosen. The
-`members` rows are the features of the same members side by side, which the student imitates: the ceiling. The other
+`members` rows are the features, or the answers, of the same members side by side. The other
 options of recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for
 another, and a student that was interrupted goes on with the same command; delete its folder to repeat it.
 
 Written into --output_dir: `results.json`, `pool_curves.json`, `pool_curves.png` and `pool_budgets.png`. The last line
-is a JSON object; `ratio` is the student's accuracy with all members over that of their features, at the largest number
+is a JSON object; `ratio` is the student's accuracy with all members over that of their answers, at the largest number
 of shots.
 """
 
@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from students import FLIPS, classes_of, last_snapshot, prepared
+from students import WAYS_TO_SEE, classes_of, last_snapshot, prepared
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
@@ -30,11 +30,11 @@ from hf_dfml.evaluation import (
     EvaluationProtocol,
     Result,
     evaluate,
-    evaluate_features,
     print_table,
     read_results,
     write_results,
 )
+from hf_dfml.evaluation.baselines import all_answers, all_features, evaluate_baselines
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
 from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import ModelPool
@@ -68,34 +68,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     config, pool = prepared(method, config)
     folder = Path(config.output_dir)
     counts = sorted({min(count or len(pool), len(pool)) for count in points.members})
-    budgets = sorted({*points.budgets, method.view.inversion.recovery_steps})
+    budgets = sorted({*points.budgets, method.training_set.inversion.recovery_steps})
     protocol = EvaluationProtocol(
         ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running", head="prototype"
     )
     dataset = classes_of("test", pool, config)
     for count in counts:
         if not (folder / f"{count}-members" / "results.json").is_file():
-            write_results(folder / f"{count}-members", ceiling(pool[:count], dataset, protocol))
+            write_results(folder / f"{count}-members", members_of(pool[:count], dataset, protocol))
     wanted = [
-        *(Point(count, method.view.inversion.recovery_steps) for count in counts),
-        *(Point(len(pool), budget) for budget in budgets if budget != method.view.inversion.recovery_steps),
+        *(Point(count, method.training_set.inversion.recovery_steps) for count in counts),
+        *(Point(len(pool), budget) for budget in budgets if budget != method.training_set.inversion.recovery_steps),
     ]
     for point in wanted:
         if not (folder / point.name / "results.json").is_file():
             print(f"{point.name}:", flush=True)
             write_results(folder / point.name, student(point, pool, method, config, dataset, protocol))
-    return summary(folder, wanted, method.view.inversion.recovery_steps)
+    return summary(folder, wanted, method.training_set.inversion.recovery_steps)
 
 
-def ceiling(pool: ModelPool, dataset: FewShotDataset, protocol: EvaluationProtocol) -> list[Result]:
-    """The features of all members side by side."""
-    return evaluate_features(
-        (pool.load(entry).features for entry in pool),
-        dataset,
-        replace(protocol, head="prototype"),
-        method=f"{len(pool)} members + prototype",
-        num_extractors=len(pool),
-    )
+def members_of(pool: ModelPool, dataset: FewShotDataset, protocol: EvaluationProtocol) -> list[Result]:
+    """The features, and the answers, of all members side by side."""
+    return evaluate_baselines(pool, dataset, protocol, baselines=(all_features, all_answers))
 
 
 def student(
@@ -109,7 +103,7 @@ def student(
     """Train one student and let its last snapshot is evaluated."""
     model = last_snapshot(pool[: point.members], replace(method, recovery_steps=point.budget), config, point.name)
     name = f"Pool distillation, {point.members} members, {point.budget} steps"
-    return [row for each in FLIPS for row in evaluate(model, dataset, replace(protocol, flips=each), method=name)]
+    return [row for how in WAYS_TO_SEE for row in evaluate(model, dataset, replace(protocol, **how), method=name)]
 
 
 def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]:
@@ -126,13 +120,13 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
     everything = list(dict.fromkeys(row for part in (theirs, ours, cheaper) for rows in part.values() for row in rows))
     print_table(everything)
     write_results(folder, everything)
-    ceiling_of_all = theirs[most_members]
+    all_members = theirs[most_members]
     lines: dict[str, list[tuple[float, float]]] = {}
     by_budget: dict[str, list[tuple[float, float]]] = {}
     for shots in sorted({row.shots for row in everything}):
-        for name, part in (("members' features", theirs), ("student", ours)):
+        for name, part in (("members' answers", theirs), ("student", ours)):
             lines[f"{name}, {shots}-shot"] = [(count, _mean(rows, shots)) for count, rows in part.items()]
-        by_budget[f"members' features, {shots}-shot"] = [(budget, _mean(ceiling_of_all, shots)) for budget in cheaper]
+        by_budget[f"members' answers, {shots}-shot"] = [(budget, _mean(all_members, shots)) for budget in cheaper]
         by_budget[f"student, {shots}-shot"] = [(budget, _mean(rows, shots)) for budget, rows in cheaper.items()]
     title = "Accuracy on the test classes (%), nearest prototype, inductive"
     figures = [
@@ -154,7 +148,7 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
         "ours": round(student_mean, 2),
         "unit": f"% of {most}-shot test accuracy",
         "members": {count: round(_mean(rows, most), 2) for count, rows in ours.items()},
-        "ceiling": {count: round(_mean(rows, most), 2) for count, rows in theirs.items()},
+        "of_members": {count: round(_mean(rows, most), 2) for count, rows in theirs.items()},
         "budgets": {budget: round(_mean(rows, most), 2) for budget, rows in cheaper.items()},
     }
     atomic_write(folder / "pool_curves.json", json.dumps(verdict, indent=1) + "\n")
@@ -164,7 +158,7 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
 
 
 def _mean(rows: Sequence[Result], shots: int) -> float:
-    return next(row.mean for row in rows if row.shots == shots and row.how == "prototype")
+    return next(row.mean for row in rows if row.shots == shots and row.how == "prototype, answers")
 
 
 if __name__ == "__main__":

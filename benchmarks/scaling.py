@@ -7,7 +7,7 @@
 Three pieces of work, each done in turns by the first process alone and by all of them together:
 - `step`: of TGR: recover a task from each of four members, distil from them, replay episodes with MAML;
 - `protocol`: episodes that a network is fine-tuned for, one thread each;
-- `targets`: the joint representation of the pool that pool distillation learns from.
+- `answers`: what all members answer, which pool distillation learns from.
 
 A ratio of times on the clock needs cores that nothing else uses. Beside it stands the ratio of CPU times, of the one
 process to the busiest of all, which other work on the machine hardly changes and communication does not count in: it
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -36,8 +37,8 @@ from measuring import GLYPHS, open_pool, table, wait, write_section
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate
-from hf_dfml.learning.ensemble_features import TargetConfig, ensemble_products
 from hf_dfml.methods.base import Context
+from hf_dfml.methods.pool_images import answers_of
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
@@ -60,7 +61,7 @@ class Options(Settings):
     images_per_class: int = option(20, "Images of a class in a recovery.", least=1)
     replay_batches: int = option(2, "Batches of 16 episodes that are replayed in a step.")
     episodes: int = option(40, "Episodes of the evaluation (5-way 5-shot, 10 steps).", least=2)
-    images: int = option(1000, "Images that the targets are of.")
+    images: int = option(1000, "Images that the members are asked about.")
     seed: int = option(0, "Seed of everything random.")
     output_dir: str = option("", "Where `scaling.md` goes; nowhere by default.")
 
@@ -141,15 +142,12 @@ def works(settings: Options, pool: ModelPool, processes: Processes) -> tuple[dic
     protocol = EvaluationProtocol(shots=[5], episodes=settings.episodes, split="validation")
     dataset = load_dataset("glyphs", "validation", image_size=size)
     images = torch.randint(256, (settings.images, 3, size, size), generator=fork(0), dtype=torch.uint8)
-    targets = TargetConfig(landmarks=settings.images // 4)
     return {
         "step": step,
         "exam": lambda of: evaluate(
             network(), dataset, protocol, method="scaling", chunk_size=2, progress=False, processes=of
         ),
-        "targets": lambda of: ensemble_products(
-            enumerate(pool.stream()), images.to(pool.device), targets, settings.seed, of
-        ),
+        "answers": lambda of: of.map(partial(answers_of, images=images.to(pool.device)), list(pool.stream())),
     }, methods
 
 

@@ -24,11 +24,14 @@ from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import deterministic
 
-FLIPS = (False, True)
+WAYS_TO_SEE: tuple[dict[str, Any], ...] = tuple(
+    {"representation": representation, "flips": flips}
+    for representation in ("features", "answers")
+    for flips in (False, True)
+)
+"""What is evaluated of a student: features and predicted answers, each with and without flips."""
 EPISODES_SEED = 1
 """Of the episodes of a trial; those of the recipe's own validation are of seed 0."""
-
-Maker = Callable[[PoolDistillationConfig, nn.Module], PoolDistillation]
 
 
 def prepared(method: PoolDistillationConfig, config: RunConfig) -> tuple[RunConfig, ModelPool]:
@@ -60,11 +63,10 @@ def last_snapshot(
     method: PoolDistillationConfig,
     config: RunConfig,
     name: str,
-    make: Maker = PoolDistillation,
 ) -> nn.Module:
     """The student after the last pass, trained in the folder `name` of the output; an interrupted one goes on."""
     deterministic(config.seed)
-    learner = make(method, meta_network(pool, config))
+    learner = PoolDistillation(method, meta_network(pool, config))
     folder = Path(config.output_dir) / name
     settings = replace(config, output_dir=str(folder), resume_from_checkpoint="latest", log_with="none")
     began = time.monotonic()
@@ -82,7 +84,6 @@ def trial(
     given: str,
     dataset: FewShotDataset,
     config: RunConfig,
-    beside: str = "",
 ) -> dict[str, Any]:
     """Judge students on the validation classes, print them, and write and give the object of the last line.
 
@@ -93,7 +94,6 @@ def trial(
         given: the one that the others are compared with.
         dataset: the validation classes.
         config: of the evaluation.
-        beside: one that is shown and never the best.
     """
     folder = Path(config.output_dir)
     protocol = partial(
@@ -109,15 +109,15 @@ def trial(
     for name, student in students.items():
         if not (folder / name / "results.json").is_file():
             model = student()
-            rows = [row for flips in FLIPS for row in evaluate(model, dataset, protocol(flips=flips), method=name)]
+            rows = [row for how in WAYS_TO_SEE for row in evaluate(model, dataset, protocol(**how), method=name)]
             write_results(folder / name, rows)
     results = {name: read_results(folder / name) for name in students}
     print_table([row for rows in results.values() for row in rows])
     means = {
         name: {f"{row.how}, {row.shots}-shot": round(row.mean, 2) for row in rows} for name, rows in results.items()
     }
-    key = f"prototype, {max(config.shots)}-shot"
-    others = (name for name in means if name not in (given, beside))
+    key = f"prototype, answers, {max(config.shots)}-shot"
+    others = (name for name in means if name != given)
     best = max(others, key=lambda name: means[name][key], default=given)
     verdict = {
         "benchmark": benchmark,

@@ -59,7 +59,7 @@ def _conditions(row: Result) -> str:
 def eval_result(row: Result) -> EvalResult:
     """A row as an entry of a card's `model-index`."""
     info = DATASETS.get(row.dataset)
-    named = ("ways", "shots", "episodes", "bn", "head", "flips", "inner_steps", "inner_lr", "seed")
+    named = ("ways", "shots", "episodes", "bn", "head", "flips", "representation", "inner_steps", "inner_lr", "seed")
     return EvalResult(
         task_type="image-classification",
         task_name="Few-shot image classification",

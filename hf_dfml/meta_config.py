@@ -17,7 +17,7 @@ from hf_dfml.version import __version__
 
 FORMAT = 1
 """Version of the block that `MetaConfig.to_json` writes; higher ones hold what this library cannot know of."""
-BLOCK_KEYS = {"format", "version", "method", "method_config", "pool", "adapt", "dataset", "results"}
+BLOCK_KEYS = {"format", "version", "method", "method_config", "pool", "adapt", "answers", "dataset", "results"}
 MAX_STEPS = 1000
 """Fine-tuning steps that a config may ask for; a downloaded file must not keep a machine busy for ever."""
 
@@ -46,6 +46,8 @@ class MetaConfig:
         method_config: that system's hyper-parameters.
         pool: what it was learnt from.
         adapt: how `MetaModel.adapt` works by default.
+        answers: classes of each pool member whose answers the outputs predict, in their order; empty where they do
+            not (`hf_dfml.learning.answers`).
         dataset: data set of the evaluation; None where there was none.
         results: rows of the evaluation, baselines included.
         version: of this library.
@@ -62,6 +64,7 @@ class MetaConfig:
     method_config: dict[str, Any] = field(default_factory=dict)
     pool: tuple[Source, ...] = ()
     adapt: Adaptation = field(default_factory=Adaptation)
+    answers: tuple[int, ...] = ()
     dataset: str | None = None
     results: tuple[Result, ...] = ()
     version: str = __version__
@@ -89,6 +92,7 @@ class MetaConfig:
                 "method_config": self.method_config,
                 "pool": [asdict(source) for source in self.pool],
                 "adapt": asdict(self.adapt),
+                "answers": list(self.answers),
                 "dataset": self.dataset,
                 "results": [{**asdict(row), "command": scrub_command(row.command)} for row in self.results],
             },
@@ -124,12 +128,19 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
             method_config=dict(block["method_config"]),
             pool=tuple(Source(**source) for source in block["pool"]),
             adapt=adapt,
+            answers=_answers(block.get("answers", []), entry),
             dataset=block["dataset"],
             results=tuple(result_from_json(row, entry.id) for row in block["results"]),
             version=str(block["version"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{entry.id}: the block '{META_BLOCK}' of its config.json cannot be read: {error}") from error
+
+
+def _answers(sizes: list[int], entry: PoolEntry) -> tuple[int, ...]:
+    if sizes and sum(sizes) != entry.num_classes:
+        raise ValueError(f"answers lists {sum(sizes)} classes: expected {entry.num_classes}, one for each output.")
+    return tuple(sizes)
 
 
 def _check_format(block: dict[str, Any], entry: PoolEntry) -> None:
@@ -160,5 +171,5 @@ def describe_network(network: nn.Module, model_args: dict[str, Any] | None = Non
     info = network_info(network)
     if model_args is None:
         model_args = {"img_size": info.image_size} if info.architecture in OURS else {}
-    fields = ("architecture", "num_classes", "num_features", "input_size", "mean", "std")
+    fields = ("architecture", "num_classes", "num_features", "input_size", "mean", "std", "answers")
     return {name: getattr(info, name) for name in fields} | {"model_args": model_args}

@@ -20,12 +20,13 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from hf_dfml.classifier import Classifier
-from hf_dfml.evaluation.heads import Adaptation
+from hf_dfml.evaluation.heads import Adaptation, Representation
 from hf_dfml.evaluation.results import RESULTS_NAME, Result
 from hf_dfml.hub_results import EVAL_RESULTS_FOLDER, write_eval_results
 from hf_dfml.meta_config import MetaConfig, Source, describe_network, from_json
 from hf_dfml.model_card import CARD_NAME, LIBRARY_NAME, TAGS, THIS_REPOSITORY, make_card
 from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.networks.info import set_input
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import read_json
 from hf_dfml.pool.formats.loading import build_network, load_teacher
@@ -133,7 +134,9 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         if entry.problem is None and entry.library != "timm":
             raise MemberError(id, "is a transformers model, not a meta-model")
         network = load_teacher(entry).network.requires_grad_(True)
-        meta = cls(network.to(device), from_json(read_json(id, folder / CONFIG_NAME), entry))
+        config = from_json(read_json(id, folder / CONFIG_NAME), entry)
+        set_input(network, config.input_size, config.mean, config.std, answers=config.answers)
+        meta = cls(network.to(device), config)
         meta.folder = folder
         return meta
 
@@ -159,6 +162,7 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         steps: int | None = None,
         lr: float | None = None,
         flips: bool | None = None,
+        representation: Representation | None = None,
     ) -> Classifier:
         """Learn new classes from a few images of each.
 
@@ -178,12 +182,14 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
             lr: their learning rate.
             flips: whether each image is seen together with its mirror image (heads on features); the config's by
                 default, where the head is the config's too.
+            representation: what heads on features work with: `features`, or the `answers` of a pool that a student
+                predicts (pool distillation); likewise.
 
         Raises:
             ValueError: for fewer than two classes, a class folder without images, more or fewer labels than
                 images, or images that cannot be used.
         """
-        how = self.config.adapt.but(head, flips, bn=bn, steps=steps, lr=lr)
+        how = self.config.adapt.but(head, flips=flips, representation=representation, bn=bn, steps=steps, lr=lr)
         return Classifier.adapted(self.network, images, labels, how, self.config.input_size[1:])
 
     def _save_pretrained(self, save_directory: Path) -> None:

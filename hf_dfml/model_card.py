@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_dfml.data.registry import DATASETS
-from hf_dfml.evaluation.heads import HEADS
+from hf_dfml.evaluation.heads import HEADS, Adaptation
 from hf_dfml.evaluation.results import Result, markdown_table
 from hf_dfml.hub_results import eval_result, own_results, write_eval_results
 from hf_dfml.meta_config import MetaConfig, Source
@@ -176,7 +176,7 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
             "taken and no evaluation was made."
         )
     how = config.adapt
-    by_default = [row for row in own if (row.bn, row.head, row.flips) == (how.bn, how.head, how.flips)]
+    by_default = [row for row in own if _mode(row) == _mode(how)]
     for row in by_default or own:
         found += [_comparison(row, other) for other in config.results if _is_prototype_baseline(row, other)]
     for split in sorted({row.split for row in own} - {"test"}):
@@ -192,6 +192,10 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
         found.append(f"One training run{seed}: the intervals are over episodes, not over runs.")
     found.append(f"Images of any size are resized to {height}x{width} pixels, without keeping their aspect.")
     return found
+
+
+def _mode(row: Result | Adaptation) -> tuple:
+    return row.bn, row.head, row.flips, row.representation
 
 
 def _comparison(row: Result, other: Result) -> str:

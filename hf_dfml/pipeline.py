@@ -72,7 +72,7 @@ def run(
     method = method_class(method_config, network)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
-    suits = Adaptation(bn=method.eval_bn, head=method.eval_head)
+    suits = Adaptation(bn=method.eval_bn, head=method.eval_head, representation=method.eval_representation)
     names = [name.strip() for name in (config.dataset or "").split(",") if name.strip()]
     choosing = [load_dataset(name, "validation", data_dir=config.data_dir) for name in names]
     protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes)
@@ -179,17 +179,16 @@ def meta_network(pool: TeacherPool, config: RunConfig) -> nn.Module:
     )
 
 
-def adapt_to_folder(
-    name: str, support: Path, query: Path, *, head: str | None = None, flips: bool | None = None
-) -> Iterator[tuple[Path, str, float]]:
+def adapt_to_folder(name: str, support: Path, query: Path, **how: Any) -> Iterator[tuple[Path, str, float]]:
     """Adapt a stored meta-model to a folder of class folders and classify pictures: (file, label, probability).
 
+    `how` is given to `MetaModel.adapt`.
     Files that cannot be read as images are left out with a warning.
     """
     from hf_dfml.utils.inputs import list_images, read_files
 
     meta = MetaModel.from_pretrained(name)
-    classifier = meta.adapt(support, head=head, flips=flips)
+    classifier = meta.adapt(support, **how)
     images, files = read_files([query] if query.is_file() else list_images(query), meta.config.input_size[1:])
     for file, probabilities in zip(files, classifier.predict_proba(images), strict=True):
         best = int(probabilities.argmax())

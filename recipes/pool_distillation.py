@@ -1,4 +1,4 @@
-"""Pool distillation: one network that represents images as a whole pool of pretrained classifiers does.
+"""Pool distillation: one network that answers as every member of a pool of pretrained classifiers does.
 
     accelerate launch recipes/pool_distillation.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/pool
     accelerate launch recipes/pool_distillation.py --config hf_dfml/presets/pool-distillation-cifar-fs-cpu.yaml

@@ -195,7 +195,8 @@ def test_config_tells_where_the_model_came_from(meta: MetaModel, tmp_path: Path)
     block = json.loads((saved(meta, tmp_path) / "config.json").read_text())["hf_dfml"]
     assert (block["method"], block["method_config"]) == ("TGR", {"lr": 1e-3, "layers": [1, 2]})
     assert block["pool"] == [{"id": "local", "revision": None}, {"id": "org/a", "revision": SHA}]
-    assert block["adapt"] == {"bn": "support", "head": "finetune", "steps": 10, "lr": 0.1, "flips": False}
+    adapt = {"bn": "support", "head": "finetune", "steps": 10, "lr": 0.1, "flips": False}
+    assert block["adapt"] == adapt | {"representation": "features"}
     assert (block["dataset"], len(block["results"])) == ("cifar-fs", 2)
 
 
@@ -274,7 +275,7 @@ def test_what_another_version_has_written_is_refused_with_a_sentence(meta: MetaM
             r"was written by hf_dfml 9.9 in format 2. This is hf_dfml .* up to 1: install",
         ),
         ({"format": "new"}, "in format new"),
-        ({"metod": "TGR"}, "has unknown keys: metod. Expected adapt, dataset, format, method,"),
+        ({"metod": "TGR"}, "has unknown keys: metod. Expected adapt, answers, dataset, format, method,"),
     ):
         folder = saved(meta, tmp_path / str(len(message)))
         change_config(folder, **changes)

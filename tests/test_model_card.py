@@ -57,6 +57,7 @@ def test_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
         "bn": "support",
         "head": "finetune",
         "flips": False,
+        "representation": "features",
         "ci95": 0.8,
         "seed": 0,
     }

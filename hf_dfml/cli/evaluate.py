@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hf_dfml.cli.options import DataDir, Flips, HeadName, Seed
+from hf_dfml.cli.options import DataDir, Flips, HeadName, Representation, Seed
 
 
 def evaluate(
@@ -23,6 +23,7 @@ def evaluate(
     ] = None,
     head: HeadName = None,
     flips: Flips = None,
+    representation: Representation = None,
     split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
     output_dir: Annotated[
         Path | None,
@@ -42,7 +43,8 @@ def evaluate(
     from hf_dfml.pool import ModelPool
 
     meta = MetaModel.from_pretrained(model)
-    how = meta.config.adapt.but(find_head(head), flips and flips == "true", bn=bn)
+    flipped = flips and flips == "true"
+    how = meta.config.adapt.but(find_head(head), flips=flipped, representation=representation, bn=bn)
     protocol = EvaluationProtocol(ways=ways, shots=shots, episodes=episodes, seed=seed, split=split).under(how)
     folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"
     evaluate_stored(
@@ -62,11 +64,12 @@ def adapt(
     query: Annotated[Path, typer.Option(help="An image, or a folder of images, to classify.")],
     head: HeadName = None,
     flips: Flips = None,
+    representation: Representation = None,
 ) -> None:
     """Learn new classes from a few pictures of each and classify others."""
     from hf_dfml.evaluation.heads import find_head
     from hf_dfml.pipeline import adapt_to_folder
 
-    flipped = flips and flips == "true"
-    for path, label, probability in adapt_to_folder(model, support, query, head=find_head(head), flips=flipped):
+    how = {"head": find_head(head), "flips": flips and flips == "true", "representation": representation}
+    for path, label, probability in adapt_to_folder(model, support, query, **how):
         typer.echo(f"{path}\t{label}\t{probability:.3f}")

@@ -24,6 +24,13 @@ Flips = Annotated[
         help="See each image together with its mirror image (heads on features); the model's own by default."
     ),
 ]
+Representation = Annotated[
+    Literal["features", "answers"] | None,
+    typer.Option(
+        help="What heads on features work with: a network's features, or the answers of a pool's members that it "
+        "predicts; the model's own by default."
+    ),
+]
 
 
 class WithHeads(typer.core.TyperCommand):

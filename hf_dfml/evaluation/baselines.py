@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.frozen_features import evaluate_features
@@ -22,6 +22,7 @@ from hf_dfml.learning.fusion import average_state
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.formats.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.seeding import fork
@@ -94,7 +95,35 @@ def all_features(at: Setting) -> Rows:
     ]
 
 
-BASELINES: tuple[Callable[[Setting], Rows], ...] = (random_init, average, best, best_features, all_features)
+def all_answers(at: Setting) -> Rows:
+    """All members' probabilities side by side, likewise."""
+    name, count = f"All {len(at.pool)} members + prototype", len(at.pool)
+    return [
+        row
+        for each in at.frozen
+        for row in at.features(
+            (partial(probabilities_of, at.pool.load(entry)) for entry in at.pool),
+            protocol=replace(each, representation="answers"),
+            method=name,
+            num_extractors=count,
+            normalise=False,  # A member that is sure counts more.
+        )
+    ]
+
+
+def probabilities_of(member: Teacher, images: Tensor) -> Tensor:
+    """What a member answers: images `(B, 3, H, W)` in [0, 1] -> probabilities `(B, C)`."""
+    return member(images).softmax(-1)
+
+
+BASELINES: tuple[Callable[[Setting], Rows], ...] = (
+    random_init,
+    average,
+    best,
+    best_features,
+    all_features,
+    all_answers,
+)
 """In the order of the tables."""
 
 
@@ -137,7 +166,8 @@ def evaluate_baselines(
         raise ValueError("The pool has no member, so it sets no baseline: give one with at least one usable member.")
     pool = pool.resolve().to(device)
     options: dict[str, Any] = {"device": device, "command": command, "progress": progress, "processes": processes}
-    prototypes = protocol.under(replace(protocol.adaptation, bn="running", head="prototype", flips=False))
+    ours = protocol.adaptation
+    prototypes = protocol.under(replace(ours, bn="running", head="prototype", flips=False, representation="features"))
     at = Setting(
         pool=pool,
         kind=largest_kind(pool),

@@ -37,6 +37,7 @@ def evaluate_features(
     *,
     method: str,
     num_extractors: int | None = None,
+    normalise: bool = True,
     device: torch.device | str = "cpu",
     command: str | None = None,
     progress: bool = True,
@@ -44,7 +45,7 @@ def evaluate_features(
 ) -> list[Result]:
     """Evaluate frozen features; each image of the split is seen once and indexed by the episodes.
 
-    Several extractors are put side by side, each L2-normalised. For a head `by_class_means` they are streamed: inner
+    Several extractors are put side by side. For a head `by_class_means` they are streamed: inner
     products add up over the parts of a concatenated feature, so that one extractor at a time is in memory, whatever
     the size of the pool. For other heads all features are kept, in half precision.
 
@@ -55,6 +56,7 @@ def evaluate_features(
             the batch.
         method: how the table calls them.
         num_extractors: how many, for the progress bar, where `extract` has no length.
+        normalise: whether each extractor's features are L2-normalised before they are put side by side.
         device: where.
         command: what a user types to get the rows again; this process's command by default.
         progress: whether to show a bar.
@@ -84,7 +86,7 @@ def evaluate_features(
     total = len(extractors) if isinstance(extractors, list | tuple) else num_extractors
     for extractor in watched(extractors, method, total, "extractor", progress and total != 1):
         seen = with_flips(extractor) if protocol.flips else extractor
-        scorer.add(_all_features(seen, dataset, needed, device, processes))
+        scorer.add(_all_features(seen, dataset, needed, device, processes, normalise))
     accuracies = {shots: scorer.accuracies(shots).cpu() for shots in protocol.shots}
     seconds = (time.monotonic() - started) / len(protocol.shots)
     return [
@@ -116,7 +118,7 @@ class _ByClassMeans:
             self.lengths[shots] = self.lengths.get(shots, 0) + torch.cat(lengths)
 
     def accuracies(self, shots: int) -> Tensor:
-        # All features are of one length, so that the query's does not matter to the order of the cosines.
+        # A query's own length does not matter to the order of its cosines.
         cosines = self.products[shots] / self.lengths[shots].clamp_min(1e-12).sqrt()[:, None]
         _, labels = episode_labels(self.protocol, shots, cosines.device)
         return (cosines.argmax(-1) == labels).float().mean(-1)
@@ -146,15 +148,21 @@ class _Kept:
 
 
 def _all_features(
-    extract: FeatureExtractor, dataset: FewShotDataset, rows: Tensor, device: torch.device, processes: Processes
+    extract: FeatureExtractor,
+    dataset: FewShotDataset,
+    rows: Tensor,
+    device: torch.device,
+    processes: Processes,
+    normalise: bool,
 ) -> Tensor:
-    """L2-normalised features `(len(rows), D)`."""
+    """Features `(len(rows), D)`."""
     height, width = dataset.images.shape[-2:]
     batch = max(1, PIXELS_AT_ONCE // (height * width))
 
     def features_of(part: Tensor) -> Tensor:
         images = _channels_last(images_of_rows(dataset, part, (height, width), device))
-        return F.normalize(extract(images).float(), dim=-1)
+        features = extract(images).float()
+        return F.normalize(features, dim=-1) if normalise else features
 
     with torch.no_grad():
         return torch.cat(processes.map(features_of, rows.split(batch)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.frozen_features import evaluate_features
-from hf_dfml.evaluation.heads import HEADS, Head
+from hf_dfml.evaluation.heads import HEADS, Head, represented
 from hf_dfml.evaluation.protocol import (
     EvaluationProtocol,
     draw_episodes,
@@ -72,9 +72,13 @@ def evaluate(
     if HEADS[protocol.head].on_features and protocol.bn == "running":
         was_training = network.training
         network.eval()
+
+        def features(images: Tensor) -> Tensor:
+            return functional_forward(network, {}, resize(images, size), source="running", features=True)
+
         try:
             rows = evaluate_features(
-                lambda images: functional_forward(network, {}, resize(images, size), source="running", features=True),
+                represented(network, features) if protocol.representation == "answers" else features,
                 dataset,
                 protocol,
                 method=method,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_dfml.data.episodes import EpisodeSampler
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation.heads import HEADS, Adaptation, choices
+from hf_dfml.evaluation.heads import HEADS, Adaptation, Representation, choices
 from hf_dfml.evaluation.results import Result, mean_and_interval
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.utils.images import resize, to_unit
@@ -42,6 +42,10 @@ class EvaluationProtocol:
     flips: bool = field(
         default=False, metadata={"help": "See each image together with its mirror image (heads on features)."}
     )
+    representation: Representation = field(
+        default="features",
+        metadata={"help": "What heads on features work with: a network's `features`, or the `answers` it predicts."},
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the episodes: with the same seed all get the same ones."})
     split: str = field(
         default="test", metadata={"help": "Classes to load: validation to choose, test once at the end."}
@@ -61,7 +65,7 @@ class EvaluationProtocol:
     @property
     def adaptation(self) -> Adaptation:
         """How a network is adapted to a support set in this evaluation."""
-        return Adaptation(self.bn, self.head, self.inner_steps, self.inner_lr, self.flips)
+        return Adaptation(self.bn, self.head, self.inner_steps, self.inner_lr, self.flips, self.representation)
 
     def under(self, how: Adaptation) -> EvaluationProtocol:
         """The same episodes under another adaptation; options of a head stay with that head."""
@@ -73,6 +77,7 @@ class EvaluationProtocol:
             inner_steps=how.steps,
             inner_lr=how.lr,
             flips=how.flips,
+            representation=how.representation,
             options=options,
         )
 
@@ -116,6 +121,7 @@ def result_row(
         bn=protocol.bn,
         head=protocol.head,
         flips=protocol.flips,
+        representation=protocol.representation,
         inner_steps=protocol.inner_steps if adapts else None,
         inner_lr=protocol.inner_lr if adapts else None,
         episodes=protocol.episodes,

@@ -35,6 +35,7 @@ class Result:
         bn: whose statistics normalised the queries (`support`, `running`, `transductive`); None without batch norm.
         head: name of one of `hf_dfml.evaluation.heads`.
         flips: whether each image was seen together with its mirror image.
+        representation: what a head on features worked with: `features` or `answers`.
         inner_steps: SGD steps on the support set; None for heads without, and where an older file does not say.
         inner_lr: their learning rate; likewise.
         episodes: how many.
@@ -56,6 +57,7 @@ class Result:
     bn: str | None
     head: str | None
     flips: bool = field(default=False, kw_only=True)
+    representation: str = field(default="features", kw_only=True)
     inner_steps: int | None = field(default=None, kw_only=True)
     inner_lr: float | None = field(default=None, kw_only=True)
     episodes: int
@@ -71,14 +73,15 @@ class Result:
 
     @property
     def how(self) -> str:
-        """The head with all that belongs to it: `finetune, 10 x 0.01`, or `prototype, flips`."""
+        """The head with all that belongs to it: `finetune, 10 x 0.01`, or `prototype, answers, flips`."""
         steps = [f"{self.inner_steps} x {self.inner_lr:g}"] if self.inner_steps is not None else []
-        return ", ".join([self.head or "-", *steps, *["flips"] * self.flips])
+        answers = ["answers"] if self.representation == "answers" else []
+        return ", ".join([self.head or "-", *steps, *answers, *["flips"] * self.flips])
 
     @property
     def paper(self) -> Published | None:
-        """What a paper reports for the same thing; None on other classes than the test classes, and with flips."""
-        if self.split != "test" or self.flips:
+        """What a paper reports for the same thing; None on other than test classes, with flips and for answers."""
+        if self.split != "test" or self.flips or self.representation != "features":
             return None
         keys = {"head": self.head, "bn": self.bn, "image_size": self.image_size, "pool": self.pool}
         return published(self.method, self.dataset, self.ways, self.shots, **keys)  # type: ignore[arg-type]

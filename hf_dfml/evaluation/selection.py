@@ -9,8 +9,10 @@ from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.heads import HEADS, Adaptation
+from hf_dfml.evaluation.heads.base import BATCH_NORMS, REPRESENTATIONS
 from hf_dfml.evaluation.meta_testing import evaluate
 from hf_dfml.evaluation.protocol import EvaluationProtocol
+from hf_dfml.networks.info import network_info
 from hf_dfml.utils.processes import ALONE, Processes
 
 
@@ -58,12 +60,14 @@ def best_head(
         processes: among which each evaluation is divided.
     """
     ours = protocol.adaptation
+    representations = REPRESENTATIONS if network_info(model).answers else REPRESENTATIONS[:1]
     candidates = [
-        replace(ours, head=name, bn=bn, flips=flips)
+        replace(ours, head=name, bn=bn, flips=flips, representation=representation)
         for name, head in sorted(HEADS.items())
         if head.by_default
+        for representation in (representations if head.on_features else REPRESENTATIONS[:1])
         for flips in ((False, True) if head.on_features else (False,))
-        for bn in ("support", "running")
+        for bn in BATCH_NORMS[:2]
     ]
     scores = [sum(validation(datasets, protocol, how, processes)(model).values()) for how in candidates]
     return candidates[scores.index(max(scores))]

@@ -10,12 +10,15 @@ Members' outputs are concatenated in the order of the pool: `sizes` says how man
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hf_dfml.networks.info import network_info, set_input
 
 Heads = Literal["member", "name"]
 """A row for each class of each member, or one for each class name, shared by all members that know it."""
@@ -103,3 +106,45 @@ class AnswerHeads(nn.Module):
         cosines = F.normalize(features, dim=-1) @ F.normalize(self.rows, dim=-1).T
         shared = len(self.rows) < len(self.columns)
         return self.scale * (cosines.index_select(-1, self.columns) if shared else cosines)
+
+
+def with_answers(model: nn.Module, heads: AnswerHeads) -> nn.Module:
+    """A copy of a network in eval mode whose classifier is the heads of all members; plain timm loads it.
+
+    Of *L2-normalised* features the classifier gives the heads' logits; see `predicted_answers`.
+
+    Args:
+        model: with one linear layer as its classifier.
+        heads: on its features.
+
+    Raises:
+        ValueError: if the classifier is another.
+    """
+    copied = copy.deepcopy(model).eval()
+    info = network_info(copied)
+    weight = heads.scale * F.normalize(heads.rows.detach(), dim=-1)[heads.columns]
+    with torch.random.fork_rng(devices=[]):
+        info.reset_classifier(len(weight))
+    classifier = copied.get_submodule(info.linear_classifier())
+    with torch.no_grad():
+        for name, value in classifier.named_parameters():
+            value.copy_(weight) if name == "weight" else value.zero_()
+    set_input(copied, info.input_size, info.mean, info.std, num_classes=len(weight), answers=tuple(heads.sizes))
+    return copied.to(weight.device)
+
+
+def predicted_answers(network: nn.Module, features: Tensor) -> Tensor:
+    """What a network from `with_answers` expects all members to answer: features `(B, D)` -> probabilities `(B, K)`.
+
+    Raises:
+        ValueError: if the network has no heads of members.
+    """
+    info = network_info(network)
+    if not info.answers:
+        raise ValueError(
+            f"representation='answers': this {type(network).__name__} predicts no answers of a pool's members (pool "
+            "distillation makes networks that do): use representation='features'."
+        )
+    (classifier,) = info.classifiers.values()
+    logits = F.linear(F.normalize(features, dim=-1), classifier.weight, classifier.bias)  # type: ignore[arg-type]
+    return probabilities(logits, info.answers)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,57 +31,3 @@ def distillation_loss(
     if kind == "legacy_linear":
         return (teacher.exp() * (teacher - student.exp())).mean()
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-
-
-def cosine_distance(predicted: Tensor, targets: Tensor) -> Tensor:
-    """Mean of one minus the cosine between the rows of two `(B, D)`: zero where they point the same way."""
-    return 1 - F.cosine_similarity(predicted, targets, dim=-1).mean()
-
-
-def similarity_loss(features: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared difference between the cosines of the student's features and the inner products of the targets.
-
-    Similarity-preserving distillation (Tung and Mori, ICCV 2019, arXiv 1907.09682) on cosines, which are what a
-    nearest-prototype classifier compares. Neither rotating nor scaling the features changes it, so that the two spaces
-    may be of different dimension.
-
-    The inner products of targets in fewer dimensions are compared as they are: they are the closest to the cosines
-    of the full features, while targets scaled to length 1 would all be too similar. (CIFAR-FS, 24 members of 128
-    features in 512 dimensions: root mean square error 0.0014, scaled 0.036.) An image has the cosine 1 with itself.
-
-    Args:
-        features: `(B, D)` of the student.
-        targets: `(B, D')`, whose inner products are the teachers' cosines.
-    """
-    ours = F.normalize(features, dim=-1)
-    difference = ours @ ours.T - targets @ targets.T
-    return difference.fill_diagonal_(0).square().mean()
-
-
-def neighbour_loss(
-    features: Tensor, targets: Tensor, temperature: float = 0.05, target_temperature: float = 0.05
-) -> Tensor:
-    """KL divergence from each image's neighbours in the targets to its neighbours in the student's features.
-
-    Similarity distillation (Fang et al., SEED, ICLR 2021, arXiv 2101.04731) within the batch: the cosines of an image
-    with all others, through a softmax. Where `similarity_loss` weighs all pairs alike, this one looks at the closest.
-
-    Args:
-        features: `(B, D)` of the student.
-        targets: `(B, D')`.
-        temperature: divides the cosines of the features; the smaller, the fewer neighbours count.
-        target_temperature: divides those of the targets.
-
-    Returns:
-        A scalar, zero exactly where both softmaxes agree.
-    """
-    ours, theirs = _neighbours(features, temperature), _neighbours(targets, target_temperature)
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
-
-
-def _neighbours(rows: Tensor, temperature: float) -> Tensor:
-    """Logarithms of the softmax of each row's cosines with the other rows: `(B, B - 1)`."""
-    rows = F.normalize(rows, dim=-1)
-    count = len(rows)
-    others = ~torch.eye(count, dtype=torch.bool, device=rows.device)
-    return ((rows @ rows.T)[others].view(count, count - 1) / temperature).log_softmax(-1)

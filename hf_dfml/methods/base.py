@@ -87,24 +87,34 @@ class Context:
     def map_members(
         self, name: str, compute: Callable[[int], Tree], pool: TeacherPool, description: str
     ) -> list[Tree]:
-        """`compute(index)` of each member of the pool, divided among the processes and each kept as by `memo`.
+        """`map_parts` of the members of a pool, whose weights are fetched ahead of their turn."""
+        indices, together = range(len(pool)), self.processes.count
+
+        def of_member(index: int) -> Tree:
+            pool.prefetch(indices[index + together :: together][:WORKERS])
+            return compute(index)
+
+        return self.map_parts(name, of_member, len(pool), description, "member")
+
+    def map_parts(
+        self, name: str, compute: Callable[[int], Tree], count: int, description: str, unit: str
+    ) -> list[Tree]:
+        """`compute(index)` of `count` parts, divided among the processes and each kept as by `memo`.
 
         Raises:
             SetupInterruptedError: if the run is to stop before the last of them.
         """
-        indices, together = range(len(pool)), self.processes.count
-        alone = replace(self, processes=ALONE)
+        together, alone = self.processes.count, replace(self, processes=ALONE)
 
-        def of_member(index: int) -> Tree:
-            pool.prefetch(indices[index + together :: together][:WORKERS])
+        def part(index: int) -> Tree:
             return alone.memo(f"{name}-{index:04d}", partial(compute, index))
 
         results: list[Tree] = []
-        with progress(description=description, total=len(pool), unit="member") as bar:
-            for first in indices[::together]:
+        with progress(description=description, total=count, unit=unit) as bar:
+            for first in range(0, count, together):
                 if first and self.interrupted():
                     raise SetupInterruptedError
-                results += self.processes.map(of_member, indices[first : first + together])
+                results += self.processes.map(part, range(first, min(first + together, count)))
                 bar.update(len(results) - first)
         return results
 
@@ -148,6 +158,7 @@ class Method(ABC):
         Config: frozen dataclass of its hyper-parameters; each field is an option of the command line.
         eval_head: the head that suits its meta-model, of its validation and of the first rows of its evaluation.
         eval_bn: likewise the batch norm.
+        eval_representation: likewise what a head on features works with.
         black_boxes: whether it learns from answers alone.
         config: its hyper-parameters.
         model: the meta-model; its weights are the product.
@@ -161,6 +172,7 @@ class Method(ABC):
     Config: Any = NoOptions
     eval_head: Any = "finetune"
     eval_bn: Any = "support"
+    eval_representation: Any = "features"
     black_boxes: bool = False
 
     config: Any

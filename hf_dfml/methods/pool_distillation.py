@@ -1,16 +1,16 @@
-"""Pool distillation: one network that represents images as the whole pool does, learnt from images of the pool's own.
+"""Pool distillation: one network that answers as every member of a pool does, learnt from images of the pool's own.
 
-A system of this library. Recovery: DeepInversion (Yin et al., CVPR 2020, arXiv 1912.08795); mix-up (Zhang et al.,
-ICLR 2018, arXiv 1710.09412); similarities: Tung and Mori, ICCV 2019, arXiv 1907.09682; neighbours: Fang et al. (SEED),
-ICLR 2021, arXiv 2101.04731.
+A system of this library. Many teachers at once: You et al., KDD 2017; recovery: DeepInversion (Yin et al., CVPR 2020,
+arXiv 1912.08795), by one member and jointly by all members that know a class; mix-up: Zhang et al., ICLR 2018.
 
-0. Recover images of every class of every pool member, and make one training set of crops and mixtures of all of them.
-1. See it through the eyes of all members side by side, and keep this joint representation in a few hundred dimensions.
-2. Each step: one pass over the training set in which the student's features, through a linear map, point to the
-   targets, are as similar to each other as the targets are, and have the same neighbours.
+0. Recover images of every class of every member and of every class name, and make one training set of crops and
+   mixtures of all of them.
+1. Ask every member about them once.
+2. Each step: one pass over the training set in which the student has a head for every member and learns its answers.
 
-Steps 0 and 1 are in `methods/pool_view.py`. A pool of black boxes is seen through its probabilities, and nothing is
-recovered from it unless that is asked for.
+The heads are kept: the student's predicted answers are a representation of an image, as its features are. Steps 0 and
+1 are in `methods/pool_images.py`. Members that only answer are asked about procedural images, and nothing is recovered
+from them unless that is asked for.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hf_dfml.learning.distillation import cosine_distance, neighbour_loss, similarity_loss
-from hf_dfml.learning.ensemble_features import whitened
+from hf_dfml.learning.answers import AnswerHeads, Heads, answer_loss, with_answers
 from hf_dfml.learning.optimisation import one_cycle
-from hf_dfml.methods.base import Context, Method
-from hf_dfml.methods.ensemble_view import SHOWN, EnsembleView, EnsembleViewConfig, view_of
+from hf_dfml.methods.base import Context, Method, in_mixed_precision
+from hf_dfml.methods.pool_images import SHOWN, PoolImagesConfig, pool_images
 from hf_dfml.networks.functional import normalise
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher_pool import TeacherPool
@@ -36,35 +35,38 @@ from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.seeding import fork
 
+FEW_MEMBERS = 10
+"""Up to so many members, their features tell new classes apart better than their answers (CIFAR-FS, validation)."""
+
 
 class PoolDistillationConfig(Settings):
     """Hyper-parameters of pool distillation; the defaults fit a pool of 32-pixel networks and a CPU."""
 
-    steps: int = option(40, "Passes over the training set.", least=0, common=True)
+    steps: int = option(24, "Passes over the training set.", least=0, common=True)
     batch_size: int = option(100, "Images of a batch; an incomplete one is left out.", least=2)
-    lr: float = option(3e-3, "Highest learning rate of the student's Adam (one cycle over the run).", above=0)
+    lr: float = option(1e-2, "Highest learning rate of the student's Adam (one cycle over the run).", above=0)
     start: Literal["member", "random"] = option(
         "member", "Start from the best member of the student's architecture (if there is one), or at random."
     )
-    gram_weight: float = option(40.0, "Weight of the difference of similarities.")
-    neighbour_weight: float = option(0.5, "Weight of the divergence of neighbours.")
-    neighbour_temperature: float = option(
-        0.05, "Temperature of the student's cosines: the smaller, the fewer neighbours count.", above=0
+    answer_heads: Heads = option(
+        "member", "Rows of the heads: one for each class of each `member`, or one for each class `name`."
     )
-    neighbour_target_temperature: float = option(0.1, "Temperature of the targets' cosines in it.", above=0)
-    neighbour_equalise: float = option(0.3, "`whiten` of the targets whose neighbours are taken over.")
-    view: EnsembleViewConfig = part(EnsembleViewConfig)
+    scale: float = option(10.0, "Cosines are multiplied by this before the softmax.", above=0)
+    representation: Literal["auto", "features", "answers"] = option(
+        "auto",
+        "What snapshots are validated by, and the default of a model made without a data set: the student's features, "
+        f"or predicted answers; `auto`: answers of more than {FEW_MEMBERS} members.",
+    )
+    training_set: PoolImagesConfig = part(PoolImagesConfig)
 
 
 class PoolDistillation(Method):
-    """The student of a pool's joint representation; see the module's docstring.
+    """The student of all members' answers; see the module's docstring.
 
     Attributes:
         images: `(N, 3, H, W)` uint8, the training set.
-        targets: `(N, target_dim)` in half precision, the pool's view of it.
-        spread: `(target_dim,)`, the variances of the targets' directions relative to the first one's.
-        agreement: correlation of the targets' inner products with those of the full ensemble features.
-        objective: the student and the linear map from its features to the targets.
+        answers: `(N, K)` in half precision, the members' probabilities of it side by side.
+        heads: the student's head for every member, since `setup`.
     """
 
     name = "Pool distillation"
@@ -75,61 +77,49 @@ class PoolDistillation(Method):
     eval_head = "prototype"
     eval_bn = "running"
 
+    heads: AnswerHeads
+
     def __init__(self, config: PoolDistillationConfig, model: nn.Module) -> None:
-        if config.view.mixing.num_images < config.batch_size:
-            raise ValueError(
-                f"{config.view.mixing.num_images} images make no batch of {config.batch_size}: raise --num_images."
-            )
+        count = config.training_set.mixing.num_images
+        if count < config.batch_size:
+            raise ValueError(f"{count} images make no batch of {config.batch_size}: raise --num_images.")
         super().__init__(config, model)
-        info = network_info(model.eval())
+        self.eval_representation = config.representation
+        info = network_info(model)
         self.size, self.width = info.image_size, info.num_features
-        # Nothing here trains the classifier. From zero, fine-tuning starts with the features alone.
-        for layer in info.classifiers.values():
-            for weight in layer.parameters():
-                nn.init.zeros_(weight)
-        # Without a bias, so that what all images have in common is in the student's features too.
-        device = next(model.parameters()).device
-        linear = nn.Linear(self.width, config.view.target.target_dim, bias=False, device=device)
-        self.objective = nn.ModuleDict({"student": model, "map": linear})
-        self.optimizer = torch.optim.Adam(self.objective.parameters(), config.lr)
         self.images = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        self.targets = torch.empty(0, config.view.target.target_dim, dtype=torch.float16)
-        self.spread = torch.ones(config.view.target.target_dim)
-        self.agreement = 0.0
+        self.answers = torch.empty(0, 0, dtype=torch.float16)
         self.recovered: Tree = {"images": self.images, "titles": []}
 
     @classmethod
     def config_for(cls, config: PoolDistillationConfig, pool: TeacherPool) -> PoolDistillationConfig:
-        """From probabilities, and with estimated gradients, for members that only answer."""
-        return replace(config, **flat(config.view.for_black_boxes())) if pool.answers_only else config
+        """With estimated gradients, for members that only answer; and the representation that suits their number."""
+        if config.representation == "auto":
+            config = replace(config, representation="answers" if len(pool) > FEW_MEMBERS else "features")
+        return replace(config, **flat(config.training_set.for_black_boxes())) if pool.answers_only else config
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
-        """Recover, mix, and look at the mixtures through all members (steps 0 and 1).
+        """Recover, mix, and ask all members about the mixtures (steps 0 and 1).
 
         Raises:
-            ValueError: if there are too few images for the targets' dimensions; or if several processes would ask
-                black boxes, whose questions only one can count.
+            ValueError: if several processes would ask black boxes, whose questions only one can count.
             QueryBudgetError: if black boxes may not be asked for the next member's part; none of it was asked.
         """
-        config = self.config
-        # Drawn on the CPU, where the generator is: the same start on every device.
-        start = torch.empty(config.view.target.target_dim, self.width)
-        nn.init.kaiming_uniform_(start, a=5**0.5, generator=fork(context.seed, "map"))
-        self.objective["map"].load_state_dict({"weight": start})
-        if config.start == "member" and not pool.answers_only:
+        self._make_heads(pool, context)
+        if self.config.start == "member" and not pool.answers_only:
             start_from_member(self.model, pool)
-        view = self.view(pool, context)
-        self.images, self.recovered = view.images, view.sample
-        self.targets, self.agreement, self.spread = view.targets
+        self.images, self.answers, self.recovered = pool_images(pool, self.config.training_set, self.size, context)
 
-    def view(self, pool: TeacherPool, context: Context) -> EnsembleView:
-        """The training set and its targets; raises as `setup`."""
-        return view_of(pool, self.config.view, self.size, context)
+    def _make_heads(self, pool: TeacherPool, context: Context) -> None:
+        config, device = self.config, next(self.model.parameters()).device
+        names = [entry.class_names for entry in pool]
+        # Drawn on the CPU, where the generator is: the same start on every device.
+        self.heads = AnswerHeads(self.width, names, config.answer_heads, config.scale, fork(context.seed, "heads")).to(
+            device
+        )
+        self.optimizer = torch.optim.Adam([*self.model.parameters(), *self.heads.parameters()], config.lr)
 
-    def order(self, context: Context) -> Tensor:
-        """Rows of the training set in the order of the next pass."""
-        return torch.randperm(len(self.images), generator=context.generator)
-
+    @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:
         """One pass over the training set (step 2).
 
@@ -138,69 +128,53 @@ class PoolDistillation(Method):
         """
         config = self.config
         batches = len(self.images) // config.batch_size
-        order = self.order(context).to(self.images.device)
-        weights = torch.tensor([1.0, config.gram_weight, config.neighbour_weight], device=self.images.device)
-        totals = torch.zeros(3, device=self.images.device)
+        order = torch.randperm(len(self.images), generator=context.generator).to(self.images.device)
+        total = torch.zeros((), device=self.images.device)
         self.model.train()
         for index in range(batches):
             rows = order[index * config.batch_size : (index + 1) * config.batch_size]
             rate = config.lr * one_cycle((context.step * batches + index) / (self.num_steps * batches))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            losses = self.losses(to_unit(self.images[rows]), self.targets[rows].float())
+            loss = self.loss(to_unit(self.images[rows]), self.answers[rows].float())
             self.optimizer.zero_grad(set_to_none=True)
-            (weights @ losses).backward()
+            loss.backward()
             self.optimizer.step()
-            totals += losses.detach()
+            total += loss.detach()
         self.model.eval()
-        loss = float(weights @ totals) / batches
-        direction, similarity, neighbours = (totals / batches).tolist()
-        if not math.isfinite(loss):
+        mean = float(total) / batches
+        if not math.isfinite(mean):
             raise FloatingPointError("The loss is not finite (NaN or infinity): lower --lr.")
-        return {
-            "loss": loss,
-            "direction_loss": direction,
-            "similarity_loss": similarity,
-            "neighbour_loss": neighbours,
-            "lr": rate,
-            "target_agreement": self.agreement,
-        }
+        return {"loss": mean, "lr": rate}
 
-    def losses(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Cosine distance through the map, squared difference of similarities, divergence of neighbours: `(3,)`.
-
-        Args:
-            images: `(B, 3, H, W)` in [0, 1].
-            targets: `(B, target_dim)`.
-        """
+    def loss(self, images: Tensor, answers: Tensor) -> Tensor:
+        """Mean divergence of the heads of images `(B, 3, H, W)` in [0, 1] from the members' answers `(B, K)`."""
         features = features_of(self.model, images)
-        direction = cosine_distance(self.objective["map"](features), targets)
-        config = self.config
-        # The targets are whitened already, as `whiten` says.
-        flatter = whitened(targets, self.spread, config.neighbour_equalise - config.view.target.whiten)
-        neighbours = neighbour_loss(
-            features, flatter, config.neighbour_temperature, config.neighbour_target_temperature
-        )
-        return torch.stack([direction, similarity_loss(features, targets), neighbours])
+        with torch.autocast(features.device.type, enabled=False):
+            return answer_loss(self.heads(features.float()), answers, self.heads.sizes)
+
+    def snapshot(self, context: Context) -> nn.Module:
+        """A copy of the student whose classifier is the heads of all members."""
+        return with_answers(self.model, self.heads)
 
     def state_dict(self) -> Tree:
-        """Student, map, optimiser and the training set with its targets."""
+        """Student, heads, optimiser and the training set with its answers."""
         return {
-            "objective": self.objective.state_dict(),
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "images": self.images,
-            "targets": self.targets,
-            "spread": self.spread,
-            "agreement": self.agreement,
+            "answers": self.answers,
             "recovered": self.recovered,
         }
 
     def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
-        self.objective.load_state_dict(state["objective"])
+        self._make_heads(pool, context)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.images, self.targets = state["images"].to(context.device), state["targets"].to(context.device)
-        self.spread, self.agreement = state["spread"].to(context.device), state["agreement"]
+        self.images, self.answers = state["images"].to(context.device), state["answers"].to(context.device)
         self.recovered = state["recovered"]
 
     def pictures(self, folder: Path) -> list[Path]:
@@ -211,7 +185,7 @@ class PoolDistillation(Method):
         drawn = []
         if len(shown):
             columns = len(shown) // len(set(titles))
-            drawn += [image_grid(to_unit(shown), folder / "recovered.png", columns=columns, titles=titles)]
+            drawn += [image_grid(to_unit(shown), folder / "classes.png", columns=columns, titles=titles)]
         if len(self.images):
             drawn += [image_grid(to_unit(self.images[: SHOWN * SHOWN]), folder / "training_set.png", columns=SHOWN)]
         return drawn

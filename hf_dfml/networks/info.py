@@ -97,6 +97,11 @@ class NetworkInfo:
         return int(self.network.num_classes)
 
     @property
+    def answers(self) -> tuple[int, ...]:
+        """Classes of each pool member whose answers its logits predict (`hf_dfml.learning.answers`); else empty."""
+        return tuple(self.settings.get("answers", ()))
+
+    @property
     def classifiers(self) -> dict[str, nn.Module]:
         """The last layer by name; two of a distilled network, which averages their logits."""
         found = self.network.get_classifier()

@@ -9,13 +9,13 @@ one member alone knows (as all classes without names are) is moved by that membe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.augment import random_roll
 from hf_dfml.recovery.objective import InversionWeights, inversion_loss
 
@@ -28,17 +28,25 @@ LEAD = 5.0
 
 @dataclass(frozen=True)
 class JointConfig:
-    """How the images of a round are recovered; the defaults fit 32-pixel networks."""
+    """How the images of a round are recovered; the defaults fit 32-pixel networks.
 
-    images: int = field(default=10, metadata={"help": "Images of each class in a round."})
-    updates: int = field(default=200, metadata={"help": "Adam updates of each image."})
-    lr: float = field(default=0.1, metadata={"help": "First learning rate, in standard deviations of the pixels."})
-    weights: InversionWeights = field(default=InversionWeights(ce=1.0, bn=1.0, tv=0.1))
-    shift: int = field(default=2, metadata={"help": "Pixels of random shift before a member sees the images."})
-    flip: bool = field(default=True, metadata={"help": "Mirror batches at random."})
-    coarse: float = field(
-        default=0.0, metadata={"help": "First share of the updates, in which images have half of their resolution."}
-    )
+    Attributes:
+        images: of each class in a round.
+        updates: of each image.
+        lr: first learning rate of the images' Adam, in standard deviations of the pixels; it falls on a cosine to 0.
+        weights: of the terms of the inversion objective.
+        shift: pixels of random shift before a member sees the images.
+        flip: whether batches are mirrored at random.
+        coarse: first share of the updates, in which images have half of their resolution.
+    """
+
+    images: int = 10
+    updates: int = 200
+    lr: float = 0.1
+    weights: InversionWeights = InversionWeights(ce=1.0, bn=1.0, tv=0.1)
+    shift: int = 2
+    flip: bool = True
+    coarse: float = 0.0
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.updates < 0 or not 0 <= self.coarse <= 1:
@@ -48,7 +56,7 @@ class JointConfig:
             )
 
 
-def joint_classes(pool: ModelPool) -> dict[str, list[int]]:
+def joint_classes(pool: TeacherPool) -> dict[str, list[int]]:
     """Class names in the order of their first member, and the members that know each."""
     known: dict[str, list[int]] = {}
     for index, entry in enumerate(pool):
@@ -57,7 +65,7 @@ def joint_classes(pool: ModelPool) -> dict[str, list[int]]:
     return known
 
 
-def recover_jointly(pool: ModelPool, config: JointConfig, size: int, generator: torch.Generator) -> Tensor:
+def recover_jointly(pool: TeacherPool, config: JointConfig, size: int, generator: torch.Generator) -> Tensor:
     """One round: some images of every class of a pool.
 
     A step takes the class with the fewest updates, one of the members that know it, and all images of each of this

@@ -13,7 +13,14 @@ from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_baselines, evaluate_features
-from hf_dfml.evaluation.baselines import BASELINES, average_network, largest_kind, pool_kind, random_network
+from hf_dfml.evaluation.baselines import (
+    BASELINES,
+    all_answers,
+    average_network,
+    largest_kind,
+    pool_kind,
+    random_network,
+)
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.entry import PoolEntry
@@ -43,7 +50,8 @@ def pool(tmp_path: Path) -> ModelPool:
 
 
 def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewShotDataset) -> None:
-    rows = {row.method: row for row in evaluate_baselines(pool, dataset, PROTOCOL)}
+    *all_rows, answers = evaluate_baselines(pool, dataset, PROTOCOL)
+    rows = {row.method: row for row in all_rows}
     assert list(rows) == [
         "Random init",
         "Average",
@@ -51,6 +59,8 @@ def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewS
         "Best member + prototype",
         "All 2 members + prototype",
     ]
+    assert (answers.method, answers.how) == ("All 2 members + prototype", "prototype, answers")
+    assert {row.representation for row in all_rows} == {"features"}
     strong = pool.load("strong")
     assert rows["Best member"].mean == evaluate(strong.network, dataset, PROTOCOL, method="m")[0].mean
     frozen = replace(PROTOCOL, head="prototype", bn="running")
@@ -59,6 +69,13 @@ def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewS
     assert (features.head, features.bn) == ("prototype", "running")
     both = evaluate_features([pool.load(id).features for id in ("weak", "strong")], dataset, frozen, method="m")[0]
     assert rows["All 2 members + prototype"].mean == both.mean
+
+    def answers_of(images):
+        return torch.cat([pool.load(id)(images).softmax(-1) for id in ("strong", "weak")], -1)
+
+    one_by_one = replace(frozen, shots=[1])
+    members = evaluate_baselines(pool, dataset, one_by_one, baselines=(all_answers,))[0]
+    assert members.mean == evaluate_features(answers_of, dataset, one_by_one, method="m")[0].mean
     assert {row.head for row in rows.values()} == {"finetune", "prototype"}
     assert {row.pool for row in rows.values()} == {"one architecture"}
 
@@ -71,7 +88,8 @@ def test_rows_with_flips_are_made_on_request_and_each_baseline_is_recorded(pool,
     features = evaluate_features(pool.load("strong").features, dataset, frozen, method="m")[0]
     ours = {(row.method, row.how): row.mean for row in rows}
     assert ours["Best member + prototype", "prototype, flips"] == features.mean
-    assert {how for method, how in ours if method.startswith("All")} == {"prototype", "prototype, flips"}
+    of_all = {how for method, how in ours if method.startswith("All")}
+    assert of_all == {"prototype", "prototype, flips", "prototype, answers", "prototype, answers, flips"}
 
 
 def test_kinds_of_pools_are_told_apart() -> None:
@@ -89,9 +107,9 @@ def test_kinds_of_pools_are_told_apart() -> None:
 
 def test_no_row_is_shown_twice(pool: ModelPool, dataset: FewShotDataset) -> None:
     rows = evaluate_baselines(pool, dataset, replace(PROTOCOL, head="prototype", bn="running"))
-    to_answers = [(row.method, row.shots) for row in rows]
-    assert "Best member" not in {method for method, _ in to_answers} and len(set(to_answers)) == len(to_answers)
-    assert "Best member + prototype" in {method for method, _ in to_answers}
+    to_answers = [(row.method, row.how, row.shots) for row in rows]
+    assert "Best member" not in {method for method, *_ in to_answers} and len(set(to_answers)) == len(to_answers)
+    assert "Best member + prototype" in {method for method, *_ in to_answers}
 
 
 def test_average_is_the_mean_of_every_tensor(pool: ModelPool) -> None:
@@ -117,7 +135,7 @@ def test_mixed_pool_averages_its_largest_kind_and_says_so(tmp_path: Path, datase
     pool = ModelPool.from_dir(tmp_path / "mixed")
     kind = largest_kind(pool)
     assert kind is not None and [entry.id for entry in kind] == ["m0", "m2"]
-    names = [row.method for row in evaluate_baselines(pool, dataset, PROTOCOL, baselines=BASELINES[:-1])]
+    names = [row.method for row in evaluate_baselines(pool, dataset, PROTOCOL, baselines=BASELINES[:4])]
     # No member stores an accuracy, so none is called the best.
     assert names == ["Random init", "Average, 2 of 3 members", "First member", "First member + prototype"]
 
@@ -130,5 +148,5 @@ def test_empty_pool_is_refused(pool: ModelPool, dataset: FewShotDataset) -> None
 def test_member_networks_are_not_changed(pool: ModelPool, dataset: FewShotDataset) -> None:
     network: nn.Module = pool.load("strong").network
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    evaluate_baselines(pool, dataset, PROTOCOL, baselines=BASELINES[:-1])
+    evaluate_baselines(pool, dataset, PROTOCOL, baselines=BASELINES[:4])
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

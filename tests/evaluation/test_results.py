@@ -58,8 +58,8 @@ def test_files_hold_the_agreed_keys_and_come_back(tmp_path: Path) -> None:
     rows = [ROW, replace(ROW, shots=5, bn=None)]
     path = write_results(tmp_path, rows)
     assert path == tmp_path / "results.json"
-    keys = "method dataset ways shots bn head flips inner_steps inner_lr episodes metric mean ci95 seed split seconds"
-    keys += " command image_size pool"
+    keys = "method dataset ways shots bn head flips representation inner_steps inner_lr episodes metric mean ci95"
+    keys += " seed split seconds command image_size pool"
     assert list(json.loads(path.read_text())[0]) == keys.split()
     assert read_results(tmp_path) == read_results(path) == rows
 

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from hf_dfml.learning.distillation import distillation_loss, neighbour_loss
+from hf_dfml.learning.distillation import distillation_loss
 
 
 def gradient(kind, teacher, student):
@@ -37,23 +36,3 @@ def test_the_legacy_form_has_the_slope_of_a_linear_agreement():
     agreement = student.clone().requires_grad_()
     expected = torch.autograd.grad(-(teacher.softmax(-1) * agreement.softmax(-1)).sum() / (4 * 3), agreement)[0]
     assert torch.allclose(gradient("legacy_linear", teacher, student)[1], expected)
-
-
-def test_neighbours_agree_in_spaces_that_are_rotated_and_scaled_and_nowhere_else():
-    targets, other = torch.randn(2, 9, 6, dtype=torch.float64)
-    rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
-    assert neighbour_loss(3 * targets @ rotation, targets).item() == pytest.approx(0, abs=1e-10)
-    assert neighbour_loss(other, targets) > 0.1
-
-
-def test_neighbours_are_softmaxes_of_cosines_with_the_other_images():
-    features, targets = torch.randn(2, 4, 6, dtype=torch.float64)
-    total = 0.0
-    for row in range(4):
-        others = [index for index in range(4) if index != row]
-        p, q = (
-            (F.cosine_similarity(space[others], space[row], dim=-1) / temperature).softmax(0)
-            for space, temperature in ((targets, 0.2), (features, 0.3))
-        )
-        total += (p * (p / q).log()).sum().item()
-    assert neighbour_loss(features, targets, 0.3, 0.2).item() == pytest.approx(total / 4)

@@ -5,17 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 
 from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
 from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import selection
-from hf_dfml.learning.distillation import neighbour_loss
-from hf_dfml.methods import ensemble_view as pool_view
-from hf_dfml.methods import pool_distillation
+from hf_dfml.learning.answers import predicted_answers, probabilities
+from hf_dfml.methods import pool_distillation, pool_images
 from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
 from hf_dfml.networks import create_network
@@ -23,6 +22,7 @@ from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Trainer
+from hf_dfml.utils.images import to_unit
 from tests.methods.pools import make_context, make_mixed_pool, make_pool, run_steps
 from tests.pool.members import write_member
 
@@ -33,8 +33,8 @@ TINY = {
     "images_per_class": 4,
     "recoveries": 1,
     "num_images": 48,
-    "landmarks": 32,
-    "target_dim": 16,
+    "joint_rounds": 1,
+    "joint_updates": 2,
     "crop_padding": 2,
     "steps": 4,
     "batch_size": 16,
@@ -56,14 +56,14 @@ def test_members_of_different_architecture_size_and_labels_all_take_part(tmp_pat
     method, context = make_method(size=20), make_context()
     method.setup(pool, context)
     assert method.images.shape == (48, 3, 20, 20) and method.images.dtype == torch.uint8
-    assert method.targets.shape == (48, 16) and method.targets.dtype == torch.float16
-    alone = make_method(size=20)
-    alone.setup(pool[:1], context)
-    assert not torch.equal(alone.targets, method.targets)
-    assert 0.5 < method.agreement <= 1
+    assert method.answers.shape == (48, 8) and method.answers.dtype == torch.float16
+    for part, member in zip(method.answers.split(method.heads.sizes, -1), pool.stream(), strict=True):
+        with torch.no_grad():
+            wanted = member(to_unit(method.images)).softmax(-1)
+        torch.testing.assert_close(part.float(), wanted, atol=1e-3, rtol=0)
     before = [parameter.clone() for parameter in method.model.blocks.parameters()]
     metrics = method.step(context)
-    assert metrics["target_agreement"] == method.agreement and metrics["direction_loss"] > 0
+    assert metrics["loss"] > 0
     assert not any(map(torch.equal, before, method.model.blocks.parameters()))
 
 
@@ -86,65 +86,13 @@ def test_the_student_starts_from_the_best_member_of_its_kind(tmp_path):
     )
 
 
-def test_members_that_give_probabilities_only_take_part_through_those(tmp_path):
-    """Three probabilities, centred: the targets have two dimensions."""
-    method = make_method(target_outputs="probabilities", target_dim=4)
-    method.setup(make_pool(tmp_path, 1), make_context())
-    lengths = torch.linalg.vector_norm(method.targets.float(), dim=0)
-    assert (lengths[:2] > 0.1).all() and (lengths[2:] < 0.01).all()
-    assert method.agreement > 0.999
-    assert method.step(make_context())["loss"] > 0
-
-
-def test_the_loss_is_zero_for_a_student_that_reproduces_the_targets():
-    method = make_method(target_dim=16, neighbour_target_temperature=0.05)
-    images = torch.rand(12, 3, 16, 16)
-    assert method.width == 16
-    rotation = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0))).Q
-    with torch.no_grad():
-        features = features_of(method.model, images)
-        method.objective["map"].weight.copy_(rotation)
-        assert method.losses(images, F.normalize(features) @ rotation.T).abs().max() < 1e-6
-        other = torch.randn(12, 16, generator=torch.Generator().manual_seed(1))
-        assert (method.losses(images, F.normalize(other)) > 0.05).all()
-
-
-def test_neighbours_are_those_of_targets_that_are_equalised_further():
-    method = make_method(target_dim=16, whiten=0.1, neighbour_equalise=0.5)
-    generator = torch.Generator().manual_seed(2)
-    images, found = torch.rand(12, 3, 16, 16, generator=generator), torch.randn(12, 16, generator=generator)
-    method.spread = torch.logspace(0, -3, 16)
-    targets = F.normalize(found * method.spread**-0.05)
-    config = method.config
-    with torch.no_grad():
-        wanted = neighbour_loss(
-            features_of(method.model, images),
-            found * method.spread**-0.25,
-            config.neighbour_temperature,
-            config.neighbour_target_temperature,
-        )
-        torch.testing.assert_close(method.losses(images, targets)[2], wanted)
-        method.spread = torch.ones(16)
-        assert (method.losses(images, targets)[2] - wanted).abs() > 0.01
-
-
-def test_both_losses_fall_to_a_part_of_what_they_are_in_the_first_pass(tmp_path):
-    """Measured over ten seeds: the direction to at most 0.033 of it, the similarity to at most 0.161."""
-    pool, context = make_pool(tmp_path, 2), make_context()
-    method = make_method(steps=30, num_images=64)
-    method.setup(pool, context)
-    history = run_steps(method, context, 0, 30)
-    for name, share in (("direction_loss", 0.07), ("similarity_loss", 0.3)):
-        assert history[-1][name] < share * history[0][name], name
-
-
 def test_the_rate_goes_up_once_and_down_to_almost_zero(tmp_path):
     method, context = make_method(steps=10), make_context()
     method.setup(make_pool(tmp_path, 1), context)
     rates = [row["lr"] for row in run_steps(method, context, 0, 10)]
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
-    assert 0.95 * 3e-3 < max(rates) <= 3e-3 and rates[-1] < 0.01 * 3e-3 and 1 <= top <= 4
+    assert 0.95e-2 < max(rates) <= 1e-2 and rates[-1] < 1e-4 and 1 <= top <= 4
 
 
 def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
@@ -173,13 +121,13 @@ def test_an_interrupted_run_ends_in_the_same_weights(tmp_path):
 
 def test_images_that_another_run_has_recovered_are_not_recovered_again(tmp_path, monkeypatch):
     pool, recovered = make_pool(tmp_path, 2), []
-    plain_recover = pool_view.recover
+    plain_recover = pool_images.recover
 
     def counted_recover(teacher, *arguments, **options):
         recovered.append(teacher.entry.id)
         return plain_recover(teacher, *arguments, **options)
 
-    monkeypatch.setattr(pool_view, "recover", counted_recover)
+    monkeypatch.setattr(pool_images, "recover", counted_recover)
     context = replace(make_context(), cache=tmp_path / "cache")
     sets = {}
     for name, options in {
@@ -200,39 +148,6 @@ def test_images_that_another_run_has_recovered_are_not_recovered_again(tmp_path,
     assert len(recovered) - before == 2  # Another seed both, one member of the same seed none.
 
 
-def test_an_interrupted_setup_goes_on_and_ends_in_the_same_targets(tmp_path, monkeypatch):
-    pool = make_pool(tmp_path, 4)
-    whole = trainer_of(pool, tmp_path / "whole", steps=0)
-    whole.fit()
-    recovered, seen = [], []
-    recover, products = pool_view.recover, pool_view.ensemble_products
-
-    def counted_recover(teacher, *arguments, **options):
-        recovered.append(teacher.entry.id)
-        if len(recovered) == 3:
-            raise KeyboardInterrupt
-        return recover(teacher, *arguments, **options)
-
-    def counted_products(members, *arguments):
-        seen.append(len(recovered))
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        return products(members, *arguments)
-
-    monkeypatch.setattr(pool_view, "recover", counted_recover)
-    monkeypatch.setattr(pool_view, "ensemble_products", counted_products)
-    monkeypatch.setattr(pool_view, "MEMBERS_AT_ONCE", 2)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            trainer_of(pool, tmp_path / "parts", steps=0).fit()
-    last = trainer_of(pool, tmp_path / "parts", steps=0)
-    last.fit()
-    assert recovered == ["m-0", "m-1", "m-2", "m-2", "m-3"], "no member twice but the interrupted one"
-    assert seen == [5, 5, 5], "the first two members' part was kept, the other one interrupted"
-    assert torch.equal(last.method.images, whole.method.images)
-    torch.testing.assert_close(last.method.targets, whole.method.targets, atol=2e-3, rtol=0)
-
-
 def test_a_second_setup_in_another_order_of_draws_gives_the_same(tmp_path):
     """Nothing in the setup comes from the run's generator, whose state is saved after it."""
     pool = make_pool(tmp_path, 2)
@@ -243,29 +158,16 @@ def test_a_second_setup_in_another_order_of_draws_gives_the_same(tmp_path):
         before = context.generator.get_state()
         method.setup(pool, context)
         assert torch.equal(context.generator.get_state(), before)
-    assert torch.equal(methods[0].targets, methods[1].targets)
-    assert torch.equal(methods[0].objective["map"].weight, methods[1].objective["map"].weight)
-
-
-def test_a_snapshot_is_a_copy_with_the_running_statistics_of_training(tmp_path):
-    method, context = make_method(start="random"), make_context()
-    method.setup(make_pool(tmp_path, 1), context)
-    fresh = method.snapshot(context)
-    method.step(context)
-    trained = method.snapshot(context)
-    assert not trained.training
-    assert torch.equal(fresh.blocks[0].bn.running_mean, torch.zeros(16))
-    assert trained.blocks[0].bn.running_mean.abs().max() > 0
-    method.step(context)
-    assert not torch.equal(trained.blocks[0].conv.weight, method.model.blocks[0].conv.weight)
+    assert torch.equal(methods[0].answers, methods[1].answers)
+    assert torch.equal(methods[0].heads.rows, methods[1].heads.rows)
 
 
 def test_too_few_images_are_refused_with_what_to_do(tmp_path):
     pool = make_pool(tmp_path, 1)
     with pytest.raises(ValueError, match="8 images make no batch of 16: raise --num_images"):
         make_method(num_images=8).setup(pool, make_context())
-    with pytest.raises(ValueError, match="64 principal directions cannot be found from 32 images: lower --target_dim"):
-        make_method(target_dim=64).setup(pool, make_context())
+    with pytest.raises(ValueError, match="Nothing is recovered: set recoveries or joint_rounds"):
+        make_method(recoveries=0, joint_rounds=0).setup(pool, make_context())
 
 
 def test_a_loss_that_is_not_a_number_is_an_error(tmp_path):
@@ -291,7 +193,7 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
 
     def watched(model, dataset, protocol, **options):
         if options["method"] == "validation":
-            validated.append((protocol.head, protocol.bn, dataset.split))
+            validated.append((protocol.head, protocol.bn, protocol.representation, dataset.split))
         return evaluate(model, dataset, protocol, **options)
 
     monkeypatch.setattr("hf_dfml.evaluation.selection.evaluate", watched)
@@ -309,25 +211,25 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
         "3",
     ]
     words += ["--validation_episodes", "2", "--validate_every", "2", "--arch", "conv4_16", "--flip", "false"]
-    words += ["--output_dir", str(tmp_path / "run"), "--log_with", "none"]
+    words += ["--output_dir", str(tmp_path / "run"), "--log_with", "none", "--representation", "answers"]
     rows = run(PoolDistillation, *parse(PoolDistillation, RunConfig, words), argv=["test"])
-    assert validated[:2] == [("prototype", "running", "validation")] * 2 and len(validated) == 2 + 6
-    ours = [(row.how, row.bn) for row in rows if row.method == "Pool distillation"]
-    assert ours[0] == ("prototype", "running") and len(ours) == len(set(ours))
-    assert {
-        ("finetune, 10 x 0.01", "support"),
-        ("finetune, 10 x 0.01", "transductive"),
-        ("prototype", "support"),
-    } <= set(ours)
+    assert validated[:2] == [("prototype", "running", "answers", "validation")] * 2
+    assert {each[2] for each in validated[2:]} == {"features", "answers"}, "the default is chosen among both"
+    ours = [(row.head, row.bn, row.representation) for row in rows if row.method == "Pool distillation"]
+    assert ours[0] == ("prototype", "running", "answers")
+    assert {("finetune", "support", "features"), ("prototype", "support", "features")} <= set(ours)
+    members = [row.representation for row in rows if row.method == "All 2 members + prototype"]
+    assert set(members) == {"features", "answers"}
     folder = tmp_path / "run"
-    assert {"recovered.png", "training_set.png"} <= {path.name for path in (folder / "pictures").iterdir()}
+    assert {"classes.png", "training_set.png"} <= {path.name for path in (folder / "pictures").iterdir()}
     stored = json.loads((folder / "config.json").read_text())["hf_dfml"]
-    assert stored["method_config"]["gram_weight"] == 40 and (
-        stored["adapt"]["head"],
-        stored["adapt"]["bn"],
-        stored["adapt"]["flips"],
-    ) in [(row.head, row.bn, row.flips) for row in rows]
-    classifier = MetaModel.from_pretrained(folder).adapt(torch.rand(4, 3, 16, 16), ["a", "a", "b", "b"])
+    assert stored["method_config"]["scale"] == 10 and stored["answers"] == [3, 3]
+    assert tuple(stored["adapt"][key] for key in ("head", "bn", "representation")) in ours
+    meta = MetaModel.from_pretrained(folder)
+    plain = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert torch.equal(plain.get_classifier().weight, meta.network.get_classifier().weight)
+    how = {"head": "prototype", "bn": "running", "representation": "answers"}
+    classifier = meta.adapt(torch.rand(4, 3, 16, 16), ["a", "a", "b", "b"], **how)
     assert set(classifier.predict(torch.rand(3, 3, 20, 20))) <= {"a", "b"}
 
 
@@ -337,10 +239,67 @@ def test_any_architecture_with_timms_interface_can_be_the_student(tmp_path):
     assert method.step(context)["loss"] > 0 and method.width == method.model.num_features
 
 
-def test_targets_do_not_depend_on_how_many_members_are_saved_together(tmp_path, monkeypatch):
+@pytest.mark.parametrize("answer_heads", ["member", "name"])
+def test_the_heads_learn_the_members_answers(tmp_path, answer_heads):
+    """Measured over ten seeds: the divergence falls to at most 0.01 of that of the first pass."""
+    context, method = make_context(), make_method(steps=30, num_images=64, answer_heads=answer_heads)
+    method.setup(make_pool(tmp_path, 2), context)
+    history = run_steps(method, context, 0, 30)
+    assert history[-1]["loss"] < 0.1 * history[0]["loss"]
+
+
+def test_a_snapshot_is_a_copy_that_predicts_the_heads_answers(tmp_path):
+    method, context = make_method(start="random"), make_context()
+    method.setup(make_mixed_pool(tmp_path), context)
+    fresh = method.snapshot(context)
+    method.step(context)
+    trained = method.snapshot(context)
+    assert not trained.training and trained.num_classes == 8
+    assert torch.equal(fresh.blocks[0].bn.running_mean, torch.zeros(16))
+    assert trained.blocks[0].bn.running_mean.abs().max() > 0
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        features = features_of(trained, images)
+        wanted = probabilities(method.heads(features_of(method.model, images)), method.heads.sizes)
+        torch.testing.assert_close(predicted_answers(trained, features), wanted)
+        with pytest.raises(ValueError, match="predicts no answers"):
+            predicted_answers(method.model, features)
+    method.step(context)
+    assert not torch.equal(trained.blocks[0].conv.weight, method.model.blocks[0].conv.weight)
+
+
+def test_an_interrupted_setup_goes_on_and_ends_in_the_same_training_set(tmp_path, monkeypatch):
     pool = make_pool(tmp_path, 3)
-    one, three = make_method(projection="random"), make_method(projection="random")
-    three.setup(pool, make_context())
-    monkeypatch.setattr(pool_view, "MEMBERS_AT_ONCE", 1)
-    one.setup(pool, make_context())
-    torch.testing.assert_close(one.targets, three.targets, atol=2e-3, rtol=0)
+    whole = trainer_of(pool, tmp_path / "whole", steps=0, joint_rounds=2)
+    whole.fit()
+    done, stops = [], {2, 6, 9}
+
+    def watched(name):
+        plain = getattr(pool_images, name)
+
+        def work(*arguments, **options):
+            done.append(name)
+            if len(done) in stops:
+                raise KeyboardInterrupt
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(pool_images, name, work)
+
+    for name in ("recover", "recover_jointly", "answers_of"):
+        watched(name)
+    for _ in stops:
+        with pytest.raises(KeyboardInterrupt):
+            trainer_of(pool, tmp_path / "parts", steps=0, joint_rounds=2).fit()
+    last = trainer_of(pool, tmp_path / "parts", steps=0, joint_rounds=2)
+    last.fit()
+    assert done == ["recover"] * 4 + ["recover_jointly"] * 3 + ["answers_of"] * 4, "only interrupted parts come twice"
+    assert torch.equal(last.method.images, whole.method.images)
+    assert torch.equal(last.method.answers, whole.method.answers)
+
+
+def test_the_representation_follows_the_number_of_members(tmp_path):
+    pool = make_pool(tmp_path, 11)
+    chosen = [PoolDistillation.config_for(PoolDistillationConfig(), part).representation for part in (pool, pool[:10])]
+    assert chosen == ["answers", "features"]
+    asked = PoolDistillation.config_for(PoolDistillationConfig(representation="features"), pool)
+    assert asked.representation == "features"

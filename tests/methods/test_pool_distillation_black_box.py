@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_dfml.arguments import parse
-from hf_dfml.methods import ensemble_view as pool_view
+from hf_dfml.methods import pool_images
 from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.pipeline import run
 from hf_dfml.pool import BlackBoxPool, QueryBudgetError, ServiceError
@@ -36,11 +36,11 @@ def test_answers_of_black_boxes_teach_what_the_probabilities_of_white_ones_teach
     # Pixels would start from the members' own normalisation, which black boxes do not tell.
     options = {**QUERIES, "recovery": "generator", "generator_width": 4, "latent_dim": 8, "start": "random"}
     white, black = make_method(**options), make_method(**options)
-    white.config = replace(white.config, **flat(white.config.view.for_black_boxes()))
+    white.config = replace(white.config, **flat(white.config.training_set.for_black_boxes()))
     white.setup(pool, make_context())
     black.setup(pool.as_black_box("logits"), make_context())
     assert torch.equal(white.images, black.images) and len(white.images) == TARGETS
-    torch.testing.assert_close(white.targets.float(), black.targets.float(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(white.answers.float(), black.answers.float(), atol=5e-3, rtol=0)
     losses = [
         [method.step(replace(make_context(), step=step))["loss"] for step in range(4)] for method in (white, black)
     ]
@@ -94,7 +94,7 @@ def test_other_answers_do_not_go_on_from_the_same_parts(tmp_path):
 
 def test_a_service_that_goes_away_leaves_the_finished_parts(tmp_path, capsys, monkeypatch):
     pool = make_pool(tmp_path, 2)
-    plain_recover, asked = pool_view.recover, []
+    plain_recover, asked = pool_images.recover, []
 
     def failing_recover(teacher, *arguments, **options):
         asked.append(teacher.entry.id)
@@ -102,7 +102,7 @@ def test_a_service_that_goes_away_leaves_the_finished_parts(tmp_path, capsys, mo
             raise ServiceError("it went away.")
         return plain_recover(teacher, *arguments, **options)
 
-    monkeypatch.setattr(pool_view, "recover", failing_recover)
+    monkeypatch.setattr(pool_images, "recover", failing_recover)
     assert not trainer_of(pool.as_black_box("probs"), tmp_path / "run").fit().finished
     assert "Stopped during the setup: it went away. Go on with the same command" in capsys.readouterr().out
     assert trainer_of(pool.as_black_box("probs"), tmp_path / "run", resume="latest").fit().finished
@@ -118,7 +118,8 @@ def test_by_default_members_are_asked_about_procedural_images_and_nothing_else(t
     assert [path.name for path in method.pictures(tmp_path / "pictures")] == ["training_set.png"]
     white = make_method(training_images="procedural")
     white.setup(members, make_context())
-    assert torch.equal(white.images, method.images) and not torch.equal(white.targets, method.targets)
+    assert torch.equal(white.images, method.images)
+    torch.testing.assert_close(white.answers, method.answers)
     losses = [method.step(replace(context, step=step))["loss"] for step in range(4)]
     assert losses[-1] < losses[0]
 
@@ -142,7 +143,7 @@ def test_the_recipe_takes_black_boxes(tmp_path):
     words += "".join(f" --{name} {value}" for name, value in TINY.items())
     run(PoolDistillation, *parse(PoolDistillation, RunConfig, words.split()), argv=["test"])
     config = (tmp_path / "run" / "config.json").read_text()
-    assert '"training_images": "procedural"' in config and '"target_outputs": "probabilities"' in config
+    assert '"training_images": "procedural"' in config and '"joint_rounds": 0' in config
     card = (tmp_path / "run" / "README.md").read_text()
     assert f"| queries | {2 * TARGETS} images were sent to the classifiers, which told topk |" in card
     assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -54,7 +54,7 @@ MAKE: dict[str, Any] = {
     "bidf-mkd": partial(BiDfMKD, BiDfMKDConfig(**RECOVERY, **EPISODES, replay_patience=2, replay_max_batches=3,
                                                boundary_start=4, distillation_steps=2, steps=STEPS)),
     "pool-distillation": partial(PoolDistillation, PoolDistillationConfig(
-        recovery_steps=2, images_per_class=4, num_images=48, landmarks=32, target_dim=16, crop_padding=2,
+        recovery_steps=2, images_per_class=4, num_images=48, joint_rounds=3, joint_updates=2, crop_padding=2,
         batch_size=16, steps=STEPS)),
 }  # fmt: skip
 

@@ -8,11 +8,12 @@ from hf_dfml.evaluation.heads.base import (
     Adaptation,
     Adapted,
     Head,
+    Representation,
     choices,
     find_head,
     heads_on_features,
 )
-from hf_dfml.evaluation.heads.features import FeatureHead, class_means, with_flips
+from hf_dfml.evaluation.heads.features import FeatureHead, class_means, represented, with_flips
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -23,9 +24,11 @@ __all__ = [
     "Adapted",
     "FeatureHead",
     "Head",
+    "Representation",
     "choices",
     "class_means",
     "find_head",
     "heads_on_features",
+    "represented",
     "with_flips",
 ]

@@ -14,6 +14,12 @@ from hf_dfml.utils.own_code import class_of_file, is_file
 
 BATCH_NORMS: tuple[BatchNorm, ...] = ("support", "running", "transductive")
 
+Representation = Literal["features", "answers"]
+"""What heads on features work with: penultimate features, or the probabilities that a student of a pool predicts its
+members to answer (`hf_dfml.learning.answers`)."""
+
+REPRESENTATIONS: tuple[Representation, ...] = ("features", "answers")
+
 HEADS: dict[str, type[Head]] = {}
 """The heads by name. A class enters when it is defined, also one of a user's own file."""
 
@@ -137,6 +143,10 @@ class Adaptation:
     flips: bool = field(
         default=False, metadata={"help": "See each image together with its mirror image (heads on features)."}
     )
+    representation: Representation = field(
+        default="features",
+        metadata={"help": "What heads on features work with: a network's `features`, or the `answers` it predicts."},
+    )
 
     def __post_init__(self) -> None:
         if self.bn not in BATCH_NORMS:
@@ -148,16 +158,21 @@ class Adaptation:
                 f"flips with head='{self.head}': features of images and of their mirror images are taken together, "
                 f"which needs a head on features: choose one of {', '.join(heads_on_features())}, or leave flips out."
             )
+        if self.representation not in REPRESENTATIONS:
+            raise ValueError(f"representation='{self.representation}': expected one of {', '.join(REPRESENTATIONS)}.")
+        if self.representation == "answers" and not HEADS[self.head].on_features:
+            raise ValueError(
+                f"representation='answers' with head='{self.head}': expected a head on features "
+                f"({', '.join(heads_on_features())}), or representation='features'."
+            )
         if self.steps < 0 or self.lr <= 0:
             raise ValueError(
                 f"Fine-tuning needs 0 or more steps at a positive learning rate, found {self.steps} at {self.lr}."
             )
 
-    def but(self, head: str | None = None, flips: bool | None = None, **others: Any) -> Adaptation:
-        """The same but for what is not None; flips stay with the head that they were chosen for."""
-        changes = {
-            name: value for name, value in {"head": head, "flips": flips, **others}.items() if value is not None
-        }
-        if flips is None and head not in (None, self.head):
-            changes["flips"] = False
+    def but(self, head: str | None = None, **others: Any) -> Adaptation:
+        """The same but for what is not None; flips and representation stay with the head they were chosen for."""
+        changes = {name: value for name, value in {"head": head, **others}.items() if value is not None}
+        if head not in (None, self.head):
+            changes = {"flips": False, "representation": "features", **changes}
         return replace(self, **changes)

@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_dfml.evaluation.heads.base import Adapted, Head
+from hf_dfml.learning.answers import predicted_answers
 from hf_dfml.learning.inner_loop import query_outputs
 
 
@@ -44,7 +45,13 @@ class FeatureHead(Head):
         return F.linear(F.normalize(self._seen(extract)(support, query), dim=-1), adapted["weight"], adapted["bias"])
 
     def _seen(self, extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return with_flips(extract) if self.how.flips else extract
+        seen = represented(self.network, extract) if self.how.representation == "answers" else extract
+        return with_flips(seen) if self.how.flips else seen
+
+
+def represented(network: nn.Module, extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The answers `(B, K)` that a network predicts, from `extract`, which gives its features `(B, D)`."""
+    return lambda *images: predicted_answers(network, extract(*images))
 
 
 def with_flips(extract: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,0 +1,252 @@
+"""What a student of a pool is shown, and what the members answer: recovered or procedural images, asked about once.
+
+Images are recovered from every member alone, and jointly from all members that know a class; crops and mixtures of
+all of them are one training set. From members that only answer nothing is recovered, unless that is asked for: their
+images are procedural. The answers are probabilities, whatever the members are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_dfml.methods.base import Context
+from hf_dfml.pool.black_box.pool import BlackBox
+from hf_dfml.pool.sources.digests import weights_digest
+from hf_dfml.pool.teacher import Teacher
+from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.recovery.gradient_source import ZeroOrderGradient
+from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
+from hf_dfml.recovery.joint import JointConfig, joint_classes, recover_jointly
+from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
+from hf_dfml.recovery.procedural import procedural_images
+from hf_dfml.settings import Settings, flat, option, part
+from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.images import to_uint8, to_unit
+from hf_dfml.utils.seeding import fork
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+PIXELS_AT_ONCE = 100 * 32 * 32
+"""Pixels (of one channel) that a member answers to at once; with many more conv4 is half as fast on a CPU."""
+
+SHOWN = 10
+"""Classes, and images of each, in a picture."""
+
+
+class PoolImagesConfig(Settings):
+    """How images are recovered and mixed; the defaults fit 32 pixels and a CPU."""
+
+    training_images: Literal["auto", "recovered", "procedural"] = option(
+        "auto",
+        "Where images come from: `recovered` from the members (and mixed), or `procedural` ones, which "
+        "cost nothing; `auto` recovers from weights, and not from answers.",
+    )
+    recoveries: int = option(1, "Recoveries from each member alone.", least=0)
+    joint_rounds: int = option(
+        5, "Rounds of joint recovery, each of `images_per_class` images for every class name; 0: none.", least=0
+    )
+    joint_updates: int = option(200, "Updates of each image of a joint recovery.", least=1)
+    inversion: RecoveryConfig = part(
+        RecoveryConfig,
+        recovery="pixels",
+        recovery_steps=120,
+        recovery_lr=0.1,
+        images_per_class=10,
+        tv_weight=0.1,
+        shift=2,
+    )
+    estimation: EstimationConfig = part(
+        EstimationConfig, zero_order_directions=10, zero_order_estimator="low_frequency"
+    )
+    mixing: MixingConfig = part(MixingConfig)
+
+    def check(self) -> None:
+        """Make sure that what is to be estimated can be."""
+        self.estimation.check_objective(self.inversion)
+
+    def for_black_boxes(self) -> Self:
+        """The same without what answers do not give: statistics, terms of a whole batch, joint recovery."""
+        return replace(
+            self,
+            training_images="recovered" if self.training_images == "recovered" else "procedural",
+            gradient="zero_order",
+            recoveries=max(1, self.recoveries),
+            joint_rounds=0,
+            bn_weight=0.0,
+            tv_weight=0.0,
+            l2_weight=0.0,
+        )
+
+    @property
+    def joint(self) -> JointConfig:
+        """A round of joint recovery."""
+        of = self.inversion
+        return JointConfig(of.images_per_class, self.joint_updates, of.recovery_lr, of.weights, of.shift, of.flip)
+
+
+class PoolImages(NamedTuple):
+    """The training set of a student.
+
+    Attributes:
+        images: `(N, 3, H, W)` uint8: crops and mixtures of what was recovered, or procedural images.
+        answers: `(N, K)` in half precision: the probabilities of all members side by side.
+        sample: recovered images `(n, 3, H, W)` uint8 of some classes, and a title for each; perhaps none.
+    """
+
+    images: Tensor
+    answers: Tensor
+    sample: Tree
+
+
+def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> PoolImages:
+    """Recover images, mix them, and ask all members about the mixtures.
+
+    Args:
+        pool: the members.
+        config: options; those of black boxes' are put right.
+        size: height and width of the images.
+        context: keeps the parts that are done, where the work is interrupted.
+
+    Raises:
+        ValueError: if there is nothing to recover, or several processes would ask black boxes, whose questions only
+            one can count.
+        QueryBudgetError: if black boxes may not be asked for the next member's part; none of it was asked.
+    """
+    if pool.answers_only:
+        config = config.for_black_boxes()
+        if context.processes.count > 1:
+            raise ValueError(
+                f"{context.processes.count} processes would ask black boxes and each count for itself: run one."
+            )
+    images, sample = (_drawn if config.training_images == "procedural" else _recovered)(pool, config, size, context)
+    asked = context.map_members("answers", partial(_ask, pool, images, context), pool, "Asking the members")
+    return PoolImages(images, torch.cat([part["answers"] for part in asked], dim=-1), sample)
+
+
+def _drawn(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
+    stream = fork(context.seed, "procedural")
+    kept = context.memo("procedural", lambda: {"images": procedural_images(config.mixing.num_images, size, stream)})
+    return kept["images"], {"images": kept["images"][:0], "titles": []}
+
+
+def _recovered(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
+    parts: list[Tree] = []
+    jointly: list[Tree] = []
+    if config.recoveries:
+        recovery = partial(recover_member, pool, config, size, context)
+        parts = context.map_members("recovered", recovery, pool, "Recovering images")
+    if config.joint_rounds:
+        round_of = partial(recover_round, pool, config, size, context)
+        jointly = context.map_parts("joint", round_of, config.joint_rounds, "Recovering jointly", "round")
+    if not parts and not jointly:
+        raise ValueError("Nothing is recovered: set recoveries or joint_rounds to 1 or more.")
+    # Mixed with images of another member; those of joint recovery are nobody's own.
+    members = [torch.full((len(found["images"]),), index) for index, found in enumerate(parts)]
+    members += [torch.full((found["images"][:, :, 0, 0, 0].numel(),), len(pool)) for found in jointly]
+    images = torch.cat([found["images"].flatten(0, -4) for found in parts + jointly])
+    stream, flip = fork(context.seed, "mixing"), config.inversion.flip
+    mixed = mix_recovered(images, torch.cat(members), config.mixing, stream, flip=flip)
+    return mixed, _sample_of_classes(jointly, pool) if jointly else _sample_of_members(parts, pool)
+
+
+def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context, index: int) -> Tree:
+    """`images` `(R, 3, size, size)` uint8, recovery after recovery, and `labels` `(R,)` of a member; perhaps cached.
+
+    Raises:
+        QueryBudgetError: if a black box may not be asked all that it takes; nothing was asked.
+    """
+    generator, teacher, source = fork(context.seed, "recovery", index), pool.load(index), config.estimation.source()
+    if pool.queries:
+        assert isinstance(source, ZeroOrderGradient)
+        source.resolution = pool.resolution
+        # Nothing is spent on a member whose recovery the budget would cut short.
+        images = config.recoveries * teacher.num_classes * config.inversion.images_per_class
+        pool.queries.require(images * config.inversion.recovery_steps * source.queries_per_image)
+
+    def recovered() -> Tree:
+        tasks = [recover(teacher, config.inversion, size, generator, source=source) for _ in range(config.recoveries)]
+        return {
+            "images": to_uint8(torch.cat([task.images for task in tasks])),
+            "labels": torch.cat([task.labels for task in tasks]),
+        }
+
+    if config.estimation.gradient == "zero_order":
+        return recovered()
+    with context.autocast():
+        return context.cached(
+            {
+                **_recovery_options(config),
+                "recoveries": config.recoveries,
+                "size": size,
+                "bf16": torch.is_autocast_enabled(context.device.type),
+                "member": weights_digest(teacher.entry),
+                "seed": context.seed,
+                "index": index,
+            },
+            recovered,
+        )
+
+
+def recover_round(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context, index: int) -> Tree:
+    """`images` `(classes, images_per_class, 3, size, size)` uint8 of a round of joint recovery; perhaps cached."""
+    with context.autocast():
+        return context.cached(
+            {
+                **_recovery_options(config),
+                "joint": config.joint_updates,
+                "size": size,
+                "bf16": torch.is_autocast_enabled(context.device.type),
+                "members": [weights_digest(entry) for entry in pool],
+                "seed": context.seed,
+                "index": index,
+            },
+            lambda: {
+                "images": to_uint8(recover_jointly(pool, config.joint, size, fork(context.seed, "joint", index)))
+            },
+        )
+
+
+def _recovery_options(config: PoolImagesConfig) -> Tree:
+    options = flat(config.inversion)
+    del options["compile_generator"]  # It is the same but for rounding.
+    return options
+
+
+def answers_of(member: Teacher | BlackBox, images: Tensor) -> Tensor:
+    """Probabilities `(N, C)` of images `(N, 3, H, W)` uint8, a batch at a time."""
+    _, height, width = member.entry.input_size or (3, *images.shape[-2:])
+    batch = max(1, PIXELS_AT_ONCE // (height * width))
+    with torch.no_grad():
+        return torch.cat([member(to_unit(part)).float().softmax(-1) for part in images.split(batch)])
+
+
+def _ask(pool: TeacherPool, images: Tensor, context: Context, index: int) -> Tree:
+    if pool.queries:
+        pool.queries.require(len(images))
+    with context.autocast():
+        return {"answers": answers_of(pool.load(index), images).half()}
+
+
+def _sample_of_classes(rounds: list[Tree], pool: TeacherPool) -> Tree:
+    """Images of the classes that most members know, and the name above each."""
+    known = joint_classes(pool)
+    names = sorted(known, key=lambda name: -len(known[name]))[:SHOWN]
+    bank = torch.cat([found["images"] for found in rounds], dim=1)[:, :SHOWN]
+    rows = torch.cat([bank[list(known).index(name)] for name in names]).cpu()
+    return {"images": rows, "titles": [name for name in names for _ in range(bank.shape[1])]}
+
+
+def _sample_of_members(parts: list[Tree], pool: TeacherPool) -> Tree:
+    """Images of one class of each of the first members, and its name above each."""
+    rows, titles = [], []
+    for entry, found in zip(pool, parts[:SHOWN], strict=False):
+        row = found["images"][found["labels"] == 0][:SHOWN]
+        rows.append(row)
+        titles += [f"{entry.id}: {entry.class_names[0]}"] * len(row)
+    return {"images": torch.cat(rows).cpu(), "titles": titles}
