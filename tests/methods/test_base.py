@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from hf_dfml.methods.base import Method, NoOptions, Paper, refuse_black_boxes
-from hf_dfml.methods.baselines import OTA, RandomInit
+from hf_dfml.methods.baselines import OTA
 from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.methods.maml_reference import MAML
 from hf_dfml.methods.mfgp import MFGP
+from hf_dfml.sinusoids.baselines import RandomInit
 from tests.methods.own import Nudge, NudgeConfig
 from tests.methods.pools import make_context, make_model, make_pool
 
