@@ -125,8 +125,7 @@ class ModelPool(TeacherPool):
     def from_lock(cls, path: Path | str, *, cache_bytes: int = CACHE_BYTES, **hub: Unpack[HubArguments]) -> ModelPool:
         """The very pool that a run wrote into its `pool.lock.json`: same members, same order, same bytes.
 
-        A member whose files are others has a problem, or is refused when it is loaded; the rest can be used. Takes
-        what `from_hub` takes; the file alone says which revisions.
+        A member whose files are others has a problem, or is refused when it is loaded. Takes what `from_hub` takes.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -336,8 +335,7 @@ class ModelPool(TeacherPool):
     def fetch(self) -> ModelPool:
         """The same pool with all files of its members on this disk, downloaded several at a time.
 
-        Within a disk budget (`with_limits`) only configs: weights are fetched when they are used, as they could
-        otherwise push out each other.
+        Within a disk budget (`with_limits`) only configs, as weights could otherwise push out each other.
         """
         if self.storage.max_bytes is not None:
             return self.resolve()
