@@ -87,7 +87,7 @@ class PoolImagesConfig(Settings):
     def joint(self) -> JointConfig:
         """A round of joint recovery."""
         of = self.inversion
-        return JointConfig(of.images_per_class, self.joint_updates, of.recovery_lr, of.weights, of.shift, of.flip)
+        return JointConfig(of.images_per_class, self.joint_updates, of.recovery_lr, of.objective, of.shift, of.flip)
 
 
 class PoolImages(NamedTuple):

@@ -15,7 +15,7 @@ from hf_dfml.recovery.augment import random_roll
 from hf_dfml.recovery.bank import RecoveredImages
 from hf_dfml.recovery.objective import InversionWeights, inversion_loss
 from hf_dfml.recovery.pixels import Pixels
-from hf_dfml.settings import Settings, option
+from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.seeding import spawn
@@ -28,16 +28,8 @@ class DynamicDatasetConfig(Settings):
         20, "Images of each class name; at least the shots and queries of an episode together.", least=1
     )
     recovery_lr: float = option(0.25, "Learning rate of Adam for the (normalised) pixels.", above=0)
-    ce_weight: float = option(1.0, "Weight of a teacher's cross-entropy.")
-    bn_weight: float = option(0.01, "Weight of the batch-norm statistics.")
-    tv_weight: float = option(1e-4, "Weight of the total variation, of pixels in [0, 1].")
-    l2_weight: float = option(1e-5, "Weight of the norm of the pixels in [0, 1].")
+    objective: InversionWeights = part(InversionWeights, bn_weight=0.01, tv_weight=1e-4, l2_weight=1e-5)
     shift: int = option(2, "Pixels of random shift before a teacher sees its images.", least=0)
-
-    @property
-    def weights(self) -> InversionWeights:
-        """The weights of the inversion objective."""
-        return InversionWeights(self.ce_weight, self.bn_weight, self.tv_weight, self.l2_weight)
 
 
 class DynamicDataset(RecoveredImages):
@@ -131,7 +123,7 @@ class DynamicDataset(RecoveredImages):
             teacher = load()
             images, labels = self.task_of(teacher.class_names)
             shifted = random_roll(images, stream, pixels=self.config.shift)
-            return inversion_loss(teacher, shifted, labels, self.config.weights)[0]
+            return inversion_loss(teacher, shifted, labels, self.config.objective)[0]
 
         def gradient(term: tuple[Callable[[], Tensor], float]) -> tuple[Tensor, Tensor]:
             """Of one term, so that one member's graph is held at a time; and what it adds to the metric."""

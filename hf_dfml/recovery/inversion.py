@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +23,7 @@ from hf_dfml.recovery.gradient_source import (
 from hf_dfml.recovery.objective import FurtherTerm, InversionWeights, inversion_losses
 from hf_dfml.recovery.pixels import Pixels
 from hf_dfml.recovery.task import Task
-from hf_dfml.settings import Settings, option
-
-if TYPE_CHECKING:
-    pass
+from hf_dfml.settings import Settings, option, part
 
 
 class RecoveryConfig(Settings):
@@ -45,17 +42,9 @@ class RecoveryConfig(Settings):
     compile_generator: bool = option(
         False, "Compile the generator (torch.compile): up to a minute once, faster passes after it."
     )
-    ce_weight: float = option(1.0, "Weight of the teacher's cross-entropy.")
-    bn_weight: float = option(1.0, "Weight of the batch-norm statistics.")
-    tv_weight: float = option(0.0, "Weight of the total variation.")
-    l2_weight: float = option(0.0, "Weight of the norm of the pixels.")
+    objective: InversionWeights = part(InversionWeights)
     shift: int = option(4, "Pixels of random shift before a teacher or student sees an image.", least=0)
     flip: bool = option(True, "Mirror images at random (off where mirrored classes differ).")
-
-    @property
-    def weights(self) -> InversionWeights:
-        """The weights of the inversion objective."""
-        return InversionWeights(self.ce_weight, self.bn_weight, self.tv_weight, self.l2_weight)
 
 
 class EstimationConfig(Settings):
@@ -81,12 +70,12 @@ class EstimationConfig(Settings):
         Raises:
             ValueError: if the objective has terms that cannot be estimated image by image.
         """
-        weights = recovery.bn_weight, recovery.tv_weight, recovery.l2_weight
-        if self.gradient == "zero_order" and any(weights):
+        weights = vars(recovery.objective).items()
+        found = [f"{name} {weight:g}" for name, weight in weights if weight and name != "ce_weight"]
+        if self.gradient == "zero_order" and found:
             raise ValueError(
-                "A zero-order gradient (black boxes have no other) is estimated image by image: set bn_weight, "
-                "tv_weight and l2_weight, which are terms of the whole batch, to 0; found "
-                f"{weights[0]}, {weights[1]} and {weights[2]}."
+                "A zero-order gradient (black boxes have no other) is estimated image by image: set terms of the "
+                f"whole batch to 0, found {', '.join(found)}."
             )
 
     def source(self) -> GradientSource:
@@ -149,7 +138,7 @@ def _losses(
 ) -> Tensor:
     """The inversion loss of each image: `(..., B, 3, H, W)` in [0, 1], augmented -> `(..., B)`."""
     flat = images.flatten(0, -4)
-    losses, _ = inversion_losses(teacher, flat, labels.repeat(len(flat) // len(labels)), config.weights, further)
+    losses, _ = inversion_losses(teacher, flat, labels.repeat(len(flat) // len(labels)), config.objective, further)
     return losses.unflatten(0, images.shape[:-3])
 
 

@@ -43,7 +43,7 @@ class JointConfig:
     images: int = 10
     updates: int = 200
     lr: float = 0.1
-    weights: InversionWeights = InversionWeights(ce=1.0, bn=1.0, tv=0.1)
+    weights: InversionWeights = InversionWeights(tv_weight=0.1)
     shift: int = 2
     flip: bool = True
     coarse: float = 0.0

@@ -105,7 +105,7 @@ class MetaGenerator:
 
         def loss_of(images: Tensor) -> Tensor:
             augmented = random_crop_flip(images, generator, padding=recovery.shift, flip=recovery.flip)
-            return inversion_loss(teacher, augmented, labels, recovery.weights, further)[0]
+            return inversion_loss(teacher, augmented, labels, recovery.objective, further)[0]
 
         for _ in range(config.adaptation_steps):
             loss = loss_of(network(latent))

@@ -1,11 +1,14 @@
-"""The inversion objective: what makes an image look, to a teacher, like one of its training images."""
+"""The inversion objective: what makes an image look, to a teacher, like one of its training images.
+
+A term is a function in `TERMS` and a weight of the same name in `InversionWeights`: command lines, presets and every
+recovery know it from there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +19,16 @@ from hf_dfml.networks.functional import variance_and_mean
 from hf_dfml.networks.info import batch_norms
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.settings import Settings, option
 
 
-@dataclass(frozen=True)
-class InversionWeights:
+class InversionWeights(Settings):
     """Weights of the terms of the inversion loss of PURER, BiDf-MKD, FREE (Eq. 1) and TGR."""
 
-    ce: float = field(default=1.0, metadata={"help": "Cross-entropy of the teacher on the wanted labels."})
-    bn: float = field(
-        default=1.0, metadata={"help": "Distance of batch statistics to the stored batch-norm statistics."}
-    )
-    tv: float = field(default=0.0, metadata={"help": "Total variation in four directions."})
-    l2: float = field(default=0.0, metadata={"help": "Norm of the pixels."})
+    ce_weight: float = option(1.0, "Weight of the teacher's cross-entropy on the wanted labels.")
+    bn_weight: float = option(1.0, "Weight of the distance to the stored batch-norm statistics.")
+    tv_weight: float = option(0.0, "Weight of the total variation of pixels in [0, 1].")
+    l2_weight: float = option(0.0, "Weight of the norm of pixels in [0, 1].")
 
 
 class _Moments(torch.autograd.Function):
@@ -102,6 +103,30 @@ def total_variation(images: Tensor) -> Tensor:
     return torch.stack([torch.linalg.vector_norm(difference) for difference in differences]).sum()
 
 
+class Seen(NamedTuple):
+    """What a term is computed from.
+
+    Attributes:
+        images: `(B, 3, H, W)` in [0, 1], augmented.
+        labels: `(B,)` the wanted classes.
+        logits: `(B, C)` the teacher's.
+        distance: of the batch's statistics to the teacher's; empty where `bn_weight` is 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    distance: BatchNormDistance
+
+
+TERMS: dict[str, Callable[[Seen], Tensor]] = {
+    "ce_weight": lambda seen: F.cross_entropy(seen.logits, seen.labels, reduction="none"),
+    "bn_weight": lambda seen: seen.distance.total(seen.logits),
+    "tv_weight": lambda seen: total_variation(seen.images),
+    "l2_weight": lambda seen: torch.linalg.vector_norm(seen.images),
+}
+"""The terms by the names of their weights: each gives one number, or one for each image."""
+
 FurtherTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A term that a method adds to the inversion loss: augmented images, labels and the teacher's logits -> a scalar, or
 one number an image."""
@@ -165,22 +190,19 @@ def inversion_losses(
 
     Cross-entropy (and perhaps `further`) are an image's own; the other terms are the batch's and added to each image.
     """
-    if weights.bn:
-        if teacher.answers_only:
-            raise ValueError(
-                f"{teacher.entry.id} is a black box and shows no batch-norm statistics: set bn_weight to 0."
-            )
+    if weights.bn_weight and teacher.answers_only:
+        raise ValueError(f"{teacher.entry.id} is a black box and shows no batch-norm statistics: set bn_weight to 0.")
+    distance = BatchNormDistance()
+    if weights.bn_weight:
         with watch_batch_norm(teacher) as distance:  # type: ignore[arg-type]  # It has batch norm to watch.
             logits = teacher(images)
     else:
         logits = teacher(images)
-    losses = weights.ce * F.cross_entropy(logits, labels, reduction="none")
-    if weights.bn:
-        losses = losses + weights.bn * distance.total(logits)
-    if weights.tv:
-        losses = losses + weights.tv * total_variation(images)
-    if weights.l2:
-        losses = losses + weights.l2 * torch.linalg.vector_norm(images)
+    seen = Seen(images, labels, logits, distance)
+    losses = logits.new_zeros(len(labels))
+    for name, weight in vars(weights).items():
+        if weight:
+            losses = losses + weight * TERMS[name](seen)
     if further:
         losses = losses + further(images, labels, logits)
     return losses, logits

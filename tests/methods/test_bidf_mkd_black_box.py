@@ -134,7 +134,7 @@ def test_stopping_at_the_budget_can_be_the_end(tmp_path):
 
 def test_terms_that_answers_do_not_give_are_refused_before_any_query(tmp_path):
     pool = make_pool(tmp_path, 1).as_black_box()
-    with pytest.raises(ValueError, match="black boxes have no other.*set bn_weight"):
+    with pytest.raises(ValueError, match="black boxes have no other.*found bn_weight"):
         fresh(bn_weight=1.0).setup(pool, make_context())
     assert pool.queries.total == 0
 

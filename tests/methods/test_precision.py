@@ -63,7 +63,7 @@ def test_a_recovery_in_bfloat16_gets_as_far(recovery, tmp_path):
     def reached(**changes):
         task = recover(teacher, RecoveryConfig(**{**vars(config), **changes}), 16, fork(0))
         assert task.images.dtype == torch.float32
-        return inversion_loss(teacher, task.images, task.labels, config.weights)[0].item()
+        return inversion_loss(teacher, task.images, task.labels, config.objective)[0].item()
 
     start, exact = reached(recovery_steps=1, recovery_lr=1e-6), reached()
     with in_bf16():

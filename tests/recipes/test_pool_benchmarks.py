@@ -56,7 +56,7 @@ def test_one_thing_is_changed_at_a_time_and_judged_on_validation_classes(script,
     plain_recover = pool_images.recover
 
     def counted_recover(teacher, config, *arguments, **options):
-        recovered.append((teacher.entry.id, config.tv_weight))
+        recovered.append((teacher.entry.id, config.objective.tv_weight))
         return plain_recover(teacher, config, *arguments, **options)
 
     monkeypatch.setattr(pool_images, "recover", counted_recover)

@@ -90,10 +90,10 @@ def test_the_step_is_the_gradient_of_the_papers_objective():
     leaf = before.clone().requires_grad_()
     images = Pixels(before, MEAN, STD)
     shown = (images.mean + images.std * leaf)[[0, 1, 2]].flatten(0, 1)
-    loss, _ = inversion_loss(ALL[0], shown, torch.arange(3).repeat_interleave(4), dataset.config.weights)
+    loss, _ = inversion_loss(ALL[0], shown, torch.arange(3).repeat_interleave(4), dataset.config.objective)
     torch.testing.assert_close(change, torch.autograd.grad(loss, leaf)[0], rtol=1e-3, atol=1e-6)
-    weights = dataset.config.weights
-    assert (weights.ce, weights.bn, weights.tv, weights.l2) == (1.0, 0.01, 1e-4, 1e-5)
+    weights = dataset.config.objective
+    assert (weights.ce_weight, weights.bn_weight, weights.tv_weight, weights.l2_weight) == (1.0, 0.01, 1e-4, 1e-5)
 
 
 def test_a_further_term_is_added_to_the_members():

@@ -88,8 +88,8 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(teacher):
     images, labels = torch.rand(6, 3, 16, 16), torch.tensor([0, 0, 1, 1, 2, 2])
 
     def loss(**weights):
-        zero = {"ce": 0.0, "bn": 0.0, "tv": 0.0, "l2": 0.0}
-        return inversion_loss(teacher, images, labels, InversionWeights(**{**zero, **weights}))[0].item()
+        named = {f"{name}_weight": weights.get(name, 0.0) for name in ("ce", "bn", "tv", "l2")}
+        return inversion_loss(teacher, images, labels, InversionWeights(**named))[0].item()
 
     assert loss(ce=1.0) == pytest.approx(nn.functional.cross_entropy(teacher(images), labels).item())
     assert loss(l2=1.0) == pytest.approx(images.norm().item(), rel=1e-5)
