@@ -145,5 +145,5 @@ def test_the_recipe_takes_black_boxes(tmp_path):
     config = (tmp_path / "run" / "config.json").read_text()
     assert '"training_images": "procedural"' in config and '"joint_rounds": 0' in config
     card = (tmp_path / "run" / "README.md").read_text()
-    assert f"| queries | {2 * TARGETS} images were sent to the classifiers, which told topk |" in card
+    assert f"| queries | {2 * TARGETS} images were sent to the classifiers, which returned topk |" in card
     assert (tmp_path / "run" / "model.safetensors").is_file()
