@@ -1,6 +1,6 @@
 """Errors that a user can mend are one sentence on every command line; the others are faults and keep their traceback.
 
-HF_DFML_TRACEBACK=1 hf-dfml ...      # the traceback of these as well
+With HF_DFML_TRACEBACK=1 in the environment these show their traceback as well.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def errors_in_a_sentence(program: str | None = None) -> Iterator[None]:
 
 def explain(error: Exception) -> str | None:
     """One line about an error that a user can mend; None for any other."""
+    from huggingface_hub import constants
     from huggingface_hub.utils import httpx
 
-    from hf_dfml.pool.sources.client import endpoint
-
     if isinstance(error, httpx.TransportError):
-        return f"The Hub ({endpoint()}) could not be reached: {error or type(error).__name__}."
+        hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+        return f"The Hub ({hub}) could not be reached: {error or type(error).__name__}."
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.strerror}: {error.filename}."
     if isinstance(error, ValueError | OSError | FloatingPointError | ModuleNotFoundError):
