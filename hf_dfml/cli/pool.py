@@ -92,7 +92,7 @@ def pool_add(
 def pool_ls(pool: PoolName) -> None:
     """List the members: id, architecture, classes, input, accuracy, revision, and why one cannot be used.
 
-    Configs are read, weights are not; `hf-dfml pool check` opens these. Of a served pool (its URL) what it tells.
+    Configs are read, weights are not; `hf-dfml pool check` opens these. Of a served pool (its URL) what it returns.
     """
     from rich.console import Console
 

@@ -16,9 +16,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
     output: Annotated[
-        str, typer.Option(help="What is told of an image: logits, probs, topk or label; nothing else ever is.")
+        str, typer.Option(help="What is returned for an image: logits, probs, topk or label; nothing else ever is.")
     ] = "probs",
-    top_k: Annotated[int, typer.Option(help="Classes that `--output topk` tells.")] = 3,
+    top_k: Annotated[int, typer.Option(help="Classes that `--output topk` returns.")] = 3,
     token: Annotated[
         str | None,
         typer.Option(help="Bearer token that clients must send.", envvar="HF_DFML_SERVE_TOKEN", show_envvar=True),
@@ -39,7 +39,7 @@ def serve(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
         members = counted(len(server.pool), "member")
-        typer.echo(f"{members} at {server.url}/models, telling {output}. Ctrl-C stops.")
+        typer.echo(f"{members} at {server.url}/models, returning {output}. Ctrl-C stops.")
         try:
             server.serve_forever()
         except KeyboardInterrupt:

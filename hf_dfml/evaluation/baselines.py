@@ -187,7 +187,7 @@ def evaluate_baselines(
 
 
 def pool_kind(pool: TeacherPool) -> str:
-    """What kind of pool it is, as the papers' tables tell them apart: `one architecture`, `several domains`, ..."""
+    """What kind of pool it is, as the papers' tables distinguish them: `one architecture`, `several domains`, ..."""
     if pool.answers_only:
         return "black boxes"  # The papers' figures that we know are of pools whose weights are seen.
     if len({entry.dataset for entry in pool if entry.dataset}) > 1:

@@ -62,7 +62,7 @@ class RecoveryMethod(Method):
 
     @property
     def ways(self) -> int:
-        """Number of classes that the meta-model tells apart."""
+        """Number of classes of the meta-model."""
         return network_info(self.model).num_classes
 
     def snapshot(self, context: Context) -> nn.Module:

@@ -80,7 +80,7 @@ class MAML(Method):
 
     @property
     def ways(self) -> int:
-        """Number of classes that the meta-model tells apart."""
+        """Number of classes of the meta-model."""
         return network_info(self.model).num_classes
 
     def setup(self, pool: TeacherPool, context: Context) -> None:

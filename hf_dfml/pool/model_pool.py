@@ -304,9 +304,9 @@ class ModelPool(TeacherPool):
         serve the pool in another process (`hf-dfml serve`).
 
         Args:
-            output: what is told: `logits`, `probs`, `topk` or `label`; see `hf_dfml.pool.black_box`.
+            output: what is returned: `logits`, `probs`, `topk` or `label`; see `hf_dfml.pool.black_box`.
             max_queries: images that may be sent to all members together; None for no limit.
-            top_k: how many probabilities `topk` tells.
+            top_k: how many probabilities `topk` returns.
 
         Raises:
             ValueError: for another `output`, a `top_k` below 1 or a negative budget.

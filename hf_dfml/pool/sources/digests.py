@@ -17,7 +17,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_new(path: Path) -> str:
-    """`sha256_of` a file that has just been written: the time of change is too coarse to tell it from its like."""
+    """`sha256_of` a file that has just been written: the time of change is too coarse to distinguish it from another."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):
@@ -26,7 +26,7 @@ def sha256_of_new(path: Path) -> str:
 
 
 def weights_digest(entry: PoolEntry) -> str:
-    """What tells a member's weights from all others: the sha256 of their file, or its id and commit."""
+    """What identifies a member's weights: the sha256 of their file, or its id and commit."""
     file = entry.location / WEIGHTS_NAME if entry.location else None
     return sha256_of(file) if file and file.is_file() else f"{entry.id}@{entry.revision}"
 

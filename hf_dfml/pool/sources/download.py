@@ -110,7 +110,7 @@ def download(
             return path
         if found in seen:
             # The same bytes twice were not damaged on their way: that server's ETag is no hash, or a stale one.
-            logger.warning("%s: %s is not what the server's ETag says; a lock file would tell.", id, name)
+            logger.warning("%s: %s is not what the server's ETag says; a lock file would show it.", id, name)
             return path
         logger.warning("%s: %s arrived damaged and is fetched again.", id, name)
         seen.add(found)
@@ -165,7 +165,7 @@ def _meter(id: str, name: str, limit: int, admit: Admit | None) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             self.received += int(n or 0)
-            check(self.received)  # Of a server that told another size, or none.
+            check(self.received)  # Of a server that stated another size, or none.
             return super().update(n)
 
     return Meter

@@ -30,7 +30,7 @@ def in_parallel(
 def quiet_uploads() -> Iterator[None]:
     """Without the client's own progress bars, one for each file that is sent, below ours; not for several threads."""
     bars = "huggingface_hub"
-    # Where HF_HUB_DISABLE_PROGRESS_BARS is set, the user has decided already and the client refuses to be told.
+    # Where HF_HUB_DISABLE_PROGRESS_BARS is set, the user has decided already and the client keeps to that.
     shown = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled(bars)
     if shown:
         disable_progress_bars(bars)
