@@ -17,7 +17,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_new(path: Path) -> str:
-    """`sha256_of` a file that has just been written: the time of change is too coarse to distinguish it from another."""
+    """`sha256_of` a file just written: its time of change is too coarse to distinguish it from another."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):

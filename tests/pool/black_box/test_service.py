@@ -398,7 +398,7 @@ def test_the_command_serves_until_it_is_interrupted(members, number):
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         line = process.stdout.readline()
-        assert line.startswith("5 members at http://127.0.0.1:") and "telling label" in line
+        assert line.startswith("5 members at http://127.0.0.1:") and "returning label" in line
         url = line.split(" at ")[1].split("/models")[0]
         assert open_service(url).load(0)(pictures(2)).shape == (2, 3)
         process.send_signal(number)
