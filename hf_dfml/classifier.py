@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
-from hf_dfml.utils.inputs import Images, as_batch, list_class_folders, read_files
+from hf_dfml.utils.inputs import Images, as_batch, as_labels, list_class_folders, read_files
 
 QUERIES_AT_ONCE = 256
 Labels = Sequence[Hashable] | Tensor | np.ndarray
@@ -57,7 +57,7 @@ class Classifier:
             support, labels = _read_class_folders(images, size)
         else:
             raise ValueError("Labels are missing: give one for each image, or a folder with a folder for each class.")
-        names: list[Any] = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+        names = as_labels(labels)
         if len(names) != len(support):
             raise ValueError(f"There are {len(support)} images but {len(names)} labels: expected one label an image.")
         classes = list(dict.fromkeys(names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,10 +14,15 @@ import torch
 from PIL import Image
 
 from hf_dfml.data.registry import DatasetInfo, dataset_info
+from hf_dfml.utils.images import to_uint8
+from hf_dfml.utils.inputs import open_image, rgb
 from hf_dfml.utils.progress import progress
+from hf_dfml.utils.text import counted
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def load_dataset(
         images = progress(images, description=f"{name} {split}", total=len(rows), unit="image")
     stored = np.empty((len(labels), 3, size, size), dtype=np.uint8)
     for index, image in enumerate(images):
-        stored[index] = _pixels(image, size)
+        stored[index] = square_pixels(image, size)
     return FewShotDataset(
         name=name,
         split=split,
@@ -140,7 +146,7 @@ def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Data
                 f"Data set '{info.name}' is expected in the folder {source}, which {fault}: "
                 f"put its Parquet files there{hub}."
             )
-        parts = datasets.load_dataset(str(source))
+        parts = read_table(str(source), info.name)
     elif info.hub_id is None:
         raise FileNotFoundError(
             f"Data set '{info.name}' has no repository on the Hub with the class names of its few-shot split: give "
@@ -148,7 +154,7 @@ def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Data
         )
     else:
         try:
-            parts = datasets.load_dataset(info.hub_id)
+            parts = read_table(info.hub_id, info.name)
         except (ConnectionError, FileNotFoundError) as error:
             raise FileNotFoundError(
                 f"Data set '{info.name}' could not be had from the Hub ('{info.hub_id}'): {error}. Without the Hub, "
@@ -170,6 +176,23 @@ def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Data
     return datasets.concatenate_datasets(chosen)
 
 
+def read_table(source: str, name: str) -> datasets.DatasetDict:
+    """What `datasets` reads there, its errors in a sentence."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
+    from yaml import YAMLError
+
+    try:
+        return datasets.load_dataset(source)
+    except (DatasetsError, ArrowException, YAMLError, ValueError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(
+            f"Data set '{name}' in {source} cannot be read, as a file there is damaged, cut off or no Parquet: "
+            f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
+        ) from error
+
+
 def _rows_of_classes(
     info: DatasetInfo, table: datasets.Dataset, class_names: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -177,12 +200,16 @@ def _rows_of_classes(
     from datasets import ClassLabel
 
     feature = table.features[info.label_column]
-    column = np.asarray(table.with_format("numpy")[info.label_column][:])
+    column = table.select_columns(info.label_column).with_format("arrow")[:][info.label_column]
     if isinstance(feature, ClassLabel):
-        names, numbers = list(feature.names), column
+        names, numbers = list(feature.names), column.fill_null(-1).to_numpy()
     else:  # The column holds the names themselves.
-        distinct, numbers = np.unique(column, return_inverse=True)
-        names = distinct.tolist()
+        values = column.to_pylist()
+        names = sorted({value for value in values if value is not None})
+        number_of = {name: number for number, name in enumerate(names)}
+        numbers = np.array([number_of.get(value, -1) for value in values], dtype=np.int64)
+    if unlabelled := int((numbers < 0).sum()):
+        logger.warning("Left out: %s of data set '%s' without a label.", counted(unlabelled, "image"), info.name)
     position = {name: label for label, name in enumerate(class_names)}
     ours = np.array([position.get(name, -1) for name in names], dtype=np.int64)
     # -1 is what the Hub's schema writes for an image without a class.
@@ -199,10 +226,13 @@ def _rows_of_classes(
     return rows, labels[rows]
 
 
-def _pixels(image: Image.Image, size: int) -> np.ndarray:
-    """`(3, size, size)` RGB pixels of an image of any size and mode."""
-    image = image.convert("RGB")
-    if image.size != (size, size):
-        # Pillow widens the bilinear filter with the reduction, which is what "antialiased" means elsewhere.
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image).transpose(2, 0, 1)
+def square_pixels(image: Image.Image | bytes | dict, size: int) -> np.ndarray:
+    """`(3, size, size)` uint8 RGB pixels of a table's image of any size and mode, decoded or not."""
+    pixels = rgb(open_image(image))
+    if pixels.dtype != torch.uint8:
+        pixels = to_uint8(pixels)
+    if pixels.shape[1:] == (size, size):
+        return pixels.numpy()
+    # Pillow widens the bilinear filter with the reduction, which is what "antialiased" means elsewhere.
+    plain = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return np.asarray(plain.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)

@@ -1,14 +1,29 @@
-"""Images as people have them (files, PIL images, arrays, tensors; grey, of any size) -> one batch in [0, 1]."""
+"""Images as people have them (files, PIL images, arrays, tensors, cells of tables) -> one batch in [0, 1].
+
+Whatever way an image comes, it is read by `open_image` and `rgb`:
+
+| what it is | how it is read |
+|---|---|
+| 8 bits a channel, palettes, CMYK | as RGB; grey has three equal channels |
+| 16 bits, and 32-bit integers from 0 to 65,535 | divided by 65,535 |
+| floats | as they are, in [0, 1]; others are refused |
+| transparent | over white |
+| with an EXIF orientation | upright |
+| animated | its first frame |
+"""
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Sequence
+import struct
+from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from hf_dfml.utils.images import resize, to_unit
@@ -21,6 +36,12 @@ PIL image of any mode, or an image file."""
 
 Images = Tensor | np.ndarray | Sequence[ImageLike] | ImageLike
 """A batch `(B, C, H, W)` (NumPy: `(B, H, W, C)`), a sequence of images, one image, or a folder of image files."""
+
+UNREADABLE = {f".{kind.lower()}": kind for kind in ("HEIC", "HEIF", "AVIF", "SVG", "RAW", "DNG", "CR2")}
+"""Images that Pillow does not read by itself, by the end of their names."""
+
+_FAULTS = (OSError, SyntaxError, ValueError, struct.error, EOFError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, is damaged, or is too large."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
@@ -126,11 +147,17 @@ def list_class_folders(folder: Path | str) -> tuple[list[Path], list[str]]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    """Image files of a folder, sorted by name; a warning names the other files, but for hidden ones."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            kind = UNREADABLE.get(suffix)
+            reason = (
+                f"convert {kind} files to JPEG or PNG" if kind else f"names of images end in {', '.join(SUFFIXES)}"
+            )
+            logger.warning("Left out: %s: %s", path, reason)
+    return [path for path in files if path.suffix.lower() in SUFFIXES]
 
 
 def _read(item: object) -> Tensor:
@@ -141,18 +168,83 @@ def _read(item: object) -> Tensor:
         return item[None]
     if isinstance(item, np.ndarray):
         return _read(_channels_first(item))
+    if isinstance(item, Image.Image | bytes | dict | str | Path):
+        return rgb(open_image(item), name=str(item) if isinstance(item, str | Path) else "The image")[None]
+    raise TypeError(f"Expected a tensor, a NumPy array, a PIL image or a path, found a {type(item).__name__}.")
+
+
+def open_image(item: Image.Image | bytes | dict[str, Any] | Path | str) -> Image.Image:
+    """The decoded image of a file, of its bytes, of a table's cell (`{"bytes": ..., "path": ...}`), or as it is.
+
+    Raises:
+        ValueError: if it cannot be decoded, or has more pixels than Pillow's limit against decompression bombs.
+        FileNotFoundError: if there is no such file.
+    """
+    if isinstance(item, dict):
+        content = item.get("bytes")
+        item = content if content is not None else str(item.get("path") or "")
     if isinstance(item, Image.Image):
-        return _from_pil(item)
-    if isinstance(item, str | Path):
+        return item
+    name = "The image" if isinstance(item, bytes) else str(item)
+    if not isinstance(item, bytes):
         path = Path(item)
         if not path.is_file():
             raise FileNotFoundError(f"There is no image file {path}.")
-        try:
-            with Image.open(path) as image:
-                return _from_pil(ImageOps.exif_transpose(image))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise ValueError(f"{path} is not readable as an image: {error}") from error
-    raise TypeError(f"Expected a tensor, a NumPy array, a PIL image or a path, found a {type(item).__name__}.")
+        if path.suffix.lower() in UNREADABLE:
+            raise ValueError(
+                f"{path} is not readable: convert {UNREADABLE[path.suffix.lower()]} files to JPEG or PNG."
+            )
+    try:
+        with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except _FAULTS as error:
+        raise ValueError(f"{name} is not readable as an image: {' '.join(str(error).split())[:200]}") from error
+
+
+def rgb(image: Image.Image, name: str = "The image") -> Tensor:
+    """`(3, H, W)` of a PIL image of any mode: uint8, or float in [0, 1] where it has more than 8 bits a channel.
+
+    Raises:
+        ValueError: if floats are outside [0, 1], or integers outside 16 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.array(image).astype(np.float32)
+        top = 1.0 if image.mode == "F" else 65535.0
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= top):
+            kind = "floats in [0, 1]" if image.mode == "F" else "integers from 0 to 65,535"
+            raise ValueError(f"{name} has pixels from {low:g} to {high:g}: expected {kind}; scale it first.")
+        return torch.from_numpy(values / top)[None].expand(3, -1, -1)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    # A copy, because Pillow's array is read-only.
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def as_labels(labels: Sequence[Hashable] | Tensor | np.ndarray) -> list[Any]:
+    """One label an image, as Python's own values: numbers of tensors and arrays become numbers.
+
+    Raises:
+        ValueError: for one-hot rows, columns `(S, 1)`, or labels that are missing (NaN).
+        TypeError: for labels that cannot be compared, such as lists.
+    """
+    if isinstance(labels, Tensor | np.ndarray) and labels.ndim != 1:
+        raise ValueError(
+            f"Labels have the shape {tuple(labels.shape)}: expected one label an image, (S,); of one-hot rows give "
+            "labels.argmax(1)."
+        )
+    names = [name.item() if isinstance(name, Tensor | np.generic) else name for name in labels]
+    for index, name in enumerate(names):
+        if not isinstance(name, Hashable):
+            raise TypeError(
+                f"Label {index} is a {type(name).__name__}: expected text, a number, or another single value."
+            )
+        if name != name:
+            raise ValueError(f"Label {index} is missing ({name}): give every image a label, or leave the image out.")
+    return names
 
 
 def _channels_first(array: np.ndarray) -> Tensor:
@@ -165,14 +257,6 @@ def _channels_first(array: np.ndarray) -> Tensor:
     # A copy in plain order: the array may be read-only or mirrored.
     pixels = torch.from_numpy(np.array(array, order="C"))
     return pixels[None] if array.ndim == 2 else pixels.movedim(-1, -3)
-
-
-def _from_pil(image: Image.Image) -> Tensor:
-    if image.mode.startswith("I;16"):
-        # Pillow would cut 16-bit grey at 255 instead of scaling it.
-        return torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)[None, None]
-    # A copy, because Pillow's array is read-only.
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None]
 
 
 def _as_unit(images: Tensor) -> Tensor:

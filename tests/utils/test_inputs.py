@@ -76,11 +76,12 @@ def test_mixed_sizes_become_one() -> None:
 
 
 def test_photos_are_turned_as_their_camera_was(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
-    exif = picture.getexif()
-    exif[0x0112] = 3  # Upside down.
-    picture.save(tmp_path / "x.png", exif=exif)
-    assert torch.equal(as_batch(tmp_path / "x.png", SIZE), as_batch(picture, SIZE).flip(2, 3))
+    upright = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
+    picture = upright.copy()
+    picture.getexif()[0x0112] = 3  # Upside down.
+    picture.save(tmp_path / "x.png", exif=picture.getexif())
+    assert torch.equal(as_batch(tmp_path / "x.png", SIZE), as_batch(upright, SIZE).flip(2, 3))
+    assert torch.equal(as_batch(picture, SIZE), as_batch(upright, SIZE).flip(2, 3))
 
 
 @pytest.mark.parametrize(
