@@ -15,7 +15,7 @@ from PIL import Image
 
 from hf_dfml.data.registry import DatasetInfo, dataset_info
 from hf_dfml.utils.images import to_uint8
-from hf_dfml.utils.inputs import open_image, rgb
+from hf_dfml.utils.inputs import as_timm_resizes, open_image, rgb
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.text import counted
 
@@ -229,10 +229,4 @@ def _rows_of_classes(
 def square_pixels(image: Image.Image | bytes | dict, size: int) -> np.ndarray:
     """`(3, size, size)` uint8 RGB pixels of a table's image of any size and mode, decoded or not."""
     pixels = rgb(open_image(image))
-    if pixels.dtype != torch.uint8:
-        pixels = to_uint8(pixels)
-    if pixels.shape[1:] == (size, size):
-        return pixels.numpy()
-    # Pillow widens the bilinear filter with the reduction, which is what "antialiased" means elsewhere.
-    plain = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    return np.asarray(plain.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    return as_timm_resizes(pixels if pixels.dtype == torch.uint8 else to_uint8(pixels), (size, size)).numpy()

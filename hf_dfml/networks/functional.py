@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -156,6 +157,14 @@ def batch_statistics(model: nn.Module, params: Mapping[str, Tensor], images: Ten
         for hook in hooks:
             hook.remove()
     return found
+
+
+def with_state(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of `model` with these parameters and buffers in place of its own; the other parameters are shared."""
+    shared = {id(value): value for name, value in model.named_parameters() if name not in state}
+    twin = copy.deepcopy(model, shared)
+    twin.load_state_dict(state, strict=False)
+    return twin
 
 
 def prepare(model: nn.Module, images: Tensor) -> Tensor:

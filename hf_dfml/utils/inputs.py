@@ -51,7 +51,8 @@ def as_batch(images: Images, size: tuple[int, int]) -> Tensor:
 
     Args:
         images: see `Images`; the files of a folder are taken in the order of `list_images`.
-        size: height and width that each is resized to (bilinear, antialiased, without keeping its aspect).
+        size: height and width that each is resized to (bilinear, antialiased, without keeping its aspect). Files and
+            PIL images are resized by Pillow to 8 bits a channel, as in the preprocessing of timm and transformers.
 
     Returns:
         `(B, 3, H, W)` float in [0, 1]; grey images have three equal channels.
@@ -70,7 +71,7 @@ def as_batch(images: Images, size: tuple[int, int]) -> Tensor:
     items = [images] if isinstance(images, Tensor | Image.Image | str | Path) else list(images)
     if not items:
         raise ValueError("There are no images: expected at least one.")
-    return torch.cat([resize(_as_unit(_read(item)), size).clamp(0, 1) for item in items])
+    return torch.cat([resize(_as_unit(_read(item, size)), size).clamp(0, 1) for item in items])
 
 
 def read_files(files: Sequence[Path], size: tuple[int, int]) -> tuple[Tensor, list[Path]]:
@@ -160,16 +161,17 @@ def _image_files(folder: Path) -> list[Path]:
     return [path for path in files if path.suffix.lower() in SUFFIXES]
 
 
-def _read(item: object) -> Tensor:
-    """One image as `(1, C, H, W)`."""
+def _read(item: object, size: tuple[int, int]) -> Tensor:
+    """One image as `(1, C, H, W)`, of the wanted size if Pillow resizes it."""
     if isinstance(item, Tensor):
         if item.dim() != 3:
             raise ValueError(f"An image is a tensor (C, H, W), found one of shape {tuple(item.shape)}.")
         return item[None]
     if isinstance(item, np.ndarray):
-        return _read(_channels_first(item))
+        return _read(_channels_first(item), size)
     if isinstance(item, Image.Image | bytes | dict | str | Path):
-        return rgb(open_image(item), name=str(item) if isinstance(item, str | Path) else "The image")[None]
+        pixels = rgb(open_image(item), name=str(item) if isinstance(item, str | Path) else "The image")
+        return as_timm_resizes(pixels, size)[None]
     raise TypeError(f"Expected a tensor, a NumPy array, a PIL image or a path, found a {type(item).__name__}.")
 
 
@@ -222,6 +224,17 @@ def rgb(image: Image.Image, name: str = "The image") -> Tensor:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     # A copy, because Pillow's array is read-only.
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def as_timm_resizes(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """`(3, h, w)` of pixels `(3, H, W)`: those of 8 bits by Pillow, whose filter widens with the reduction; floats as
+    they are.
+    """
+    if pixels.dtype != torch.uint8 or tuple(pixels.shape[1:]) == size:
+        return pixels
+    plain = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    # A copy, because Pillow's array is read-only.
+    return torch.from_numpy(np.array(plain.resize(size[::-1], Image.Resampling.BILINEAR))).permute(2, 0, 1)
 
 
 def as_labels(labels: Sequence[Hashable] | Tensor | np.ndarray) -> list[Any]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from hf_dfml.networks.functional import BatchNorm, functional_forward
+from hf_dfml.networks.functional import BatchNorm, batch_statistics, functional_forward
 from hf_dfml.utils.own_code import class_of_file, is_file
 
 BATCH_NORMS: tuple[BatchNorm, ...] = ("support", "running", "transductive")
@@ -95,6 +97,27 @@ class Head(ABC):
     def fit_each(self, support: Tensor, labels: Tensor) -> list[Adapted]:
         """`fit` to each of some support sets `(E, S, 3, H, W)` with the same labels; never inside of `vmap`."""
         return [self.fit(images, labels) for images in support]
+
+    def as_network(self, adapted: Adapted, support: Tensor) -> nn.Module | None:
+        """The classifier as one network, so that it can be stored: normalised images -> logits `(B, N)`.
+
+        Its batch-norm statistics are the support set's where `bn` is `support`. None where a classifier of this head
+        is more than a network; it then needs its support set to answer.
+        """
+        return None
+
+    def leave_one_out(self, support: Tensor, labels: Tensor, rows: Sequence[int]) -> Tensor:
+        """What is predicted for each of these support images by a classifier that was fitted to all others: `(R,)`."""
+        found = []
+        for row in rows:
+            others = torch.arange(len(support), device=support.device) != row
+            adapted = self.fit(support[others], labels[others])
+            found.append(self.logits(adapted, support[others], support[row : row + 1]).argmax(-1))
+        return torch.cat(found)
+
+    def statistics(self, params: Mapping[str, Tensor], support: Tensor) -> dict[str, Tensor]:
+        """The support set's batch-norm statistics by name, where `bn` is `support`; else none."""
+        return batch_statistics(self.network, params, support) if self.how.bn == "support" else {}
 
     def features(self, images: Tensor) -> Tensor:
         """Penultimate features `(B, D)`, under the batch's own statistics unless `bn` is `running`."""

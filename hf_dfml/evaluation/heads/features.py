@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hf_dfml.evaluation.heads.base import Adapted, Head
 from hf_dfml.learning.answers import predicted_answers
 from hf_dfml.learning.inner_loop import query_outputs
+from hf_dfml.networks.linear_on_features import with_linear_layer
 
 
 class FeatureHead(Head):
@@ -43,6 +44,30 @@ class FeatureHead(Head):
             query_outputs, self.network, self.params, bn=self.how.bn, features=True, under_vmap=under_vmap
         )
         return F.linear(F.normalize(self._seen(extract)(support, query), dim=-1), adapted["weight"], adapted["bias"])
+
+    def as_network(self, adapted: Adapted, support: Tensor) -> nn.Module:
+        """As in the base class."""
+        mirrored = self.statistics(self.params, support.flip(-1)) if self.how.flips else None
+        return with_linear_layer(
+            self.network,
+            adapted["weight"],
+            adapted["bias"],
+            flips=self.how.flips,
+            statistics=self.statistics(self.params, support),
+            mirror_statistics=mirrored,
+        )
+
+    def leave_one_out(self, support: Tensor, labels: Tensor, rows: Sequence[int]) -> Tensor:
+        """As in the base class; under stored statistics each image is seen once."""
+        if self.how.bn != "running":
+            return super().leave_one_out(support, labels, rows)
+        features = F.normalize(self._seen(self.features)(support), dim=-1)
+        found = []
+        for row in rows:
+            others = torch.arange(len(features), device=features.device) != row
+            weight, bias = self.classifier(features[others], labels[others], self.ways)
+            found.append(F.linear(features[row : row + 1], weight, bias).argmax(-1))
+        return torch.cat(found)
 
     def _seen(self, extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
         seen = represented(self.network, extract) if self.how.representation == "answers" else extract

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_dfml.evaluation.heads.base import Adaptation, Adapted, Head
 from hf_dfml.evaluation.heads.features import class_means
 from hf_dfml.learning.inner_loop import InnerLoop, adapt, adapt_each, query_outputs
+from hf_dfml.networks.functional import with_state
 from hf_dfml.networks.info import network_info
 
 
@@ -48,6 +49,10 @@ class Finetune(Head):
     def logits(self, adapted: Adapted, support: Tensor, query: Tensor, *, under_vmap: bool = False) -> Tensor:
         """As in the base class."""
         return query_outputs(self.network, adapted, support, query, self.how.bn, under_vmap=under_vmap)
+
+    def as_network(self, adapted: Adapted, support: Tensor) -> nn.Module:
+        """As in the base class: the network itself with the adapted parameters."""
+        return with_state(self.network, adapted | self.statistics(adapted, support))
 
     def _start(self, support: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The parameters from which fine-tuning starts."""

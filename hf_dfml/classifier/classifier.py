@@ -1,0 +1,338 @@
+"""A classifier of new classes, made from a few images of each.
+
+classifier = meta.adapt(images, labels)
+classifier.predict(queries), classifier.predict_proba(queries), classifier.top_k(queries, 3)
+classifier.leave_one_out(), classifier.evaluate(test_images, test_labels)
+classifier.save_pretrained("my-classifier"); Classifier.from_pretrained("my-classifier")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_dfml.classifier.accuracy import Accuracy
+from hf_dfml.classifier.origin import Origin
+from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
+from hf_dfml.networks.functional import functional_forward
+from hf_dfml.utils.inputs import Images, as_batch, list_class_folders, read_files
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from hf_dfml.pool.sources.client import HubArguments
+
+QUERIES_AT_ONCE = 256
+Labels = Sequence[Hashable] | Tensor | np.ndarray
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A head with what it was fitted to.
+
+    Attributes:
+        head: the head.
+        adapted: what it made of the support set.
+        support: `(S, 3, H, W)` in [0, 1].
+        ways: the classes of the support images, `(S,)` in 0..N-1.
+    """
+
+    head: Head
+    adapted: Adapted
+    support: Tensor
+    ways: Tensor
+
+
+class Classifier:
+    """A classifier of the classes of a support set.
+
+    Made by `adapt`, or read by `from_pretrained`.
+
+    Attributes:
+        classes: the labels as they were given, in the order of the probabilities' columns.
+        network: normalised images -> logits, as one network; None for a head of one's own that is more than that.
+        how: the head and its options.
+        size: `(height, width)` that images are resized to.
+        origin: what it was made from.
+        shots: number of support images of each class.
+        fitted: the head and its support set; None where it was read from files without.
+        left_out: the outcome of `leave_one_out`, once it was asked for.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module | None,
+        classes: Sequence[Any],
+        how: Adaptation,
+        size: tuple[int, int],
+        *,
+        origin: Origin | None = None,
+        shots: Sequence[int] = (),
+        fitted: Fitted | None = None,
+        left_out: Accuracy | None = None,
+    ) -> None:
+        self.network, self.classes, self.how, self.size = network, tuple(classes), how, size
+        self.origin, self.shots, self.fitted, self.left_out = origin or Origin(), tuple(shots), fitted, left_out
+
+    @classmethod
+    def adapted(
+        cls,
+        network: nn.Module,
+        images: Images,
+        labels: Labels | None,
+        how: Adaptation,
+        size: tuple[int, int],
+        *,
+        origin: Origin | None = None,
+        device: torch.device | str | None = None,
+    ) -> Classifier:
+        """Learn classes from a few images of each; the network itself stays as it is.
+
+        Args:
+            network: what is adapted.
+            images: the support set, as `MetaModel.adapt` takes it.
+            labels: the class of each image; None with a folder of class folders.
+            how: the head, batch-norm statistics, and steps.
+            size: `(height, width)` that images are resized to.
+            origin: what `network` is.
+            device: where the work is done; where the network is, by default.
+
+        Raises:
+            ValueError: for fewer than two classes, a class folder without images, more or fewer labels than
+                images, or images that cannot be used.
+        """
+        support, names = _labelled(images, labels, size)
+        classes = list(dict.fromkeys(names))
+        # Sorted where they can be, else as they first occur.
+        if all(isinstance(name, str) for name in classes) or all(isinstance(name, int | float) for name in classes):
+            classes.sort()
+        if len(classes) < 2:
+            raise ValueError(f"All images are of class {classes[0]!r}: a classifier needs at least two classes.")
+        index = {name: way for way, name in enumerate(classes)}
+        support = support.to(device or next(network.parameters()).device)
+        ways = torch.tensor([index[name] for name in names], device=support.device)
+        head = HEADS[how.head](network, len(classes), how)
+        with torch.no_grad():
+            adapted = head.fit(support, ways)
+            whole = head.as_network(adapted, support)
+        fitted = Fitted(head, adapted, support, ways)
+        shots = ways.bincount(minlength=len(classes)).tolist()
+        return cls(whole, classes, how, size, origin=origin, shots=shots, fitted=fitted)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, *, device: torch.device | str = "cpu", **hub: Unpack[HubArguments]
+    ) -> Classifier:
+        """Load what `save_pretrained` or `push_to_hub` wrote. Only safetensors is opened.
+
+        Args:
+            name: a folder, `org/name`, or `org/name@revision`.
+            device: where it goes.
+            **hub: `token`, `revision`, `cache_dir`, `local_files_only`, as in huggingface_hub.
+
+        Raises:
+            FileNotFoundError: if the folder does not exist.
+            ValueError: if there is no such repository or what is there is no sound classifier; one line says why.
+        """
+        from hf_dfml.classifier.files import read
+
+        return read(name, device, **hub)
+
+    def __repr__(self) -> str:
+        shown = [repr(name) for name in self.classes[:5]] + ["..."] * (len(self.classes) > 5)
+        return f"Classifier({len(self.classes)} classes: {', '.join(shown)}; head={self.how.head}, bn={self.how.bn})"
+
+    @property
+    def device(self) -> torch.device:
+        """Where its work is done."""
+        if self.network is None:
+            assert self.fitted is not None
+            return self.fitted.support.device
+        return next(self.network.parameters()).device
+
+    def predict(self, images: Images, *, threshold: float = 0.0) -> list[Any]:
+        """The most probable label of each image, as the label was given.
+
+        Args:
+            images: as in `MetaModel.adapt`, or a folder of image files (in the order of their names).
+            threshold: probability in [0, 1] below which the label is None: none of these.
+        """
+        return [label if value >= threshold else None for [(label, value)] in self.top_k(images, 1)]
+
+    def predict_proba(self, images: Images) -> Tensor:
+        """Probabilities `(B, N)` on the CPU, columns as `classes`."""
+        queries = as_batch(images, self.size).to(self.device)
+        parts = [queries] if self.how.bn == "transductive" else queries.split(QUERIES_AT_ONCE)
+        with torch.no_grad():
+            return torch.cat([self._logits(part) for part in parts]).softmax(-1).cpu()
+
+    def top_k(self, images: Images, k: int = 5) -> list[list[tuple[Any, float]]]:
+        """The `k` most probable labels of each image (all, where there are fewer) with their probabilities.
+
+        Raises:
+            ValueError: if `k` is less than 1.
+        """
+        if k < 1:
+            raise ValueError(f"k={k}: expected 1 or more.")
+        values, ways = self.predict_proba(images).topk(min(k, len(self.classes)))
+        return [
+            [(self.classes[way], value) for way, value in zip(*row, strict=True)]
+            for row in zip(ways.tolist(), values.tolist(), strict=True)
+        ]
+
+    def evaluate(self, images: Images, labels: Labels | None = None) -> Accuracy:
+        """The accuracy on other images of the same classes, with its interval.
+
+        Args:
+            images: as in `MetaModel.adapt`.
+            labels: the class of each; left out with a folder of class folders.
+
+        Raises:
+            ValueError: if there is no image, or a label is not one of `classes`.
+        """
+        queries, names = _labelled(images, labels, self.size)
+        unknown = [name for name in dict.fromkeys(names) if name not in self.classes]
+        if unknown:
+            shown = ", ".join(map(repr, self.classes[:10]))
+            raise ValueError(f"Label {unknown[0]!r} is not one of the classifier's {len(self.classes)}: {shown}.")
+        found = self.predict(queries)
+        return Accuracy(sum(ours == name for ours, name in zip(found, names, strict=True)), len(names))
+
+    def leave_one_out(self) -> Accuracy:
+        """The accuracy on its own support set: each image is classified by what is learnt from all others.
+
+        Images that are alone in their class are left out, as nothing could be learnt of it without them. A head that
+        adapts the network is fitted once for each image. The outcome is kept in `left_out`, and stored with the
+        classifier.
+
+        Raises:
+            ValueError: if it has no support set any more, no class has two images, or `bn` is `transductive`.
+        """
+        if self.left_out is not None:
+            return self.left_out
+        if self.fitted is None:
+            raise ValueError(
+                "The support images were not stored with this classifier: measure it on other images with evaluate(), "
+                "or save it with store_support=True."
+            )
+        if self.how.bn == "transductive":
+            raise ValueError("bn='transductive' needs many queries at once: choose another bn to leave one image out.")
+        ways = self.fitted.ways
+        counts = ways.bincount()
+        rows = [row for row, way in enumerate(ways.tolist()) if counts[way] > 1]
+        if not rows:
+            raise ValueError("Each class has one image: leave-one-out needs a class with two.")
+        with torch.no_grad():
+            found = self.fitted.head.leave_one_out(self.fitted.support, ways, rows)
+        self.left_out = Accuracy(int((found == ways[rows]).sum()), len(rows))
+        return self.left_out
+
+    def to(self, device: torch.device | str) -> Classifier:
+        """Move the network; the classifier itself. Its support set stays where it is.
+
+        Raises:
+            ValueError: if its head is more than a network.
+        """
+        if self.network is None:
+            raise ValueError(f"head='{self.how.head}' cannot be moved: adapt on that device.")
+        self.network.to(device)
+        return self
+
+    def save_pretrained(self, folder: Path | str, *, store_support: bool = False) -> Path:
+        """Write `config.json`, `model.safetensors` and a card; the folder.
+
+        After loading, the answers are the same, bit for bit on one machine. timm and transformers read the folder of
+        one network too; its card says how.
+
+        Args:
+            folder: is made; an earlier classifier in it is replaced.
+            store_support: whether the support images are stored too (`support.safetensors`).
+
+        Raises:
+            FileExistsError: if the folder holds anything but a classifier.
+            ValueError: if the head or the labels cannot be stored.
+        """
+        from hf_dfml.classifier.files import write
+
+        return write(self, Path(folder).expanduser(), store_support=store_support)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        commit_message: str = "Classifier (hf-dfml)",
+        store_support: bool = False,
+    ) -> str:
+        """Publish what `save_pretrained` writes in one commit; the repository's address.
+
+        Args:
+            repo_id: `org/name`; the repository is made if it does not exist.
+            private: whether a new repository is private; None: the organisation's setting.
+            token: a token with write access; by default the one that `hf auth login` stored.
+            branch: an existing branch; None: the default branch.
+            commit_message: of the commit.
+            store_support: whether the support images are published too.
+
+        Raises:
+            ValueError: if `repo_id` is not valid, or the repository is public and a private one was asked for.
+        """
+        from hf_dfml.classifier.files import publish
+
+        options = {"private": private, "token": token, "branch": branch, "message": commit_message}
+        return publish(self, repo_id, store_support=store_support, **options)
+
+    def export_onnx(self, path: Path | str) -> Path:
+        """Write an ONNX model; the file. Needs the extra `onnx` (`pip install hf_dfml[onnx]`).
+
+        Input `images`: float `(batch, 3, height, width)` in [0, 1], RGB, resized to `size` (bilinear, antialiased,
+        without keeping the aspect); mean and std are inside. Output `probabilities`: `(batch, N)`. The metadata
+        `classes` is a JSON list of the class names.
+
+        Raises:
+            ImportError: without the extra.
+            ValueError: if the classifier cannot be exported.
+        """
+        from hf_dfml.classifier.export import export_onnx
+
+        return export_onnx(self, Path(path).expanduser())
+
+    def _logits(self, queries: Tensor) -> Tensor:
+        if self.network is None:
+            assert self.fitted is not None
+            return self.fitted.head.logits(self.fitted.adapted, self.fitted.support, queries)
+        source = "batch" if self.how.bn == "transductive" else "running"
+        return functional_forward(self.network, {}, queries, source=source, second_order=False)  # type: ignore[arg-type]
+
+
+def _labelled(images: Images, labels: Labels | None, size: tuple[int, int]) -> tuple[Tensor, list[Any]]:
+    """A batch and the label of each image."""
+    if labels is None:
+        if not isinstance(images, str | Path):
+            raise ValueError("Labels are missing: give one for each image, or a folder with a folder for each class.")
+        return _read_class_folders(images, size)
+    batch = as_batch(images, size)
+    names: list[Any] = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    if len(names) != len(batch):
+        raise ValueError(f"There are {len(batch)} images but {len(names)} labels: expected one label an image.")
+    return batch, names
+
+
+def _read_class_folders(folder: Path | str, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+    """The images below a folder of class folders that can be read, and the class of each."""
+    files, labels = list_class_folders(folder)
+    images, kept = read_files(files, size)
+    class_of = dict(zip(files, labels, strict=True))
+    names = [class_of[file] for file in kept]
+    lost = sorted(set(labels) - set(names))
+    if lost:
+        raise ValueError(f"Class '{lost[0]}' has no readable image in {folder}: add one, or remove its folder.")
+    return images, names
