@@ -17,6 +17,7 @@ from hf_dfml.version import __version__
 
 FORMAT = 1
 """Version of the block that `MetaConfig.to_json` writes; higher ones hold what this library cannot know of."""
+MODEL_TYPE = "hf_dfml_meta_model"
 BLOCK_KEYS = {"format", "version", "method", "method_config", "pool", "adapt", "answers", "dataset", "results"}
 MAX_STEPS = 1000
 """Fine-tuning steps that a config may ask for; a downloaded file must not keep a machine busy for ever."""
@@ -72,6 +73,8 @@ class MetaConfig:
     def to_json(self) -> dict[str, Any]:
         """The content of `config.json`: `timm.create_model("hf-hub:...")` reads it too."""
         return {
+            # transformers refuses what it does not know: it would take a meta-model for a classifier.
+            "model_type": MODEL_TYPE,
             "architecture": self.architecture,
             "num_classes": self.num_classes,
             "num_features": self.num_features,

@@ -19,7 +19,7 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from hf_dfml.classifier import Classifier
+from hf_dfml.classifier import Classifier, Origin
 from hf_dfml.evaluation.heads import Adaptation, Representation
 from hf_dfml.evaluation.results import RESULTS_NAME, Result
 from hf_dfml.hub_results import EVAL_RESULTS_FOLDER, write_eval_results
@@ -31,9 +31,9 @@ from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import read_json
 from hf_dfml.pool.formats.loading import build_network, load_teacher
 from hf_dfml.pool.formats.reading import read_entry
-from hf_dfml.pool.sources.client import HubOptions, check_id, looking_for, retry
-from hf_dfml.pool.sources.download import download, resolve_revision
+from hf_dfml.pool.sources.client import HubOptions, retry
 from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock
+from hf_dfml.pool.sources.repository import create_repository, locate
 from hf_dfml.utils.checkpoint import atomic_write, save_tensors
 from hf_dfml.utils.inputs import Images
 from hf_dfml.utils.text import counted
@@ -51,12 +51,16 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
 
     Attributes:
         folder: where it was loaded from or saved to last; its card and pictures lie there.
+        name: its Hub id, or its folder's name; empty before it is stored.
+        revision: its commit on the Hub.
     """
 
     def __init__(self, network: nn.Module, config: MetaConfig) -> None:
         self.network = network.eval()
         self.config = config
         self.folder: Path | None = None
+        self.name = ""
+        self.revision: str | None = None
 
     @classmethod
     def of(
@@ -129,7 +133,7 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         options = HubOptions(token, revision, cache_dir, local_files_only)
         if force_download and options.offline:
             raise ValueError("force_download=True needs the Hub, and local_files_only or HF_HUB_OFFLINE is set.")
-        folder, id, sha = _locate(pretrained_model_name_or_path, options, force_download)
+        folder, id, sha = locate(pretrained_model_name_or_path, "meta-model", options, force=force_download)
         entry = read_entry(id, folder, sha, meta_model=True)
         if entry.problem is None and entry.library != "timm":
             raise MemberError(id, "is a transformers model, not a meta-model")
@@ -137,7 +141,7 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         config = from_json(read_json(id, folder / CONFIG_NAME), entry)
         set_input(network, config.input_size, config.mean, config.std, answers=config.answers)
         meta = cls(network.to(device), config)
-        meta.folder = folder
+        meta.folder, meta.name, meta.revision = folder, id, sha
         return meta
 
     def __repr__(self) -> str:
@@ -190,7 +194,15 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
                 images, or images that cannot be used.
         """
         how = self.config.adapt.but(head, flips=flips, representation=representation, bn=bn, steps=steps, lr=lr)
-        return Classifier.adapted(self.network, images, labels, how, self.config.input_size[1:])
+        origin = Origin(
+            "meta-model",
+            self.name,
+            self.revision,
+            self.config.method,
+            tuple(source.id + (f"@{source.revision}" if source.revision else "") for source in self.config.pool),
+            self.config.model_args,
+        )
+        return Classifier.adapted(self.network, images, labels, how, self.config.input_size[1:], origin=origin)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """What the mixin's `save_pretrained` writes beside the card: weights, config and the Hub's result files.
@@ -241,11 +253,8 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         Raises:
             ValueError: if `repo_id` is not valid, or the repository is public and a private one was asked for.
         """
-        check_id(repo_id)
         api = HubOptions(token=token).api()
-        address = retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
-        if private and not retry(lambda: api.model_info(address.repo_id)).private:
-            raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
+        address = create_repository(api, repo_id, private)
         source = Path(folder) if folder is not None else self.folder
         upload |= {
             "revision": branch,
@@ -262,26 +271,6 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
             atomic_write(staged / CARD_NAME, card)
             retry(lambda: api.upload_folder(repo_id=address.repo_id, folder_path=staged, **upload))
         return str(address)
-
-
-def _locate(name: str | Path, options: HubOptions, force: bool) -> tuple[Path, str, str | None]:
-    """Folder on this disk, id and commit of a model; fetches its two files."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / CONFIG_NAME).is_file():
-            raise FileNotFoundError(f"{path} holds no meta-model: expected {CONFIG_NAME} and {WEIGHTS_NAME} in it.")
-        return path, path.resolve().name, None
-    if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"There is no folder {name}: expected a meta-model's folder or a Hub id (org/name).")
-    id, _, tag = name.partition("@")
-    try:
-        with looking_for(name):
-            _, sha = resolve_revision(id, options.revision or tag or None, options)
-    except MemberError as error:
-        raise MemberError(id, f"{error.reason} (and there is no folder of that name here)") from error
-    config = download(id, CONFIG_NAME, sha, options, force=force)
-    download(id, WEIGHTS_NAME, sha, options, force=force)
-    return config.parent, id, sha
 
 
 def _check_rebuilds(network: nn.Module, config: MetaConfig) -> None:

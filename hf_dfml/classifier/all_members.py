@@ -45,9 +45,10 @@ class AllMembers(nn.Module):
         height, width = (max(size[side] for size in sizes) for side in (1, 2))
         # Each member has its own mean and std.
         set_input(self, (3, height, width), (0.0,) * 3, (1.0,) * 3, architecture="all_members")
+        self.eval()
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images `(B, 3, H, W)` in [0, 1] -> `(B, D)`, in parts of length 1, one for each member."""
+        """Images `(B, 3, H, W)` in [0, 1] -> `(B, D)`: features of length 1 each, or probabilities."""
         members: Iterable[Any] = self.pool.stream() if self.members is None else self.members
         return torch.cat([self._see(member, images) for member in members], dim=-1)
 
@@ -65,4 +66,5 @@ class AllMembers(nn.Module):
         parts = (images,) if self.members is not None else images.split(IMAGES_AT_ONCE)
         if self.seen == "features":
             return F.normalize(torch.cat([member.features(part) for part in parts]).float(), dim=-1)
-        return F.normalize(torch.cat([member(part) for part in parts]).float().softmax(-1), dim=-1)
+        # Not of length 1 each: a member that is sure counts more.
+        return torch.cat([member(part) for part in parts]).float().softmax(-1)

@@ -9,7 +9,6 @@ classifier.save_pretrained("my-classifier"); Classifier.from_pretrained("my-clas
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.classifier.accuracy import Accuracy
+from hf_dfml.classifier.all_members import AllMembers
 from hf_dfml.classifier.origin import Origin
 from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
 from hf_dfml.networks.functional import functional_forward
+from hf_dfml.networks.linear_on_features import LinearOnFeatures
 from hf_dfml.utils.inputs import Images, as_batch, list_class_folders, read_files
 
 if TYPE_CHECKING:
@@ -30,23 +31,6 @@ if TYPE_CHECKING:
 
 QUERIES_AT_ONCE = 256
 Labels = Sequence[Hashable] | Tensor | np.ndarray
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A head with what it was fitted to.
-
-    Attributes:
-        head: the head.
-        adapted: what it made of the support set.
-        support: `(S, 3, H, W)` in [0, 1].
-        ways: the classes of the support images, `(S,)` in 0..N-1.
-    """
-
-    head: Head
-    adapted: Adapted
-    support: Tensor
-    ways: Tensor
 
 
 class Classifier:
@@ -61,7 +45,9 @@ class Classifier:
         size: `(height, width)` that images are resized to.
         origin: what it was made from.
         shots: number of support images of each class.
-        fitted: the head and its support set; None where it was read from files without.
+        support: the support images `(S, 3, H, W)` in [0, 1]; None where they were not stored.
+        ways: their classes, `(S,)` in 0..N-1; likewise.
+        fitted: the head, and what it made of the support set; None where it was read from files.
         left_out: the outcome of `leave_one_out`, once it was asked for.
     """
 
@@ -74,11 +60,14 @@ class Classifier:
         *,
         origin: Origin | None = None,
         shots: Sequence[int] = (),
-        fitted: Fitted | None = None,
+        support: Tensor | None = None,
+        ways: Tensor | None = None,
+        fitted: tuple[Head, Adapted] | None = None,
         left_out: Accuracy | None = None,
     ) -> None:
         self.network, self.classes, self.how, self.size = network, tuple(classes), how, size
-        self.origin, self.shots, self.fitted, self.left_out = origin or Origin(), tuple(shots), fitted, left_out
+        self.origin, self.shots, self.left_out = origin or Origin(), tuple(shots), left_out
+        self.support, self.ways, self.fitted = support, ways, fitted
 
     @classmethod
     def adapted(
@@ -121,9 +110,8 @@ class Classifier:
         with torch.no_grad():
             adapted = head.fit(support, ways)
             whole = head.as_network(adapted, support)
-        fitted = Fitted(head, adapted, support, ways)
-        shots = ways.bincount(minlength=len(classes)).tolist()
-        return cls(whole, classes, how, size, origin=origin, shots=shots, fitted=fitted)
+        known: dict[str, Any] = {"support": support, "ways": ways, "fitted": (head, adapted)}
+        return cls(whole, classes, how, size, origin=origin, shots=ways.bincount().tolist(), **known)
 
     @classmethod
     def from_pretrained(
@@ -152,9 +140,15 @@ class Classifier:
     def device(self) -> torch.device:
         """Where its work is done."""
         if self.network is None:
-            assert self.fitted is not None
-            return self.fitted.support.device
+            assert self.support is not None
+            return self.support.device
         return next(self.network.parameters()).device
+
+    @property
+    def members(self) -> AllMembers | None:
+        """The members of the pool whose answers or features are classified; None where it is one network."""
+        backbone = self.network.backbone if isinstance(self.network, LinearOnFeatures) else None
+        return backbone if isinstance(backbone, AllMembers) else None
 
     def predict(self, images: Images, *, threshold: float = 0.0) -> list[Any]:
         """The most probable label of each image, as the label was given.
@@ -216,21 +210,19 @@ class Classifier:
         """
         if self.left_out is not None:
             return self.left_out
-        if self.fitted is None:
+        if self.fitted is None or self.support is None or self.ways is None:
             raise ValueError(
-                "The support images were not stored with this classifier: measure it on other images with evaluate(), "
-                "or save it with store_support=True."
+                "A stored classifier cannot be learnt again: call leave_one_out() before save_pretrained(), which "
+                "keeps the outcome, or evaluate() on other images."
             )
         if self.how.bn == "transductive":
             raise ValueError("bn='transductive' needs many queries at once: choose another bn to leave one image out.")
-        ways = self.fitted.ways
-        counts = ways.bincount()
-        rows = [row for row, way in enumerate(ways.tolist()) if counts[way] > 1]
+        rows = [row for row, way in enumerate(self.ways.tolist()) if self.shots[way] > 1]
         if not rows:
             raise ValueError("Each class has one image: leave-one-out needs a class with two.")
         with torch.no_grad():
-            found = self.fitted.head.leave_one_out(self.fitted.support, ways, rows)
-        self.left_out = Accuracy(int((found == ways[rows]).sum()), len(rows))
+            found = self.fitted[0].leave_one_out(self.support, self.ways, rows)
+        self.left_out = Accuracy(int((found == self.ways[rows]).sum()), len(rows))
         return self.left_out
 
     def to(self, device: torch.device | str) -> Classifier:
@@ -307,8 +299,11 @@ class Classifier:
 
     def _logits(self, queries: Tensor) -> Tensor:
         if self.network is None:
-            assert self.fitted is not None
-            return self.fitted.head.logits(self.fitted.adapted, self.fitted.support, queries)
+            assert self.fitted is not None and self.support is not None
+            head, adapted = self.fitted
+            return head.logits(adapted, self.support, queries)
+        if self.members is not None:
+            return self.network(queries)
         source = "batch" if self.how.bn == "transductive" else "running"
         return functional_forward(self.network, {}, queries, source=source, second_order=False)  # type: ignore[arg-type]
 

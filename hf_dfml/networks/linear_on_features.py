@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
@@ -18,13 +20,15 @@ ARCHITECTURE = "linear_on_features"
 
 
 class LinearOnFeatures(TimmNetwork):
-    """Features of a backbone, scaled to length 1, and one linear layer.
+    """What a backbone makes of an image, scaled to length 1, and one linear layer.
 
     Args:
         backbone: whose penultimate features are taken.
         num_features: their length.
         num_classes: outputs.
-        flips: whether an image is seen together with its mirror image: the features of both, each of length 1, are
+        answers: classes of each member of a pool whose probabilities are predicted from the features and taken in
+            their place (`hf_dfml.learning.answers`); empty: the features are taken.
+        flips: whether an image is seen together with its mirror image: what is made of both, each of length 1, is
             added up.
         mirror: the network that sees the mirror images, where its batch-norm statistics are others; else the backbone.
     """
@@ -34,21 +38,28 @@ class LinearOnFeatures(TimmNetwork):
         backbone: nn.Module,
         num_features: int,
         num_classes: int,
+        *,
+        answers: Sequence[int] = (),
         flips: bool = False,
         mirror: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.backbone, self.mirror, self.flips = backbone, mirror, flips
+        self.backbone, self.mirror, self.flips, self.answers = backbone, mirror, flips, list(answers)
+        self.answer_heads = nn.Linear(num_features, sum(answers)) if answers else None
         self.global_pool = nn.Identity()
-        self.num_features = self.head_hidden_size = num_features
+        self.num_features = self.head_hidden_size = sum(answers) or num_features
         self.reset_classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised images `(B, 3, H, W)` -> features `(B, num_features)` of length 1."""
-        features = network_info(self.backbone).features(x)
-        if self.flips:
-            mirrored = network_info(self.mirror or self.backbone).features(x.flip(-1))
-            features = F.normalize(features, dim=-1) + F.normalize(mirrored, dim=-1)
+        """Normalised images `(B, 3, H, W)` -> `(B, num_features)` of length 1."""
+        seen = self._see(self.backbone, x)
+        return F.normalize(seen + self._see(self.mirror or self.backbone, x.flip(-1)), dim=-1) if self.flips else seen
+
+    def _see(self, backbone: nn.Module, x: Tensor) -> Tensor:
+        features = network_info(backbone).features(x)
+        if self.answer_heads is not None:
+            logits = self.answer_heads(F.normalize(features, dim=-1))
+            features = torch.cat([part.softmax(-1) for part in logits.split(self.answers, -1)], -1)
         return F.normalize(features, dim=-1)
 
 
@@ -57,16 +68,18 @@ def with_linear_layer(
     weight: Tensor,
     bias: Tensor,
     *,
+    answers: bool = False,
     flips: bool = False,
-    statistics: dict[str, Tensor] | None = None,
-    mirror_statistics: dict[str, Tensor] | None = None,
+    statistics: Mapping[str, Tensor] | None = None,
+    mirror_statistics: Mapping[str, Tensor] | None = None,
 ) -> LinearOnFeatures:
-    """A classifier of the features of `network`, which stays as it is; its parameters are shared.
+    """A classifier of what `network` makes of images. `network` stays as it is; its parameters are shared.
 
     Args:
         network: any classifier that `network_info` knows.
         weight: `(N, D)`.
         bias: `(N,)`.
+        answers: whether the answers that `network` predicts are classified, not its features.
         flips: see `LinearOnFeatures`.
         statistics: batch-norm statistics by name, in place of those of `network`.
         mirror_statistics: likewise, of the mirror images.
@@ -75,28 +88,38 @@ def with_linear_layer(
     backbone = with_state(network, statistics or {})
     mirror = with_state(network, mirror_statistics) if mirror_statistics else None
     if type(info) is NetworkInfo:
-        for part in (backbone, mirror):
-            if part is not None:
-                part.reset_classifier(0)
-    made = LinearOnFeatures(backbone, weight.shape[1], weight.shape[0], flips, mirror)
-    made.fc.weight.data, made.fc.bias.data = weight.detach().clone(), bias.detach().clone()
+        for part in filter(None, (backbone, mirror)):
+            part.reset_classifier(0)
+    width = info.num_features if answers else weight.shape[1]
+    sizes = info.answers if answers else ()
+    with torch.random.fork_rng(devices=[]):
+        made = LinearOnFeatures(backbone, width, weight.shape[0], answers=sizes, flips=flips, mirror=mirror)
+    if made.answer_heads is not None:
+        heads = network.get_submodule(info.linear_classifier())
+        made.answer_heads.load_state_dict(heads.state_dict())
+    made.fc.load_state_dict({"weight": weight, "bias": bias})
     own = {"architecture": ARCHITECTURE, "fixed_input_size": info.settings.get("fixed_input_size", False)}
     set_input(made, info.input_size, info.mean, info.std, **own, num_classes=len(weight), classifier="fc")
-    return made.eval()
+    return made.to(weight.device).eval()
 
 
 def _build(
-    backbone: str = "conv4", num_classes: int = 5, flips: bool = False, mirror_backbone: bool = False, **arguments: Any
+    backbone: str = "conv4",
+    num_classes: int = 5,
+    answers: Sequence[int] = (),
+    flips: bool = False,
+    mirror_backbone: bool = False,
+    **arguments: Any,
 ) -> LinearOnFeatures:
     if not timm.is_model(backbone):
         raise ValueError(f"backbone='{backbone}': expected a name from timm.list_models().")
     parts = [timm.create_model(backbone, num_classes=0, **arguments) for _ in range(1 + mirror_backbone)]
-    width = network_info(parts[0]).num_features
-    return LinearOnFeatures(parts[0], width, num_classes, flips, *parts[1:])
+    width, mirror = network_info(parts[0]).num_features, parts[1] if mirror_backbone else None
+    return LinearOnFeatures(parts[0], width, num_classes, answers=answers, flips=flips, mirror=mirror)
 
 
 @register_model
 def linear_on_features(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> LinearOnFeatures:
-    """`backbone` (a name of timm's), `flips`, `mirror_backbone`, and the arguments of the backbone."""
+    """`backbone` (a name of timm's), `answers`, `flips`, `mirror_backbone`, and the arguments of the backbone."""
     settings = pretrained_cfg or default_settings(classifier="fc", first_conv="") | {"fixed_input_size": False}
     return build_model_with_cfg(_build, ARCHITECTURE, pretrained, pretrained_cfg=settings, **kwargs)

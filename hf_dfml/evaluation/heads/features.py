@@ -52,6 +52,7 @@ class FeatureHead(Head):
             self.network,
             adapted["weight"],
             adapted["bias"],
+            answers=self.how.representation == "answers",
             flips=self.how.flips,
             statistics=self.statistics(self.params, support),
             mirror_statistics=mirrored,

@@ -1,0 +1,318 @@
+"""A classifier on disk and on the Hub.
+
+`config.json`, `model.safetensors` and a card, in timm's layout where the classifier is one network of timm's or ours.
+One on the members of a pool has `pool.lock.json` beside its linear layer, and small members themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from hf_dfml.classifier.accuracy import Accuracy
+from hf_dfml.classifier.all_members import AllMembers
+from hf_dfml.classifier.card import CARD_NAME, make_card
+from hf_dfml.classifier.classifier import Classifier
+from hf_dfml.classifier.origin import Origin
+from hf_dfml.evaluation.heads import Adaptation
+from hf_dfml.networks.info import TransformersInfo, network_info
+from hf_dfml.networks.linear_on_features import ARCHITECTURE, LinearOnFeatures, with_linear_layer
+from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
+from hf_dfml.pool.formats.checks import read_json
+from hf_dfml.pool.formats.loading import load_teacher
+from hf_dfml.pool.formats.reading import read_entry
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.sources.client import HubOptions, retry
+from hf_dfml.pool.sources.download import download
+from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock, write_lock
+from hf_dfml.pool.sources.repository import create_repository, locate
+from hf_dfml.utils.checkpoint import atomic_write, replace_folder, save_tensors
+from hf_dfml.utils.images import to_uint8, to_unit
+from hf_dfml.version import __version__
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from hf_dfml.pool.sources.client import HubArguments
+
+BLOCK = "hf_dfml_classifier"
+"""The block of a `config.json` that makes it a classifier's."""
+FORMAT = 1
+SUPPORT_NAME = "support.safetensors"
+SMALL = 100 << 20
+"""Bytes of a pool's members in folders up to which they are stored with the classifier; larger ones are referred to."""
+_MEMBER_FOLDER = re.compile(r"\w[\w.\- ]*")
+
+
+def write(classifier: Classifier, folder: Path, *, store_support: bool = False) -> Path:
+    """`Classifier.save_pretrained`."""
+    used = folder.is_dir() and any(folder.iterdir())
+    if used and not _is_classifier(folder):
+        raise FileExistsError(f"{folder} holds something else than a classifier: choose another folder.")
+    if classifier.network is None:
+        raise ValueError(
+            f"head='{classifier.how.head}' cannot be stored: define its `as_network`, or choose another head."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _write_into(temporary, classifier, folder.name, store_support)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def read(name: str | Path, device: torch.device | str, **hub: Unpack[HubArguments]) -> Classifier:
+    """`Classifier.from_pretrained`."""
+    options = HubOptions(**hub)
+    folder, id, sha = locate(name, "classifier", options)
+    config = read_json(id, folder / CONFIG_NAME)
+    block = _check(config, id)
+    with _readable(id):
+        classes, left_out = tuple(block["classes"]), block["left_out"]
+        known: dict[str, Any] = {
+            "how": Adaptation(**block["how"]),
+            "size": tuple(map(int, block["size"])),
+            "origin": Origin(**{**block["origin"], "pool": tuple(block["origin"]["pool"])}),
+            "shots": tuple(map(int, block["shots"])),
+            "left_out": left_out and Accuracy(*map(int, left_out)),
+        }
+        seen = block["seen"]
+    if seen:
+        if sha:
+            _fetch_members(id, sha, options)
+        network: nn.Module = _read_on_members(folder, id, seen, len(classes), device, hub)
+    else:
+        entry = replace(read_entry(id, folder, sha), library="timm")
+        network = load_teacher(entry).network.to(device)
+        if network_info(network).num_classes != len(classes):
+            raise MemberError(id, f"has {len(classes)} classes but {network_info(network).num_classes} outputs")
+    if (folder / SUPPORT_NAME).is_file():
+        stored = load_file(folder / SUPPORT_NAME)
+        images = stored["images"]
+        known["support"] = to_unit(images) if images.dtype == torch.uint8 else images
+        known["ways"] = stored["ways"]
+    return Classifier(network, classes, **known)
+
+
+def publish(
+    classifier: Classifier,
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    branch: str | None,
+    message: str,
+    store_support: bool,
+) -> str:
+    """`Classifier.push_to_hub`."""
+    api = HubOptions(token=token).api()
+    with tempfile.TemporaryDirectory() as name:
+        # First what can fail here; the repository is made when there is something to put into it.
+        folder = write(classifier, Path(name) / repo_id.split("/")[-1], store_support=store_support)
+        address = create_repository(api, repo_id, private)
+        atomic_write(folder / CARD_NAME, make_card(classifier, str(address.repo_id)))
+        if (folder / LOCK_NAME).is_file():
+            missing = _members_elsewhere(folder)
+            if missing:
+                raise ValueError(
+                    f"The pool's member {missing[0]} is neither on the Hub nor small: push the pool first."
+                )
+            atomic_write(folder / LOCK_NAME, published_lock(folder / LOCK_NAME))
+        upload: dict[str, Any] = {"revision": branch, "commit_message": message}
+        retry(lambda: api.upload_folder(repo_id=address.repo_id, folder_path=folder, **upload))
+    return str(address)
+
+
+def label_names(classifier: Classifier) -> list[str]:
+    """The names of the classes as other libraries have them.
+
+    Raises:
+        ValueError: if the labels are not words or numbers, or two have one name.
+    """
+    names = [str(label) for label in _json_labels(classifier)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Two classes have one name, '{max(names, key=names.count)}': rename one of them.")
+    return names
+
+
+def _write_into(folder: Path, classifier: Classifier, name: str, store_support: bool) -> None:
+    network, members = classifier.network, classifier.members
+    assert network is not None
+    config = _on_members(classifier) if members else _timm_config(classifier, network)
+    if classifier.how.bn == "transductive":
+        # transformers refuses what it does not know: it would normalise by other statistics.
+        config["model_type"] = "hf_dfml_transductive_classifier"
+    left_out = classifier.left_out
+    config[BLOCK] = {
+        "format": FORMAT,
+        "version": __version__,
+        "classes": _json_labels(classifier),
+        "size": list(classifier.size),
+        "how": asdict(classifier.how),
+        "seen": members and members.seen,
+        "shots": list(classifier.shots),
+        "left_out": left_out and list(left_out),
+        "origin": asdict(classifier.origin),
+    }
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+    save_tensors(state, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    atomic_write(folder / CONFIG_NAME, json.dumps(config, indent=1) + "\n")
+    if members:
+        _write_members(members, folder)
+    else:
+        load_teacher(read_entry(name, folder))  # What could not be read again is refused now.
+    if store_support:
+        if classifier.support is None or classifier.ways is None:
+            raise ValueError("store_support=True: the support images were not stored with this classifier before.")
+        images = classifier.support.cpu()
+        small = to_uint8(images)
+        exact = torch.equal(to_unit(small), images)
+        stored = {"images": small if exact else images.contiguous(), "ways": classifier.ways.cpu()}
+        save_tensors(stored, folder / SUPPORT_NAME)
+    atomic_write(folder / CARD_NAME, make_card(classifier, name))
+
+
+def _timm_config(classifier: Classifier, network: nn.Module) -> dict[str, Any]:
+    """What timm and transformers read."""
+    names, info = label_names(classifier), network_info(network)
+    inner = network.backbone if isinstance(network, LinearOnFeatures) else network
+    if isinstance(network_info(inner), TransformersInfo):  # type: ignore[arg-type]
+        raise ValueError(
+            "A network of transformers that was adapted by itself cannot be stored: adapt its pool "
+            "(`adapt(pool[:1], ...)`) with a head on features."
+        )
+    arguments = dict(classifier.origin.model_args)
+    if isinstance(network, LinearOnFeatures):
+        own = {"backbone": network_info(inner).architecture}  # type: ignore[arg-type]
+        own |= {"flips": network.flips, "mirror_backbone": network.mirror is not None}
+        arguments = {**own, **({"answers": network.answers} if network.answers else {}), **arguments}
+    return {
+        "architecture": ARCHITECTURE if isinstance(network, LinearOnFeatures) else info.architecture,
+        "num_classes": len(names),
+        "num_features": info.num_features,
+        "label_names": names,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, *classifier.size],
+            "fixed_input_size": bool(info.settings.get("fixed_input_size", False)),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            # The whole image, resized without keeping its aspect.
+            "crop_mode": "squash",
+            "mean": list(info.mean),
+            "std": list(info.std),
+            "num_classes": len(names),
+            "first_conv": info.settings.get("first_conv"),
+            "classifier": info.settings.get("classifier"),
+        },
+    }
+
+
+def _on_members(classifier: Classifier) -> dict[str, Any]:
+    names = label_names(classifier)
+    return {"model_type": "hf_dfml_pool_classifier", "num_classes": len(names), "label_names": names}
+
+
+def _write_members(members: AllMembers, folder: Path) -> None:
+    """The pool's lock file, and its members in folders if they are small."""
+    pool = members.pool
+    if not isinstance(pool, ModelPool):
+        if pool.lock(folder) is None:
+            raise ValueError("The members of this pool only answer, at an address that is not stored: save the pool.")
+        return
+    local = {entry.id: entry.location for entry in pool if entry.revision is None and entry.location}
+    files = {
+        (id, name): path / name
+        for id, path in local.items()
+        for name in (CONFIG_NAME, WEIGHTS_NAME, PREPROCESSOR_NAME)
+        if _MEMBER_FOLDER.fullmatch(id) and (path / name).is_file()
+    }
+    entries = list(pool)
+    if sum(path.stat().st_size for path in files.values()) <= SMALL:
+        for (id, name), path in files.items():
+            (folder / id).mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / id / name)
+        copied = {id for id, _ in files}
+        entries = [replace(entry, location=folder / entry.id) if entry.id in copied else entry for entry in entries]
+    write_lock(entries, folder)
+
+
+def _read_on_members(
+    folder: Path, id: str, seen: Any, outputs: int, device: torch.device | str, hub: dict[str, Any]
+) -> LinearOnFeatures:
+    if seen not in ("features", "answers"):
+        raise MemberError(id, f"takes '{str(seen)[:80]}' of a pool's members, expected features or answers")
+    arguments = {name: value for name, value in hub.items() if name != "revision"}
+    pool = ModelPool.from_lock(folder / LOCK_NAME, **arguments).to(device)
+    state = load_file(folder / WEIGHTS_NAME, device=str(device))
+    if state.keys() != {"fc.weight", "fc.bias"} or len(state["fc.bias"]) != outputs:
+        raise MemberError(id, f"{WEIGHTS_NAME} is not a linear layer of {outputs} outputs")
+    return with_linear_layer(AllMembers(pool, seen), state["fc.weight"], state["fc.bias"])
+
+
+def _fetch_members(id: str, sha: str, options: HubOptions) -> None:
+    """Download the lock file and the members that are stored beside it."""
+    lock = json.loads(download(id, LOCK_NAME, sha, options).read_text(encoding="utf-8"))
+    for row in lock.get("members", []):
+        if "revision" not in row and _MEMBER_FOLDER.fullmatch(row["id"]):
+            for name in (CONFIG_NAME, WEIGHTS_NAME, PREPROCESSOR_NAME):
+                if name in row.get("sha256", {}):
+                    download(id, f"{row['id']}/{name}", sha, options)
+
+
+def _members_elsewhere(folder: Path) -> list[str]:
+    rows = json.loads((folder / LOCK_NAME).read_text(encoding="utf-8"))["members"]
+    return [row["id"] for row in rows if "revision" not in row and not (folder / row["id"]).is_dir()]
+
+
+def _is_classifier(folder: Path) -> bool:
+    try:
+        return BLOCK in read_json(folder.name, folder / CONFIG_NAME)
+    except MemberError:
+        return False
+
+
+def _check(config: dict[str, Any], id: str) -> dict[str, Any]:
+    block = config.get(BLOCK)
+    if not isinstance(block, dict):
+        raise MemberError(id, f"is not a classifier: its config.json has no block '{BLOCK}'")
+    written = block.get("format")
+    if written != FORMAT:
+        raise MemberError(
+            id,
+            f"was written by hf_dfml {block.get('version', '(unknown)')} in format {written}, this is {__version__} "
+            f"and reads format {FORMAT}: install a newer version (pip install --upgrade hf_dfml)",
+        )
+    return block
+
+
+@contextmanager
+def _readable(id: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise MemberError(id, f"the block '{BLOCK}' of its config.json cannot be read: {error}") from error
+
+
+def _json_labels(classifier: Classifier) -> list[Any]:
+    labels = [label.item() if isinstance(label, np.generic) else label for label in classifier.classes]
+    for label in labels:
+        if not isinstance(label, str | int | float):
+            raise ValueError(f"Label {label!r} is a {type(label).__name__}: expected words or numbers to store them.")
+    return labels

@@ -1,0 +1,60 @@
+"""A stored model by its name, and a repository for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, RepoUrl
+
+from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
+from hf_dfml.pool.sources.client import HubOptions, check_id, looking_for, retry
+from hf_dfml.pool.sources.download import download, resolve_revision
+
+
+def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = False) -> tuple[Path, str, str | None]:
+    """Folder on this disk, id and commit of a stored model; fetches its two files.
+
+    Args:
+        name: a folder, `org/name`, or `org/name@revision`.
+        what: a word for it in errors, such as "meta-model".
+        options: how the Hub is asked.
+        force: whether files are downloaded although they are in the cache.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no model in it.
+        MemberError: if there is no such repository, or it lacks one of the files.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / CONFIG_NAME).is_file():
+            raise FileNotFoundError(f"{path} holds no {what}: expected {CONFIG_NAME} and {WEIGHTS_NAME} in it.")
+        return path, path.resolve().name, None
+    if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"There is no folder {name}: expected a {what}'s folder or a Hub id (org/name).")
+    id, _, tag = name.partition("@")
+    try:
+        with looking_for(name):
+            _, sha = resolve_revision(id, options.revision or tag or None, options)
+    except MemberError as error:
+        raise MemberError(id, f"{error.reason} (and there is no folder of that name here)") from error
+    config = download(id, CONFIG_NAME, sha, options, force=force)
+    download(id, WEIGHTS_NAME, sha, options, force=force)
+    return config.parent, id, sha
+
+
+def create_repository(api: HfApi, repo_id: str, private: bool | None) -> RepoUrl:
+    """The address of a repository that is made if it does not exist.
+
+    Args:
+        api: the client.
+        repo_id: `org/name`.
+        private: whether a new one is private; None: the organisation's setting.
+
+    Raises:
+        ValueError: if `repo_id` is not valid, or the repository is public and a private one was asked for.
+    """
+    check_id(repo_id)
+    address = retry(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
+    if private and not retry(lambda: api.model_info(address.repo_id)).private:
+        raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
+    return address
