@@ -14,14 +14,21 @@ from hf_dfml._timm_hook import register_networks
 from hf_dfml.version import __version__
 
 if TYPE_CHECKING:
+    from hf_dfml.adapting import FewShotClassifier, adapt
     from hf_dfml.classifier import Classifier
     from hf_dfml.meta_model import MetaModel
     from hf_dfml.pool import ModelPool
 
 
-__all__ = ["Classifier", "MetaModel", "ModelPool", "__version__"]
+__all__ = ["Classifier", "FewShotClassifier", "MetaModel", "ModelPool", "__version__", "adapt"]
 
-_HOMES = {"Classifier": "hf_dfml.classifier", "MetaModel": "hf_dfml.meta_model", "ModelPool": "hf_dfml.pool"}
+_HOMES = {
+    "Classifier": "hf_dfml.classifier",
+    "FewShotClassifier": "hf_dfml.adapting",
+    "MetaModel": "hf_dfml.meta_model",
+    "ModelPool": "hf_dfml.pool",
+    "adapt": "hf_dfml.adapting",
+}
 
 register_networks()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -177,22 +177,6 @@ def meta_network(pool: TeacherPool, config: RunConfig) -> nn.Module:
         std=std,
         generator=fork(config.seed, "network"),
     )
-
-
-def adapt_to_folder(name: str, support: Path, query: Path, **how: Any) -> Iterator[tuple[Path, str, float]]:
-    """Adapt a stored meta-model to a folder of class folders and classify pictures: (file, label, probability).
-
-    `how` is given to `MetaModel.adapt`.
-    Files that cannot be read as images are left out with a warning.
-    """
-    from hf_dfml.utils.inputs import list_images, read_files
-
-    meta = MetaModel.from_pretrained(name)
-    classifier = meta.adapt(support, **how)
-    images, files = read_files([query] if query.is_file() else list_images(query), meta.config.input_size[1:])
-    for file, probabilities in zip(files, classifier.predict_proba(images), strict=True):
-        best = int(probabilities.argmax())
-        yield file, classifier.classes[best], float(probabilities[best])
 
 
 def open_teachers(config: RunConfig, device: torch.device | str = "cpu") -> TeacherPool:

@@ -38,14 +38,14 @@ ORDER = (
         "pool",
     ),
     *("recovery", "learning", "evaluation", "methods", "sinusoids", "trackers", "trainer", "classifier"),
-    *("meta_config", "hub_results", "model_card", "meta_model", "pipeline", "quickstart", "demo", "cli"),
+    *("meta_config", "hub_results", "model_card", "meta_model", "adapting", "pipeline", "quickstart", "demo", "cli"),
 )
 """A module imports from its own line and from those before it; `pool` itself is what `pool/__init__.py` offers."""
 
 SHARED = ("utils", "errors", "version", "settings", "arguments", "run_config", "_timm_hook")
 """Usable by all, so that they import from each other alone."""
 
-HEAVY = {"torchvision", "matplotlib", "datasets", "ot", "gradio", "sklearn", "scipy", "transformers"}
+HEAVY = {"torchvision", "matplotlib", "datasets", "ot", "gradio", "sklearn", "scipy", "transformers", "onnx"}
 
 PROBED = set(
     "get_classifier reset_classifier forward_head forward_features head_hidden_size pretrained_cfg default_cfg".split()

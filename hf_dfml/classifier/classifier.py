@@ -279,8 +279,15 @@ class Classifier:
         """
         from hf_dfml.classifier.files import publish
 
-        options = {"private": private, "token": token, "branch": branch, "message": commit_message}
-        return publish(self, repo_id, store_support=store_support, **options)
+        return publish(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            branch=branch,
+            message=commit_message,
+            store_support=store_support,
+        )
 
     def export_onnx(self, path: Path | str) -> Path:
         """Write an ONNX model; the file. Needs the extra `onnx` (`pip install hf_dfml[onnx]`).
@@ -290,7 +297,7 @@ class Classifier:
         `classes` is a JSON list of the class names.
 
         Raises:
-            ImportError: without the extra.
+            ModuleNotFoundError: without the extra.
             ValueError: if the classifier cannot be exported.
         """
         from hf_dfml.classifier.export import export_onnx

@@ -38,7 +38,7 @@ def export_onnx(classifier: Classifier, path: Path) -> Path:
     """`Classifier.export_onnx`."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        raise ImportError(f"ONNX export needs {' and '.join(missing)}: pip install 'hf_dfml[onnx]'.")
+        raise ModuleNotFoundError(f"ONNX export needs {' and '.join(missing)}: pip install 'hf_dfml[onnx]'.")
     network = classifier.network
     if network is None:
         raise ValueError(f"head='{classifier.how.head}' cannot be exported: define its `as_network`.")

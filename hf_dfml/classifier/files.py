@@ -52,15 +52,13 @@ BLOCK = "hf_dfml_classifier"
 FORMAT = 1
 SUPPORT_NAME = "support.safetensors"
 SMALL = 100 << 20
-"""Bytes of a pool's members in folders up to which they are stored with the classifier; larger ones are referred to."""
+"""Bytes of a pool's members in folders up to which they are stored with the classifier; more are referred to."""
 _MEMBER_FOLDER = re.compile(r"\w[\w.\- ]*")
 
 
 def write(classifier: Classifier, folder: Path, *, store_support: bool = False) -> Path:
     """`Classifier.save_pretrained`."""
-    used = folder.is_dir() and any(folder.iterdir())
-    if used and not _is_classifier(folder):
-        raise FileExistsError(f"{folder} holds something else than a classifier: choose another folder.")
+    check_folder(folder)
     if classifier.network is None:
         raise ValueError(
             f"head='{classifier.how.head}' cannot be stored: define its `as_network`, or choose another head."
@@ -139,6 +137,16 @@ def publish(
     return str(address)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse to replace anything but a classifier.
+
+    Raises:
+        FileExistsError: if the folder holds something else.
+    """
+    if folder.exists() and not (_is_classifier(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+        raise FileExistsError(f"{folder} holds something else than a classifier: choose another folder.")
+
+
 def label_names(classifier: Classifier) -> list[str]:
     """The names of the classes as other libraries have them.
 
@@ -199,7 +207,7 @@ def _timm_config(classifier: Classifier, network: nn.Module) -> dict[str, Any]:
         )
     arguments = dict(classifier.origin.model_args)
     if isinstance(network, LinearOnFeatures):
-        own = {"backbone": network_info(inner).architecture}  # type: ignore[arg-type]
+        own: dict[str, Any] = {"backbone": network_info(inner).architecture}  # type: ignore[arg-type]
         own |= {"flips": network.flips, "mirror_backbone": network.mirror is not None}
         arguments = {**own, **({"answers": network.answers} if network.answers else {}), **arguments}
     return {
@@ -254,12 +262,11 @@ def _write_members(members: AllMembers, folder: Path) -> None:
 
 
 def _read_on_members(
-    folder: Path, id: str, seen: Any, outputs: int, device: torch.device | str, hub: dict[str, Any]
+    folder: Path, id: str, seen: Any, outputs: int, device: torch.device | str, hub: HubArguments
 ) -> LinearOnFeatures:
     if seen not in ("features", "answers"):
         raise MemberError(id, f"takes '{str(seen)[:80]}' of a pool's members, expected features or answers")
-    arguments = {name: value for name, value in hub.items() if name != "revision"}
-    pool = ModelPool.from_lock(folder / LOCK_NAME, **arguments).to(device)
+    pool = ModelPool.from_lock(folder / LOCK_NAME, **{**hub, "revision": None}).to(device)
     state = load_file(folder / WEIGHTS_NAME, device=str(device))
     if state.keys() != {"fc.weight", "fc.bias"} or len(state["fc.bias"]) != outputs:
         raise MemberError(id, f"{WEIGHTS_NAME} is not a linear layer of {outputs} outputs")

@@ -1,4 +1,4 @@
-"""`hf-dfml evaluate` and `hf-dfml adapt`: what is done with a finished meta-model."""
+"""`hf-dfml evaluate`: how well a finished meta-model learns new classes."""
 
 from __future__ import annotations
 
@@ -56,20 +56,3 @@ def evaluate(
         pool=ModelPool.open(pool) if pool else None,
         kind=next((row.pool for row in meta.config.results if row.pool), None),
     )
-
-
-def adapt(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a meta-model.")],
-    support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
-    query: Annotated[Path, typer.Option(help="An image, or a folder of images, to classify.")],
-    head: HeadName = None,
-    flips: Flips = None,
-    representation: Representation = None,
-) -> None:
-    """Learn new classes from a few pictures of each and classify others."""
-    from hf_dfml.evaluation.heads import find_head
-    from hf_dfml.pipeline import adapt_to_folder
-
-    how = {"head": find_head(head), "flips": flips and flips == "true", "representation": representation}
-    for path, label, probability in adapt_to_folder(model, support, query, **how):
-        typer.echo(f"{path}\t{label}\t{probability:.3f}")

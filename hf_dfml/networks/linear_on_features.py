@@ -88,8 +88,9 @@ def with_linear_layer(
     backbone = with_state(network, statistics or {})
     mirror = with_state(network, mirror_statistics) if mirror_statistics else None
     if type(info) is NetworkInfo:
-        for part in filter(None, (backbone, mirror)):
-            part.reset_classifier(0)
+        network_info(backbone).reset_classifier(0)
+        if mirror is not None:
+            network_info(mirror).reset_classifier(0)
     width = info.num_features if answers else weight.shape[1]
     sizes = info.answers if answers else ()
     with torch.random.fork_rng(devices=[]):

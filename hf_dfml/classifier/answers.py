@@ -1,0 +1,138 @@
+"""The answers of a classifier to image files, for people and for tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hf_dfml.classifier.classifier import QUERIES_AT_ONCE, Classifier
+from hf_dfml.utils.checkpoint import atomic_write
+from hf_dfml.utils.inputs import as_batch, list_images
+
+NONE = "none of these"
+"""The label of an image whose most probable class is below the threshold."""
+SUFFIXES = (".csv", ".json")
+
+
+class Answer(NamedTuple):
+    """The most probable labels of a file with their probabilities, the best first.
+
+    Attributes:
+        file: the image.
+        label: the best label, or `NONE`.
+        top: labels and probabilities.
+    """
+
+    file: Path
+    label: Any
+    top: list[tuple[Any, float]]
+
+
+class Answers(NamedTuple):
+    """The answers to all files that could be read, and why each of the others could not."""
+
+    answers: list[Answer]
+    left_out: dict[Path, str]
+
+
+def answer(
+    classifier: Classifier, queries: Sequence[Path | str], *, top_k: int = 1, threshold: float = 0.0
+) -> Answers:
+    """Classify image files.
+
+    Args:
+        classifier: whose classes.
+        queries: image files, and folders of them.
+        top_k: labels of each image.
+        threshold: probability in [0, 1] below which the label is `NONE`.
+
+    Raises:
+        FileNotFoundError: if one of the queries does not exist.
+        ValueError: if a folder holds no image, no file can be read, or an argument is out of range.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1.")
+    files = list(dict.fromkeys(_files_of(map(Path, queries))))
+    # Transductive statistics are of all images that are asked together.
+    size = len(files) if classifier.how.bn == "transductive" else QUERIES_AT_ONCE
+    found = Answers([], {})
+    for first in range(0, len(files), size):
+        images, kept = [], []
+        for file in files[first : first + size]:
+            try:
+                images.append(as_batch([file], classifier.size)[0])
+                kept.append(file)
+            except ValueError as error:
+                found.left_out[file] = str(error)
+        if kept:
+            for file, top in zip(kept, classifier.top_k(images, top_k), strict=True):
+                label, probability = top[0]
+                found.answers.append(Answer(file, label if probability >= threshold else NONE, top))
+    if not found.answers:
+        raise ValueError(f"None of the {len(files)} image files can be read: {next(iter(found.left_out.values()))}")
+    return found
+
+
+def lines(answers: Iterable[Answer]) -> list[str]:
+    """One line for each answer: file, label, probability, and further labels with theirs, separated by tabs."""
+    return [
+        "\t".join([str(row.file), str(row.label), f"{row.top[0][1]:.3f}", *(_words(row.top[1:]))]) for row in answers
+    ]
+
+
+def write_answers(path: Path, found: Answers) -> Path:
+    """Write a `.csv` (file, label, probability, label_2, ...) or a `.json` file, which names the files left out too.
+
+    Raises:
+        ValueError: for another ending.
+    """
+    check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        content: dict[str, Any] = {
+            "answers": [
+                {
+                    "file": str(row.file),
+                    "label": row.label,
+                    "top": [{"label": label, "score": round(score, 6)} for label, score in row.top],
+                }
+                for row in found.answers
+            ],
+            "left_out": [{"file": str(file), "reason": reason} for file, reason in found.left_out.items()],
+        }
+        atomic_write(path, json.dumps(content, indent=1, default=str) + "\n")
+        return path
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    more = range(2, max(len(row.top) for row in found.answers) + 1)
+    writer.writerow(
+        ["file", "label", "probability", *(name for k in more for name in (f"label_{k}", f"probability_{k}"))]
+    )
+    for row in found.answers:
+        further = [value for label, score in row.top[1:] for value in (label, f"{score:.6f}")]
+        writer.writerow([row.file, row.label, f"{row.top[0][1]:.6f}", *further])
+    atomic_write(path, text.getvalue())
+    return path
+
+
+def check_output(path: Path) -> None:
+    """Refuse an ending that is not known, before any work.
+
+    Raises:
+        ValueError: for another ending than `SUFFIXES`.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} ends in '{path.suffix}': expected {' or '.join(SUFFIXES)}.")
+
+
+def _files_of(queries: Iterable[Path]) -> Iterable[Path]:
+    for query in queries:
+        yield from list_images(query) if not query.is_file() else [query]
+
+
+def _words(top: Sequence[tuple[Any, float]]) -> list[str]:
+    return [word for label, score in top for word in (str(label), f"{score:.3f}")]

@@ -1,0 +1,116 @@
+"""`hf-dfml adapt` and `hf-dfml classify`: a classifier of new classes, and its answers to pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_dfml.cli.options import Flips, HeadName, Representation
+from hf_dfml.utils.text import counted
+
+if TYPE_CHECKING:
+    from hf_dfml.classifier import Classifier
+
+FITS = 50
+"""Support images up to which a head that adapts the network is fitted once for each, to leave it out."""
+
+Output = Annotated[Path | None, typer.Option(help="A .csv or .json file for the answers, in place of the screen.")]
+TopK = Annotated[int, typer.Option(help="Labels of each picture.")]
+Threshold = Annotated[float, typer.Option(help='Probability below which a picture is "none of these".')]
+Device = Annotated[str, typer.Option(help="Where the work is done, such as cuda.")]
+
+
+def adapt(
+    model: Annotated[str, typer.Argument(help="A meta-model, a member of a pool, or a whole pool: folder or Hub id.")],
+    support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
+    query: Annotated[
+        list[Path] | None, typer.Option(help="Images, or folders of images, to classify: --query a b.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Folder for the classifier; `hf-dfml classify` reads it.")] = None,
+    head: HeadName = None,
+    flips: Flips = None,
+    representation: Representation = None,
+    bn: Annotated[
+        str | None, typer.Option(help="Batch-norm statistics: support, running or transductive; the model's own else.")
+    ] = None,
+    output: Output = None,
+    top_k: TopK = 1,
+    threshold: Threshold = 0.0,
+    device: Device = "cpu",
+) -> None:
+    """Learn new classes from a few pictures of each; classify others, keep the classifier, or both.
+
+    Says on standard error how many of the example images are classified correctly by what is learnt from the others.
+    """
+    from hf_dfml.adapting import adapt as learn
+    from hf_dfml.classifier.answers import check_output
+    from hf_dfml.classifier.files import check_folder
+    from hf_dfml.evaluation.heads import find_head
+
+    if output:
+        check_output(output)
+    if save:
+        check_folder(save)
+    how = {"head": find_head(head), "flips": flips and flips == "true", "representation": representation, "bn": bn}
+    classifier = learn(model, support, device=device, **how)  # type: ignore[arg-type]
+    _say(_left_out(classifier))
+    if save:
+        classifier.save_pretrained(save)
+        _say(f"Wrote the classifier and its card to {save}: hf-dfml classify {save} PHOTOS")
+    if query:
+        _answer(classifier, query, output, top_k, threshold)
+
+
+def classify(
+    classifier: Annotated[str, typer.Argument(help="Folder or Hub id of a classifier (`hf-dfml adapt --save`).")],
+    photos: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    output: Output = None,
+    top_k: TopK = 1,
+    threshold: Threshold = 0.0,
+    device: Device = "cpu",
+) -> None:
+    """Classify pictures with a stored classifier."""
+    from hf_dfml.classifier import Classifier
+    from hf_dfml.classifier.answers import check_output
+
+    if output:
+        check_output(output)
+    _answer(Classifier.from_pretrained(classifier, device=device), photos, output, top_k, threshold)
+
+
+def _left_out(classifier: Classifier) -> str:
+    """The outcome of leave-one-out in a line."""
+    from hf_dfml.evaluation.heads import HEADS
+
+    images, how = sum(classifier.shots), classifier.how
+    if how.bn == "transductive" or (images > FITS and not HEADS[how.head].on_features):
+        return f"Learnt {len(classifier.classes)} classes from {counted(images, 'image')}."
+    if max(classifier.shots) < 2:
+        return "Each class has one image: with two of a class the accuracy on your own images could be estimated."
+    found = classifier.leave_one_out()
+    return (
+        f"On your own {counted(found.total, 'image')}, each left out in turn (head={how.head}, bn={how.bn}): {found}."
+    )
+
+
+def _answer(classifier: Classifier, queries: list[Path], output: Path | None, top_k: int, threshold: float) -> None:
+    from hf_dfml.classifier.answers import answer, lines, write_answers
+
+    found = answer(classifier, queries, top_k=top_k, threshold=threshold)
+    if output:
+        write_answers(output, found)
+        _say(f"Wrote the answers to {counted(len(found.answers), 'image')} to {output}.")
+    else:
+        for line in lines(found.answers):
+            typer.echo(line)
+    if found.left_out:
+        _say(f"Left out {counted(len(found.left_out), 'file')}:")
+        for reason in found.left_out.values():
+            _say(f"  {reason}")
+
+
+def _say(text: str) -> None:
+    """To people, beside the answers on standard output."""
+    typer.echo(text, err=True)
