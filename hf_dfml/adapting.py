@@ -197,6 +197,10 @@ class FewShotClassifier:
         vars(self).update(params)
         return self
 
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name, value in self.get_params().items() if value is not None]
+        return f"FewShotClassifier({', '.join(given)})"
+
     def __sklearn_clone__(self) -> FewShotClassifier:
         # The model is shared: it is never changed.
         return FewShotClassifier(**self.get_params())

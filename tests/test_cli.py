@@ -21,9 +21,15 @@ from hf_dfml.pool import ModelPool
 
 def run(capsys, *arguments):
     """Exit code and what was printed."""
+    code, out, _ = run_with_errors(capsys, *arguments)
+    return code, out
+
+
+def run_with_errors(capsys, *arguments):
+    """Likewise, and what was printed on standard error."""
     with pytest.raises(SystemExit) as stop:
         main(arguments)
-    return stop.value.code, capsys.readouterr().out
+    return stop.value.code, *capsys.readouterr()
 
 
 @pytest.fixture
@@ -174,9 +180,35 @@ def test_a_picture_that_cannot_be_read_does_not_stop_the_others(capsys, caplog, 
     query = (tmp_path / "support" / "query").rename(tmp_path / "query")
     for folder in (tmp_path / "support" / "a", query):
         (folder / "broken.jpg").write_bytes(b"no picture")
-    code, out = run(capsys, "adapt", str(meta_folder), "--support", str(tmp_path / "support"), "--query", str(query))
+    words = ["adapt", str(meta_folder), "--support", str(tmp_path / "support"), "--query", str(query)]
+    code, out, errors = run_with_errors(capsys, *words)
     assert code == 0 and len(out.splitlines()) == 1 and "1.png" in out
-    assert caplog.text.count("broken.jpg is not readable") == 2
+    assert caplog.text.count("broken.jpg is not readable") == 1, "of the support set"
+    assert "Left out 1 file:" in errors and "broken.jpg is not readable" in errors.splitlines()[-1]
+
+
+def test_a_classifier_is_kept_and_asked_again(capsys, meta_folder, tmp_path):
+    for name, colour in (("red", (200, 20, 20)), ("blue", (20, 20, 200))):
+        for index in range(2):
+            (tmp_path / "support" / name).mkdir(parents=True, exist_ok=True)
+            picture = Image.new("RGB", (40, 30), tuple(value + 9 * index for value in colour))
+            picture.save(tmp_path / "support" / name / f"{index}.png")
+    words = ["adapt", str(meta_folder), "--support", str(tmp_path / "support"), "--head", "prototype"]
+    code, out, errors = run_with_errors(capsys, *words, "--save", str(tmp_path / "mine"))
+    assert code == 0 and not out
+    assert "On your own 4 images, each left out in turn (head=prototype, bn=support): 4 of 4" in errors
+    folders = [str(tmp_path / "support" / name) for name in ("red", "blue")]
+    code, out = run(capsys, "classify", str(tmp_path / "mine"), *folders, "--top_k", "2")
+    assert code == 0 and [line.split("\t")[1] for line in out.splitlines()] == ["red", "red", "blue", "blue"]
+    asked_at_once = run(capsys, *words, "--query", *folders, "--top-k", "2")
+    assert asked_at_once == (0, out)
+    output = tmp_path / "answers.csv"
+    code, out = run(capsys, "classify", str(tmp_path / "mine"), *folders, "--output", str(output), "--threshold", "1")
+    assert code == 0 and not out and output.read_text().count("none of these") == 4
+    code, _ = run(capsys, "classify", str(tmp_path / "mine"), *folders, "--output", "answers.xlsx")
+    assert "expected .csv or .json" in str(code)
+    code, _ = run(capsys, *words, "--save", str(tmp_path / "support"))
+    assert "support holds something else than a classifier" in str(code)
 
 
 @pytest.mark.parametrize(

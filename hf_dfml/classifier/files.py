@@ -191,7 +191,7 @@ def _write_into(folder: Path, classifier: Classifier, name: str, store_support: 
         images = classifier.support.cpu()
         small = to_uint8(images)
         exact = torch.equal(to_unit(small), images)
-        stored = {"images": small if exact else images.contiguous(), "ways": classifier.ways.cpu()}
+        stored = {"images": (small if exact else images).contiguous(), "ways": classifier.ways.cpu()}
         save_tensors(stored, folder / SUPPORT_NAME)
     atomic_write(folder / CARD_NAME, make_card(classifier, name))
 

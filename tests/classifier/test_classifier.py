@@ -1,0 +1,58 @@
+"""What a classifier says of itself: leave-one-out, evaluation, none of these."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_dfml import MetaModel
+from tests.classifier.conftest import CLASSES, labels, pictures
+
+
+def test_its_network_answers_as_its_head_does(meta: MetaModel) -> None:
+    queries = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for head, flips in (("finetune", False), ("prototype", False), ("prototype", True), ("linear", True)):
+        for bn in ("support", "running", "transductive"):
+            classifier = meta.adapt(pictures(0, 3), labels(3), head=head, bn=bn, flips=flips)  # type: ignore[arg-type]
+            fitted, adapted = classifier.fitted
+            with torch.no_grad():
+                expected = fitted.logits(adapted, classifier.support, queries).softmax(-1)
+            torch.testing.assert_close(classifier.predict_proba(queries), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("head", "bn"), [("prototype", "running"), ("prototype", "support"), ("finetune", "support")])
+def test_leaving_one_out_is_learning_from_the_others(meta: MetaModel, head: str, bn: str) -> None:
+    images, names = pictures(3, 3), ["ant", "bee", "bee", "bee", "cow", "ant", "ant", "cow", "bee"]  # Some are wrong.
+    found = 0
+    for row, image in enumerate(images):
+        others = [images[i] for i in range(9) if i != row], [names[i] for i in range(9) if i != row]
+        found += meta.adapt(*others, head=head, bn=bn).predict([image]) == [names[row]]  # type: ignore[arg-type]
+    assert meta.adapt(images, names, head=head, bn=bn).leave_one_out() == (found, 9)  # type: ignore[arg-type]
+    assert found < 9
+
+
+def test_images_alone_in_their_class_are_not_left_out(meta: MetaModel) -> None:
+    images = pictures(0, 3)
+    classifier = meta.adapt([*images[:6], images[6]], [*labels(3)[:6], "cow"], head="prototype")
+    assert classifier.leave_one_out().total == 6
+    with pytest.raises(ValueError, match="Each class has one image"):
+        meta.adapt(pictures(0), labels()).leave_one_out()
+    with pytest.raises(ValueError, match="transductive"):
+        meta.adapt(images, labels(3), bn="transductive").leave_one_out()
+
+
+def test_accuracy_on_other_images(meta: MetaModel) -> None:
+    classifier = meta.adapt(pictures(0, 3), labels(3), head="prototype", bn="running")
+    assert classifier.evaluate(pictures(1, 4), labels(4)) == (12, 12)
+    assert classifier.evaluate(pictures(1), ["bee", "ant", "cow"]) == (1, 3)
+    with pytest.raises(ValueError, match="Label 'cat' is not one of the classifier's 3: 'ant', 'bee', 'cow'"):
+        classifier.evaluate(pictures(1), ["cat", "ant", "cow"])
+
+
+def test_none_of_these_below_a_threshold(meta: MetaModel) -> None:
+    classifier = meta.adapt(pictures(0, 3), labels(3), head="prototype")
+    best = classifier.predict_proba(pictures(1)).amax(1)
+    threshold = (best.min().item() + best.max().item()) / 2
+    expected = [name if value >= threshold else None for name, value in zip(CLASSES, best.tolist(), strict=True)]
+    assert classifier.predict(pictures(1), threshold=threshold) == expected
+    assert None in expected and classifier.predict(pictures(1)) == CLASSES
