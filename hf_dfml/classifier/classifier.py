@@ -22,7 +22,7 @@ from hf_dfml.classifier.origin import Origin
 from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.networks.linear_on_features import LinearOnFeatures
-from hf_dfml.utils.inputs import Images, as_batch, list_class_folders, read_files
+from hf_dfml.utils.inputs import Images, as_batch, as_labels, list_class_folders, read_files
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -322,7 +322,7 @@ def _labelled(images: Images, labels: Labels | None, size: tuple[int, int]) -> t
             raise ValueError("Labels are missing: give one for each image, or a folder with a folder for each class.")
         return _read_class_folders(images, size)
     batch = as_batch(images, size)
-    names: list[Any] = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    names = as_labels(labels)
     if len(names) != len(batch):
         raise ValueError(f"There are {len(batch)} images but {len(names)} labels: expected one label an image.")
     return batch, names

@@ -266,7 +266,8 @@ def _read_on_members(
 ) -> LinearOnFeatures:
     if seen not in ("features", "answers"):
         raise MemberError(id, f"takes '{str(seen)[:80]}' of a pool's members, expected features or answers")
-    pool = ModelPool.from_lock(folder / LOCK_NAME, **{**hub, "revision": None}).to(device)
+    options: HubArguments = {**hub, "revision": None}
+    pool = ModelPool.from_lock(folder / LOCK_NAME, **options).to(device)
     state = load_file(folder / WEIGHTS_NAME, device=str(device))
     if state.keys() != {"fc.weight", "fc.bias"} or len(state["fc.bias"]) != outputs:
         raise MemberError(id, f"{WEIGHTS_NAME} is not a linear layer of {outputs} outputs")
