@@ -38,7 +38,18 @@ ORDER = (
         "pool",
     ),
     *("recovery", "learning", "evaluation", "methods", "sinusoids", "trackers", "trainer", "classifier"),
-    *("meta_config", "hub_results", "model_card", "meta_model", "adapting", "pipeline", "quickstart", "demo", "cli"),
+    *(
+        "meta_config",
+        "hub_results",
+        "model_card",
+        "meta_model",
+        "adapting",
+        "comparing",
+        "pipeline",
+        "quickstart",
+        "demo",
+        "cli",
+    ),
 )
 """A module imports from its own line and from those before it; `pool` itself is what `pool/__init__.py` offers."""
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hf_dfml.cli.classify import adapt, classify
+from hf_dfml.cli.compare import compare
 from hf_dfml.cli.evaluate import evaluate
 from hf_dfml.cli.options import Seed, WithHeads
 from hf_dfml.cli.pool import pool_app
@@ -19,7 +20,7 @@ from hf_dfml.errors import TRACEBACK_VARIABLE, errors_in_a_sentence
 from hf_dfml.version import __version__
 
 SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
-LIST_OPTIONS = ("--shots", "--query")
+LIST_OPTIONS = ("--shots", "--query", "--models")
 
 app = typer.Typer(
     help="Data-free meta-learning: a pool of pretrained classifiers in, one few-shot-ready model out.",
@@ -64,6 +65,7 @@ app.add_typer(train_app, name="train")
 for _command in (evaluate, adapt):
     app.command(cls=WithHeads)(_command)
 app.command()(classify)
+app.command()(compare)
 app.command()(serve)
 
 

@@ -1,0 +1,213 @@
+"""Which is best on *your* images: a member, all members, meta-models, or a public backbone, by nearest class means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.data.folders import open_data
+from hf_dfml.evaluation.baselines import best_member, probabilities_of
+from hf_dfml.evaluation.heads import class_means
+from hf_dfml.evaluation.heads.features import represented, with_flips
+from hf_dfml.evaluation.protocol import EvaluationProtocol, draw_episodes, episode_labels
+from hf_dfml.evaluation.results import mean_and_interval
+from hf_dfml.meta_model import MetaModel
+from hf_dfml.networks.functional import functional_forward
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.utils.images import resize, to_unit
+from hf_dfml.utils.progress import progress
+
+Extract = Callable[[Tensor], Tensor]
+"""Images `(B, 3, H, W)` in [0, 1] -> features `(B, D)`."""
+
+AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A contestant on a user's images.
+
+    Attributes:
+        name: what tables call it.
+        right: images whose class is found when each is left out of the class means once.
+        images: how many were.
+        accuracy: mean accuracy in percent over episodes of these images, by shots; empty where there are too few.
+        ci95: half of its 95 % interval, by shots.
+        behind: by shots, how many points it is behind the first one, paired by episode, and the interval of that.
+    """
+
+    name: str
+    right: int
+    images: int
+    accuracy: dict[int, float]
+    ci95: dict[int, float]
+    behind: dict[int, tuple[float, float]]
+
+    def as_json(self) -> dict[str, Any]:
+        """For a tool that reads."""
+        return asdict(self)
+
+
+def compare(
+    support: Path | str,
+    *,
+    pool: str | None = None,
+    models: Sequence[str] = (),
+    backbone: str | None = None,
+    ways: int = 5,
+    shots: Sequence[int] = (1, 5),
+    queries: int = 15,
+    episodes: int = 200,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **data: Any,
+) -> list[Comparison]:
+    """Compare, best first, by leave-one-out and by episodes of the same images for all.
+
+    Args:
+        support: as `hf_dfml.data.open_data`.
+        pool: its best member and all its members take part.
+        models: meta-models, by folder or id.
+        backbone: a pool of one public network (folder or id).
+        ways: classes of an episode; fewer where there are fewer.
+        shots: support images a class; numbers that the images do not allow are passed over.
+        queries: query images a class; fewer where there are fewer.
+        episodes: how many.
+        seed: of the episodes.
+        device: where.
+        **data: of `open_data`.
+
+    Raises:
+        ValueError: if nothing is to be compared, or the images have fewer than two classes.
+    """
+    contestants = list(_contestants(pool, models, backbone, device))
+    if not contestants:
+        raise ValueError("Nothing to compare: give --pool, --models or --backbone.")
+    images = open_data(support, "train", image_size=max(size for _, size, _ in contestants), **data)
+    counts = torch.bincount(images.labels)
+    ways = min(ways, len(counts))
+    allowed = [number for number in shots if int(counts.min()) > number]
+    drawn = {}
+    for number in allowed:
+        protocol = EvaluationProtocol(
+            ways=ways, shots=[number], episodes=episodes, queries=min(queries, int(counts.min()) - number), seed=seed
+        )
+        drawn[number] = (
+            *draw_episodes(images, protocol, number),
+            *episode_labels(protocol, number, torch.device("cpu")),
+        )
+    found = []
+    for name, _, extractors in progress(contestants, description="Comparing", unit="contestant"):
+        features = _features(extractors, images, device)
+        found.append(
+            (name, leave_one_out(features, images.labels), {k: _accuracies(features, *v) for k, v in drawn.items()})
+        )
+    found.sort(key=lambda each: (sum(float(a.mean()) for a in each[2].values()), int(each[1].sum())), reverse=True)
+    first = found[0][2]
+    return [
+        Comparison(
+            name,
+            int(right.sum()),
+            len(right),
+            {number: mean_and_interval(100 * values)[0] for number, values in accuracies.items()},
+            {number: mean_and_interval(100 * values)[1] for number, values in accuracies.items()},
+            {number: mean_and_interval(100 * (first[number] - values)) for number, values in accuracies.items()},
+        )
+        for name, right, accuracies in found
+    ]
+
+
+def verdict(rows: Sequence[Comparison]) -> str:
+    """Which one to use, and whether the difference to the next is more than noise."""
+    if len(rows) == 1:
+        return f"Only {rows[0].name} was compared."
+    best, second = rows[0], rows[1]
+    if not second.behind:
+        return (
+            f"{best.name} has {best.right} and {second.name} {second.right} of {best.images} images right. A "
+            "class has too few images for episodes, so that this says little: add some."
+        )
+    number = max(second.behind)
+    points, interval = second.behind[number]
+    doubt = "more than chance" if points > interval else "which may be chance: take the smaller or faster of the two"
+    ahead = f"{points:.1f} ± {interval:.1f} points ahead of {second.name}"
+    return f"Use {best.name}: with {number} images a class it is {ahead}, {doubt}."
+
+
+def leave_one_out(features: Tensor, labels: Tensor) -> Tensor:
+    """Whether each of `features` `(M, D)` is nearest, by cosine, to the mean of the others of its class: `(M,)` bool.
+
+    An image that is its class's only one is wrong, as nothing is known of its class without it.
+    """
+    ways = int(labels.max()) + 1
+    features = F.normalize(features, dim=-1)
+    sums = torch.zeros(ways, features.shape[1]).index_add_(0, labels, features)
+    cosines = features @ F.normalize(sums, dim=-1).T
+    own = (features * F.normalize(sums[labels] - features, dim=-1)).sum(-1)
+    alone = torch.bincount(labels, minlength=ways)[labels] == 1
+    cosines[torch.arange(len(labels)), labels] = torch.where(alone, -torch.inf, own)
+    return cosines.argmax(-1) == labels
+
+
+def _accuracies(features: Tensor, support: Tensor, query: Tensor, labels: Tensor, truth: Tensor) -> Tensor:
+    """Accuracy of each episode `(E,)`; rows of the support `(E, N*K)` and of the queries `(E, N*Q)`."""
+    features = F.normalize(features, dim=-1)
+    means = class_means(features[support], labels, int(labels.max()) + 1)
+    cosines = features[query] @ F.normalize(means, dim=-1).mT
+    return (cosines.argmax(-1) == truth).float().mean(-1)
+
+
+@torch.no_grad()
+def _features(extractors: Iterator[Extract] | Sequence[Extract], images: FewShotDataset, device: Any) -> Tensor:
+    parts = []
+    for extract in extractors:
+        batches = (to_unit(batch).to(device) for batch in images.images.split(AT_ONCE))
+        parts.append(torch.cat([extract(batch).cpu().float() for batch in batches]))
+    return torch.cat(parts, dim=1)
+
+
+def _contestants(
+    pool: str | None, models: Sequence[str], backbone: str | None, device: Any
+) -> Iterator[tuple[str, int, Iterator[Extract] | Sequence[Extract]]]:
+    """A name, the size of its images, and what makes its features, side by side."""
+    if pool:
+        members = ModelPool.open(pool).usable().to(device)
+        size = max(entry.input_size[-1] for entry in members if entry.input_size)
+        entry, name = best_member(members)
+        yield name, size, [members.load(entry).features]
+        count = f"All {len(members)} members"
+        normalised = (partial(_normalised, members.load(entry).features) for entry in members)
+        yield f"{count}, features", size, normalised
+        yield f"{count}, answers", size, (partial(probabilities_of, members.load(entry)) for entry in members)
+    for model in models:
+        meta = MetaModel.from_pretrained(model, device=device)
+        yield f"{meta.config.method} ({Path(model).name})", meta.config.input_size[-1], [_of_meta_model(meta)]
+    if backbone:
+        one = ModelPool.open(backbone).usable().to(device)
+        if len(one) != 1:
+            raise ValueError(f"--backbone {backbone} has {len(one)} networks: name one.")
+        yield f"Backbone {one[0].id}", (one[0].input_size or (3, 224, 224))[-1], [one.load(0).features]
+
+
+def _normalised(extract: Extract, images: Tensor) -> Tensor:
+    return F.normalize(extract(images), dim=-1)
+
+
+def _of_meta_model(meta: MetaModel) -> Extract:
+    """Features as `adapt` takes them by default, under stored statistics."""
+    size = meta.config.input_size[1:]
+
+    def features(images: Tensor) -> Tensor:
+        return functional_forward(meta.network, {}, resize(images, size), source="running", features=True)
+
+    how = meta.config.adapt
+    seen = represented(meta.network, features) if how.representation == "answers" else features
+    return with_flips(seen) if how.flips else seen

@@ -1,0 +1,97 @@
+"""Comparison on a user's own images: leave-one-out, paired episodes, and what is said about the difference."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from hf_dfml.cli import main
+from hf_dfml.comparing import Comparison, compare, leave_one_out, verdict
+from hf_dfml.meta_model import MetaModel
+from tests.methods.pools import make_model
+from tests.pool.members import write_pool
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three classes of five images, whose colours differ and overlap."""
+    draw = torch.Generator().manual_seed(0)
+    for way, name in enumerate(("ant", "bee", "cow")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(5):
+            noise = torch.randint(0, 120, (16, 16, 3), generator=draw, dtype=torch.uint8)
+            noise[..., way] += 60
+            Image.fromarray(noise.numpy()).save(tmp_path / "photos" / name / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def test_leave_one_out_is_that_of_a_plain_loop():
+    draw = torch.Generator().manual_seed(1)
+    features, labels = torch.randn(30, 5, generator=draw), torch.randint(0, 4, (30,), generator=draw)
+    labels[0] = 4  # The only one of its class.
+    features += F.one_hot(labels, 5) * 1.5
+    found = leave_one_out(features, labels)
+    normal = F.normalize(features, dim=-1)
+    for index in range(30):
+        kept = torch.arange(30) != index
+        ways = labels[kept].unique()
+        means = torch.stack([normal[kept & (labels == way)].mean(0) for way in ways])
+        nearest = ways[F.cosine_similarity(means, normal[index], dim=-1).argmax()]
+        assert found[index] == (nearest == labels[index])
+    assert not found[0] and 0.3 < found.float().mean() < 1
+
+
+def test_everything_named_is_ranked_on_the_same_episodes(photos, tmp_path):
+    pool = write_pool(tmp_path / "pool", 3)
+    MetaModel.of(make_model(5), method="TGR").save_pretrained(tmp_path / "meta")
+    options = {"pool": str(pool), "models": [str(tmp_path / "meta")], "backbone": str(pool / "m-0"), "episodes": 30}
+    rows = compare(photos, shots=[1, 2, 9], **options)
+    assert [row.name for row in rows if "member" in row.name.lower() or "m-0" in row.name]
+    assert {row.name for row in rows} == {
+        "Best member",
+        "All 3 members, features",
+        "All 3 members, answers",
+        "TGR (meta)",
+        "Backbone m-0",
+    }
+    assert all(row.images == 15 and set(row.accuracy) == {1, 2} for row in rows), "9 of 5 images cannot be shown"
+    totals = [sum(row.accuracy.values()) for row in rows]
+    assert totals == sorted(totals, reverse=True) and rows[0].behind[1] == (0, 0)
+    # The best member is m-0: the same features on the same episodes.
+    by_name = {row.name: row for row in rows}
+    assert replace(by_name["Best member"], name="") == replace(by_name["Backbone m-0"], name="")
+    for row in rows[1:]:
+        assert row.behind[2][0] == pytest.approx(rows[0].accuracy[2] - row.accuracy[2], abs=1e-3)
+
+
+def row(name, points, interval):
+    return Comparison(name, 5, 10, {5: 60.0}, {5: 1.0}, {5: (points, interval)})
+
+
+def test_a_difference_within_its_interval_is_called_chance():
+    first = row("A", 0.0, 0.0)
+    assert "Use A: with 5 images a class it is 3.0 ± 1.0 points ahead of B, more than chance." == verdict(
+        [first, row("B", 3.0, 1.0)]
+    )
+    assert "may be chance" in verdict([first, row("B", 0.5, 1.0)])
+    few = [Comparison(name, right, 4, {}, {}, {}) for name, right in (("A", 3), ("B", 2))]
+    assert "A has 3 and B 2 of 4 images right" in verdict(few)
+
+
+def test_the_command_prints_a_table_or_json(photos, tmp_path, capsys):
+    pool = str(write_pool(tmp_path / "pool", 2))
+    words = ["compare", "--support", str(photos), "--pool", pool, "--shots", "1", "2", "--episodes", "10"]
+    with pytest.raises(SystemExit) as code:
+        main(words)
+    printed = capsys.readouterr().out
+    assert code.value.code in (0, None) and "15 images of" in printed and "2-shot (%)" in printed
+    assert "Use " in printed.replace("\n", " ")
+    with pytest.raises(SystemExit):
+        main([*words, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["rows"]) == 3 and found["verdict"]
+    with pytest.raises(SystemExit, match="Nothing to compare"):
+        main(["compare", "--support", str(photos)])
