@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,12 +16,31 @@ from hf_dfml.settings import Option, from_flat, meant, no_option, options_of
 Config = TypeVar("Config")
 
 FILES = {
-    "preset": "Ready settings, such as cifar-fs-cpu; a wrong name lists them all.",
+    "preset": "Ready settings: tiny, small, cpu, gpu, paper, ...; a wrong name lists them all.",
     "config": "YAML file of options, which win over those of a preset.",
 }
 """Options that name further options; those of the command line win over either."""
 INDENT = 28
 """Column of the texts in a list of options."""
+SIZES = ("tiny", "small", "cpu", "gpu", "paper")
+"""Presets that every method has, of no data set; the shortest first."""
+TIME = "# Time: "
+"""How the line of a preset begins that says how long it takes."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """What a command line means that names neither a preset nor a file.
+
+    Attributes:
+        preset: the preset, where the method has one of that name.
+        fit: gives better values of some options for what was typed; those of options that there are not are left out.
+        announce: is given a line about the preset that is used, with the time that it takes.
+    """
+
+    preset: str = "cpu"
+    fit: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    announce: Callable[[str], Any] = print
 
 
 def parse(
@@ -31,10 +50,12 @@ def parse(
     *,
     description: str | None = None,
     program: str | None = None,
+    default: Default | None = None,
 ) -> tuple[Any, Config]:
     """The method's hyper-parameters and the run's settings from a command line; see `parse_into`."""
     method = method_class.__module__.rpartition(".")[-1].replace("_", "-")
-    method_config, run_config = parse_into((method_class.Config, run_class), argv, description, program, method)
+    classes = (method_class.Config, run_class)
+    method_config, run_config = parse_into(classes, argv, description, program, method, default)
     return method_config, run_config
 
 
@@ -44,6 +65,7 @@ def parse_into(
     description: str | None = None,
     program: str | None = None,
     method: str = "",
+    default: Default | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each dataclass from a command line; what is wrong with it ends it with exit code 2.
 
@@ -56,6 +78,7 @@ def parse_into(
         description: text above the list of options.
         program: what the user has typed before `argv`; the script's name by default.
         method: whose presets `--preset` may name without their first part.
+        default: what is meant where neither a preset nor a file is named; None for the options' own defaults.
 
     Raises:
         ValueError: if a file is not valid YAML, has a key that is no option or a value that its option cannot have.
@@ -85,10 +108,19 @@ def parse_into(
     try:
         typed = _read_words(given, options)
         name, file = typed.pop("preset", None), typed.pop("config", None)
-        preset = _preset(name, method) if name else None
+        assumed = default.preset if default and not name and not file else None
+        if assumed and f"{method}-{assumed}" not in presets(method):
+            assumed = None  # A method of the user's own.
+        preset = _preset(name or assumed or "", method) if name or assumed else None
     except ValueError as error:
         wrong(str(error))
     values = _read_yaml(*preset, options) if preset else {}
+    if preset and default:
+        chosen = f"--preset {preset[0].removeprefix(f'{method}-').removesuffix('.yaml')}"
+        why = f" (no --preset was given; there are {', '.join(SIZES)})" if assumed else ""
+        default.announce(f"{chosen}{why}: {time_of(preset[1])}")
+    if default and default.fit and assumed:
+        values |= {each: value for each, value in default.fit(typed).items() if each in options}
     if file:
         if not Path(file).is_file():
             raise FileNotFoundError(f"There is no configuration file {file}.")
@@ -133,17 +165,30 @@ def _read_words(words: Sequence[str], options: Mapping[str, Option]) -> dict[str
     return values
 
 
-def _preset(name: str, method: str) -> tuple[str, bytes]:
-    """Name and content of a file of `hf_dfml/presets`."""
+def presets(method: str = "") -> dict[str, Any]:
+    """The files of `hf_dfml/presets` by name, those of one method or all."""
     folder = files("hf_dfml") / "presets"
     found = {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
-    own = sorted(each for each in found if each.startswith(f"{method}-") or not method)
+    return {name: found[name] for name in sorted(found) if name.startswith(f"{method}-") or not method}
+
+
+def time_of(preset: bytes) -> str:
+    """What a preset says of the time that it takes."""
+    lines = (line for line in preset.decode().splitlines() if line.startswith(TIME))
+    return next(lines, f"{TIME}not measured.").removeprefix(TIME)
+
+
+def _preset(name: str, method: str) -> tuple[str, bytes]:
+    """Name and content of a file of `hf_dfml/presets`."""
+    own = presets(method)
     full = next((each for each in (name, f"{method}-{name}") if each in own), None)
     if full is None:
         short = [each.removeprefix(f"{method}-") for each in own]
+        # Those that every method has come first.
+        short.sort(key=lambda each: SIZES.index(each) if each in SIZES else len(SIZES))
         listed = f"expected {', '.join(short)}" if short else f"there are none of {method}"
         raise ValueError(f"--preset {name}: {listed}.{meant(name.removeprefix(f'{method}-'), short)}")
-    return f"{full}.yaml", found[full].read_bytes()
+    return f"{full}.yaml", own[full].read_bytes()
 
 
 def _read_yaml(name: str, content: bytes, options: Mapping[str, Option]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -16,43 +17,66 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from hf_dfml.data import load_dataset
-from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, results_chart, write_results
+from hf_dfml.estimate import cost_of_distillation
+from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, print_table, results_chart, write_results
 from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
 from hf_dfml.evaluation.selection import best_head, validation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.base import Method, refuse_black_boxes
+from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
+from hf_dfml.preflight import check_disk, check_folder, check_push, evaluation_data, names_of_datasets
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
 from hf_dfml.trainer import Outcome, Trainer
+from hf_dfml.utils.folder_lock import folder_in_use
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.processes import Processes
+from hf_dfml.utils.progress import whole_run
 from hf_dfml.utils.provenance import describe_machine, scrub_command, this_command
 from hf_dfml.utils.seeding import deterministic, fork
 
 
+class RunResults(list[Result]):
+    """The rows of a run's evaluation.
+
+    Attributes:
+        exit_code: 0 where the run came to its end; 3, or 130 after Ctrl-C, where it was stopped and can go on.
+    """
+
+    exit_code: int = 0
+
+
 def run(
-    method_class: type[Method], method_config: Any, config: RunConfig, argv: Sequence[str] | None = None
-) -> list[Result]:
+    method_class: type[Method],
+    method_config: Any,
+    config: RunConfig,
+    argv: Sequence[str] | None = None,
+    *,
+    show: Callable[[list[Result]], Any] = print_table,
+) -> RunResults:
     """Meta-learn from a pool with one method, evaluate, write results, model, pictures and card.
 
-    Rows of results are written as they are measured, so that a failure later loses none.
+    What can be refused is refused before the first second of work; see `hf_dfml.preflight`. Rows of results are
+    written as they are measured, so that a failure later loses none.
 
     Args:
         method_class: a class of `hf_dfml.methods` or of your own; see docs/extending.md.
         method_config: its hyper-parameters.
         config: the run.
         argv: the command line that card and `results.json` name; this process's by default.
+        show: is given all rows at the end of the evaluation.
 
     Returns:
         The rows of the evaluation; none without a data set, or where the run was stopped before its end.
+
+    Raises:
+        FileExistsError: if another process is using the output folder, or it holds another run.
     """
-    command = shlex.join(argv) if argv else this_command()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     deterministic(config.seed)
@@ -63,7 +87,31 @@ def run(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.patience_minutes))],
     )
     _check_launch(accelerator, config)
+    names_of_datasets(config)
     processes = Processes(accelerator)
+    with ExitStack() as until_the_end:
+        folder = Path(config.output_dir)
+        processes.once(lambda: _claim(folder, config, until_the_end))
+        return _run(method_class, method_config, config, accelerator, shlex.join(argv) if argv else None, show)
+
+
+def _claim(folder: Path, config: RunConfig, until_the_end: ExitStack) -> None:
+    check_folder(folder)
+    until_the_end.enter_context(folder_in_use(folder))
+    if config.push_to_hub:
+        check_push(config.push_to_hub, private=config.private)
+
+
+def _run(
+    method_class: type[Method],
+    method_config: Any,
+    config: RunConfig,
+    accelerator: TrackedAccelerator,
+    command: str | None,
+    show: Callable[[list[Result]], Any],
+) -> RunResults:
+    command = command or this_command()
+    processes, folder = Processes(accelerator), Path(config.output_dir)
     if config.black_box != "none" or opening.is_service(config.pool):
         refuse_black_boxes(method_class)
     pool = open_teachers(config, processes.device)
@@ -73,49 +121,79 @@ def run(
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
     suits = Adaptation(bn=method.eval_bn, head=method.eval_head, representation=method.eval_representation)
-    names = [name.strip() for name in (config.dataset or "").split(",") if name.strip()]
-    choosing = [load_dataset(name, "validation", data_dir=config.data_dir) for name in names]
     protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes)
     validating = replace(protocol, episodes=config.validation_episodes, split="validation")
-    validate = validation(choosing, validating, suits, processes) if names else None
+    size = network_info(network).image_size
+    data = evaluation_data(config, protocol, size)
+    processes.once(lambda: check_disk(folder, network, flat(method_config), config, size))
+    if isinstance(method, PoolDistillation) and not pool.answers_only and not (folder / "checkpoints").exists():
+        accelerator.print(f"Estimate: {cost_of_distillation(pool, network, flat(method_config))}.")
+    validate = validation(data.validation, validating, suits, processes) if data.names else None
     accelerator.config = hyper_parameters(
         method=method.name, options=method_config, run=config, members=len(pool), pool=scrub_command(config.pool)
     )
-    # With the first checkpoint, so that a run that is interrupted can go on with the same members.
-    lock = partial(pool.lock, config.output_dir)
-    outcome = Trainer(method, pool, config, accelerator, validate, lock).fit()
-    folder = Path(config.output_dir)
-    adapt = suits
-    results: list[Result] = []
+    results = RunResults()
 
     def record(rows: list[Result]) -> None:
         results.extend(rows)
+        whole.next_piece()
         if processes.is_main:
             write_results(folder, results)
 
-    if outcome.finished and names:
-        adapt = best_head(outcome.model, choosing, validating, processes)
-        size = network_info(outcome.model).image_size
-        meta_test(
-            outcome.model,
-            (load_dataset(name, "test", data_dir=config.data_dir, image_size=size) for name in names),
-            protocols_of_run(protocol, (suits, adapt), config.icfil_episodes),
-            pool,
-            method=method.name,
-            baselines=protocol if config.baselines else None,
-            command=command,
-            processes=processes,
-            record=record,
-        )
+    adapt = suits
+    parts = ["setup", "steps", *["evaluation"] * bool(data.names)]
+    with whole_run(method.name, parts, enabled=processes.is_main) as whole:
+        # With the first checkpoint, so that a run that is interrupted can go on with the same members.
+        lock = partial(pool.lock, config.output_dir)
+        outcome = Trainer(method, pool, config, accelerator, validate, lock, whole=whole).fit()
+        results.exit_code = outcome.exit_code
+        if outcome.finished and data.names:
+            protocols = protocols_of_run(protocol, (suits,), config.icfil_episodes)
+            whole.begin("evaluation", pieces=1 + len(data.names) * (len(protocols) + 1 + 5 * config.baselines))
+            try:
+                adapt = best_head(outcome.model, data.validation, validating, processes)
+                whole.next_piece()
+                meta_test(
+                    outcome.model,
+                    data.test(),
+                    protocols_of_run(protocol, (suits, adapt), config.icfil_episodes),
+                    pool,
+                    method=method.name,
+                    baselines=protocol if config.baselines else None,
+                    command=command,
+                    processes=processes,
+                    record=record,
+                )
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"stopped by Ctrl-C in the evaluation. The training is done and kept in {folder}: the same "
+                    "command and --resume_from_checkpoint latest evaluate it again."
+                ) from None
+    if results and processes.is_main:
+        show(results)
     accelerator.end_training()  # From here on each process is alone.
-    if not outcome.finished or not processes.is_main:
-        return results
+    if outcome.finished and processes.is_main:
+        _publish(outcome, method, pool, config, results, adapt, command, accelerator)
+    return results
 
+
+def _publish(
+    outcome: Outcome,
+    method: Method,
+    pool: TeacherPool,
+    config: RunConfig,
+    results: list[Result],
+    adapt: Adaptation,
+    command: str,
+    accelerator: Accelerator,
+) -> None:
+    """Write lock file, results, model, pictures and card, and push them if that was asked for."""
+    folder = Path(config.output_dir)
     pool.lock(folder)  # Again: it now has the hashes of what was fetched on the way.
     meta = MetaModel.of(
         outcome.model,
         method=method.name,
-        method_config=flat(method_config),
+        method_config=flat(method.config),
         pool=pool,
         dataset=config.dataset,
         results=results,
@@ -125,7 +203,7 @@ def run(
         command=command,
         seed=config.seed,
         seconds=outcome.progress.seconds,
-        machine=describe_machine(processes.device),
+        machine=describe_machine(accelerator.device),
         chosen=_chosen(outcome, method.num_steps, config),
         data_free=method.data_free,
         answers=pool.output,
@@ -142,7 +220,6 @@ def run(
     accelerator.print(f"Wrote the meta-model, its card and its pictures to {folder}.")
     if config.push_to_hub:
         accelerator.print(f"Published: {meta.push_to_hub(config.push_to_hub, private=config.private, folder=folder)}")
-    return results
 
 
 def open_pool(config: RunConfig) -> ModelPool:
@@ -155,7 +232,7 @@ def open_pool(config: RunConfig) -> ModelPool:
     pool = pool.with_limits(memory_gb=config.pool_memory_gb, disk_gb=config.pool_disk_gb or None).resolve()
     if config.num_members:
         pool = pool[: config.num_members]
-    usable = pool.usable()
+    usable = pool.usable().pinned()
     if not len(usable):
         raise ValueError(f"None of the {len(pool)} members of {config.pool} can be used: see `hf-dfml pool check`.")
     return usable

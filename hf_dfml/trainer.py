@@ -20,15 +20,21 @@ from accelerate.utils import AutocastKwargs
 from torch import nn
 
 from hf_dfml.methods.base import Context, Method, SetupInterruptedError, refuse_black_boxes
+from hf_dfml.networks.info import network_info
+from hf_dfml.pool.entry import WEIGHTS_NAME
 from hf_dfml.pool.queries import QueryBudgetError, ServiceError
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
+from hf_dfml.utils.interrupt import INTERRUPTED, STOPPED, StopSignal
 from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.processes import Processes, ProcessLostError
-from hf_dfml.utils.progress import progress
+from hf_dfml.utils.progress import WholeRun, progress
 from hf_dfml.utils.seeding import fork
+
+SAVE_SECONDS = 120.0
+"""Checkpoints are at most so far apart, or a step, if steps are slower than `checkpoint_every` supposes."""
 
 Validation = Callable[[nn.Module], dict[str, float]]
 """Scores a snapshot on the validation classes; the checkpoint with the largest mean of its values is chosen."""
@@ -52,12 +58,24 @@ class Outcome:
     Attributes:
         model: the chosen snapshot (best on validation, the last one without validation).
         progress: steps, seconds and the history of metrics.
-        finished: False where the run was stopped before its last step.
+        stopped: why the run was stopped before its last step; None where it was not.
     """
 
     model: nn.Module
     progress: Progress
-    finished: bool
+    stopped: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was made."""
+        return self.stopped is None
+
+    @property
+    def exit_code(self) -> int:
+        """What the run's process is to end with."""
+        if self.stopped is None:
+            return 0
+        return INTERRUPTED if self.stopped.startswith(signal.SIGINT.name) else STOPPED
 
 
 class Trainer:
@@ -70,6 +88,7 @@ class Trainer:
         accelerator: device, precision and trackers.
         validate: scores a snapshot; None keeps the last snapshot.
         begin: called once, by the main process, before the run's first file, when nothing refuses it any more.
+        whole: shows how far the run has come.
 
     Raises:
         ValueError: if the pool is one of black boxes and the method needs weights.
@@ -83,11 +102,14 @@ class Trainer:
         accelerator: Accelerator,
         validate: Validation | None = None,
         begin: Callable[[], Any] | None = None,
+        *,
+        whole: WholeRun | None = None,
     ) -> None:
         if pool.answers_only:
             refuse_black_boxes(method)
         self.method, self.pool, self.config = method, pool, config
         self.accelerator, self.validate = accelerator, validate
+        self.whole = whole or WholeRun(method.name, ["setup", "steps"], enabled=False)
         self.folder = Path(config.output_dir)
         self.progress = Progress()
         self.processes = Processes(accelerator)
@@ -107,7 +129,9 @@ class Trainer:
         self._to_begin = begin if accelerator.is_main_process else None
         self._best: dict[str, torch.Tensor] | None = None
         self._began, self._before = time.monotonic(), 0.0  # Before: the seconds of a run that is resumed.
-        self._signal: str | None = None  # The one that this process has received.
+        self._signal = StopSignal(self._stopping_after, breaks_off=self.processes.count == 1)
+        self._broken_off = False
+        self._saved = time.monotonic()
         self._stop: str | None = None  # Why all processes stop.
         self._remedy = "the same command"
 
@@ -115,7 +139,8 @@ class Trainer:
         """Run to the last step, or until Ctrl-C, `max_minutes` or the end of a black-box pool's budget.
 
         Each of these leaves a checkpoint (or, in the setup, the parts of it that are done), and so does a service that
-        answers no more.
+        answers no more. A step, or a part of the setup, that does not end within `PATIENCE` seconds of Ctrl-C (or at a
+        second one) is broken off, and taken anew when the run goes on from its last checkpoint.
 
         Raises:
             FileExistsError: if the folder holds another run's checkpoints and no resume was asked for.
@@ -126,7 +151,7 @@ class Trainer:
         if self.context.device.type == "cpu":
             keep_freed_memory()
         self._began = time.monotonic()
-        with self._catch_interrupt():
+        with self._signal.caught():
             begun = self._resume()
             with self._say_where_to_go_on():
                 try:
@@ -137,18 +162,32 @@ class Trainer:
                     pass
                 except (QueryBudgetError, ServiceError) as error:
                     self._stop_asking(error)
-        state, total = self.progress, self.method.num_steps
-        if self._stop:
-            where = f"after step {state.step} of {total}" if self._newest() else "during the setup"
-            self.accelerator.print(
-                f"Stopped {where}: {self._stop}. Go on with {self._remedy} and --resume_from_checkpoint latest."
-            )
-        return Outcome(self._chosen(), state, finished=not self._stop)
+                except KeyboardInterrupt:
+                    if not self._signal.name:
+                        raise
+                    self._broken_off, self._stop = True, f"{self._signal.name} was received"
+                    self._signal.obeyed()
+        if not self._stop:
+            return Outcome(self._chosen(), self.progress)
+        self.accelerator.print(f"Stopped {self._where_stopped()} and --resume_from_checkpoint latest.")
+        # What was broken off has left a model that is no state of the run.
+        return Outcome(self.method.model if self._broken_off else self._chosen(), self.progress, self._stop)
+
+    def _where_stopped(self) -> str:
+        newest, step, total = self._newest(), self.progress.step, self.method.num_steps
+        if not newest:
+            return f"during the setup: {self._stop}. Go on with {self._remedy}"
+        if not self._broken_off:
+            return f"after step {step} of {total}: {self._stop}. Go on with {self._remedy}"
+        return (
+            f"in step {step + 1} of {total}: {self._stop}. The last checkpoint is {newest}: go on with {self._remedy}"
+        )
 
     def _run(self) -> None:
         state, total = self.progress, self.method.num_steps
         if state.step < total:
             self._interrupted()
+        self.whole.begin("steps", done=state.step / max(1, total), one_bar=True)
         with progress(description=self.method.name, total=total, initial=state.step, unit="step") as bar:
             while state.step < total and not self._stop:
                 self.context.step = state.step
@@ -164,7 +203,8 @@ class Trainer:
                 bar.set_postfix(
                     {name: f"{value:.3g}" for name, value in metrics.items() if name.endswith(("loss", "accuracy"))}
                 )
-                if last or self._interrupted() or state.step % self.config.checkpoint_every == 0:
+                due = state.step % self.config.checkpoint_every == 0 or self._save_is_due()
+                if last or self._interrupted() or due:
                     self.save_checkpoint()
 
     def _stop_asking(self, error: QueryBudgetError | ServiceError) -> None:
@@ -185,7 +225,12 @@ class Trainer:
         """
         folder = self._checkpoints() / f"step-{self.progress.step:06d}"
         self.processes.once(partial(self._write, folder))
+        self._saved = time.monotonic()
         return folder
+
+    def _save_is_due(self) -> bool:
+        """Whether the last checkpoint is long ago; all processes say the same."""
+        return bool(self.processes.once(lambda: time.monotonic() - self._saved > SAVE_SECONDS))
 
     def _begin(self) -> None:
         if self._to_begin:
@@ -232,7 +277,7 @@ class Trainer:
             if state.get("origin", {}).get(what, ours) != ours:
                 raise ValueError(
                     f"{folder} was written with other {what}: a run goes on with its own "
-                    "(--seed, --pool, --num_members), or give the new one another --output_dir."
+                    "(--seed, --pool, --num_members, --ways, --arch), or give the new one another --output_dir."
                 )
         self.progress = Progress(**state["progress"])
         self._before = self.progress.seconds
@@ -263,6 +308,7 @@ class Trainer:
         return True
 
     def _set_up(self) -> None:
+        self.whole.begin("setup")
         self.method.setup(self.pool, self.context)
         self.progress.seconds = self._seconds()
         self.save_checkpoint()
@@ -315,8 +361,15 @@ class Trainer:
 
     def _origin(self) -> dict[str, Any]:
         """What a run starts from, beside its options."""
-        members = [[entry.id, entry.revision] for entry in self.pool]
-        return {"random numbers": self.config.seed, "members": members, "answers": self.pool.output}
+        info = network_info(self.method.model)
+        return {
+            "random numbers": self.config.seed,
+            "members": [[entry.id, entry.revision] for entry in self.pool],
+            "weights of its members": [entry.sha256.get(WEIGHTS_NAME) for entry in self.pool if not entry.revision],
+            "answers": self.pool.output,
+            "ways (or outputs of the meta-model)": info.num_classes,
+            "network (--arch)": [info.architecture, list(info.input_size)],
+        }
 
     def _setup_name(self) -> str:
         """Of the folder of the setup's finished parts, which are of no use under other options."""
@@ -335,11 +388,16 @@ class Trainer:
     def _interrupted(self) -> bool:
         """Whether a signal has come to any process, or its time is over. All processes say the same."""
         minutes = self.config.max_minutes
-        reason = self._signal and f"{self._signal} was received"
+        reason = self._signal.name and f"{self._signal.name} was received"
         if minutes and time.monotonic() - self._began >= 60 * minutes:
             reason = f"the {minutes:g} minutes of --max_minutes are over"
         self._stop = self._stop or self.processes.first(reason)
+        if self._stop:
+            self._signal.obeyed()
         return self._stop is not None
+
+    def _stopping_after(self) -> str:
+        return "step" if self._newest() else "part of the setup"
 
     @contextmanager
     def _say_where_to_go_on(self) -> Iterator[None]:
@@ -357,26 +415,3 @@ class Trainer:
                         file=sys.stderr,
                     )
             raise
-
-    @contextmanager
-    def _catch_interrupt(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the run after the current step, the second at once."""
-
-        def ask(number: int, frame: Any) -> None:
-            if self._signal:
-                raise KeyboardInterrupt
-            self._signal = signal.Signals(number).name
-            work = "step" if self._newest() else "part of the setup"
-            print(
-                f"{self._signal} was received: stopping after this {work}; once more stops at once.", file=sys.stderr
-            )
-
-        try:
-            previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # Not the main thread: signals cannot be caught there, and need not be.
-            previous = {}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)

@@ -10,17 +10,13 @@
     accelerate launch recipes/bidf_mkd.py --config hf_dfml/presets/bidf-mkd-cifar-fs-black-box-cpu.yaml --pool ...
     accelerate launch recipes/bidf_mkd.py ... --resume_from_checkpoint latest    # go on after an interruption
 
-Members may differ in architecture, classes, image size and data set. Without options the schedule is the paper's (a
-GPU's work); the files in hf_dfml/presets are sized for other machines. Black boxes show no batch-norm statistics: with
-such a file add --bn_weight 0 --tv_weight 0. docs/black_boxes.md compares the --zero_order_estimator's.
+Members may differ in architecture, classes, image size and data set. Without --preset or --config it takes `--preset
+cpu`; `--preset paper` is the paper's schedule (a GPU's work). Black boxes show no batch-norm statistics: with a file
+or preset that is named add --bn_weight 0 --tv_weight 0. docs/black_boxes.md compares the --zero_order_estimator's.
 """
 
-from hf_dfml.arguments import parse
-from hf_dfml.errors import errors_in_a_sentence
+from hf_dfml.cli.recipe import main
 from hf_dfml.methods.bidf_mkd import BiDfMKD
-from hf_dfml.pipeline import run
-from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with errors_in_a_sentence():
-        run(BiDfMKD, *parse(BiDfMKD, RunConfig, description=__doc__))
+    main(BiDfMKD)

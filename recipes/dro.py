@@ -8,12 +8,8 @@ Two minutes on a CPU for a hundred conv4 members; a step is an epoch (with --onl
 must be of one architecture and head size (`--arch` and `--ways` say which); evaluation takes longer than the method.
 """
 
-from hf_dfml.arguments import parse
-from hf_dfml.errors import errors_in_a_sentence
+from hf_dfml.cli.recipe import main
 from hf_dfml.methods.dro import DRO
-from hf_dfml.pipeline import run
-from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with errors_in_a_sentence():
-        run(DRO, *parse(DRO, RunConfig, description=__doc__))
+    main(DRO)

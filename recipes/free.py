@@ -7,15 +7,11 @@
     accelerate launch recipes/free.py ... --five false --bell false          # Table 5: both, one or none of these
     accelerate launch recipes/free.py ... --resume_from_checkpoint latest    # go on after an interruption
 
-Without options the schedule is the paper's (a GPU's work); the files in hf_dfml/presets are sized for other machines.
+Without --preset or --config it takes `--preset cpu`; `--preset paper` is the paper's schedule (a GPU's work).
 """
 
-from hf_dfml.arguments import parse
-from hf_dfml.errors import errors_in_a_sentence
+from hf_dfml.cli.recipe import main
 from hf_dfml.methods.free import FREE
-from hf_dfml.pipeline import run
-from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with errors_in_a_sentence():
-        run(FREE, *parse(FREE, RunConfig, description=__doc__))
+    main(FREE)

@@ -6,15 +6,11 @@
     accelerate launch recipes/pool_distillation.py --pool http://127.0.0.1:8000 --max_queries 5000000  # black boxes
     accelerate launch recipes/pool_distillation.py ... --resume_from_checkpoint latest
 
-The configuration wants --pool as well. Without options the schedule is the same, sized for two CPU cores.
+The configuration wants --pool as well. Without --preset or --config, architecture, images and steps fit the pool.
 """
 
-from hf_dfml.arguments import parse
-from hf_dfml.errors import errors_in_a_sentence
+from hf_dfml.cli.recipe import main
 from hf_dfml.methods.pool_distillation import PoolDistillation
-from hf_dfml.pipeline import run
-from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with errors_in_a_sentence():
-        run(PoolDistillation, *parse(PoolDistillation, RunConfig, description=__doc__))
+    main(PoolDistillation)

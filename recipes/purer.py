@@ -7,16 +7,12 @@
     accelerate launch recipes/purer.py ... --resume_from_checkpoint latest     # go on after an interruption
 
 Members may differ in architecture, classes, image size and data set; --average true needs members of the meta-model's
-own kind. Without options the schedule is the paper's (a GPU's work); the files in hf_dfml/presets are sized for other
-machines.
+own kind. Without --preset or --config it takes `--preset cpu`; `--preset paper` is the paper's
+schedule (a GPU's work).
 """
 
-from hf_dfml.arguments import parse
-from hf_dfml.errors import errors_in_a_sentence
+from hf_dfml.cli.recipe import main
 from hf_dfml.methods.purer import PURER
-from hf_dfml.pipeline import run
-from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with errors_in_a_sentence():
-        run(PURER, *parse(PURER, RunConfig, description=__doc__))
+    main(PURER)

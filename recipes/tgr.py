@@ -5,15 +5,11 @@
     accelerate launch recipes/tgr.py --pool my-org --output_dir runs/tgr      # no labelled image at all: no evaluation
     accelerate launch recipes/tgr.py ... --resume_from_checkpoint latest      # go on after an interruption
 
-Without options the schedule is the paper's (a GPU's work); the files in hf_dfml/presets are sized for other machines.
+Without --preset or --config it takes `--preset cpu`; `--preset paper` is the paper's schedule (a GPU's work).
 """
 
-from hf_dfml.arguments import parse
-from hf_dfml.errors import errors_in_a_sentence
+from hf_dfml.cli.recipe import main
 from hf_dfml.methods.tgr import TGR
-from hf_dfml.pipeline import run
-from hf_dfml.run_config import RunConfig
 
 if __name__ == "__main__":
-    with errors_in_a_sentence():
-        run(TGR, *parse(TGR, RunConfig, description=__doc__))
+    main(TGR)

@@ -45,11 +45,11 @@ ORDER = (
         "meta_model",
         "adapting",
         "comparing",
+        "preflight",
+        "estimate",
         "pipeline",
-        "quickstart",
-        "demo",
-        "cli",
     ),
+    *("quickstart", "demo", "cli"),
 )
 """A module imports from its own line and from those before it; `pool` itself is what `pool/__init__.py` offers."""
 

@@ -1,11 +1,13 @@
 """Every configuration in hf_dfml/presets is read by its recipe; the command line wins over it."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from hf_dfml.arguments import parse
+from hf_dfml.arguments import SIZES, Default, parse
+from hf_dfml.methods.catalogue import METHODS, find_method
 from hf_dfml.methods.tgr import TGR
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
@@ -13,10 +15,32 @@ from hf_dfml.settings import flat
 CONFIGS = Path(__file__).parents[1] / "hf_dfml" / "presets"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("tgr-*.yaml")), ids=lambda path: path.stem)
-def test_configurations_of_tgr_are_read(path):
-    method, run = parse(TGR, RunConfig, ["--config", str(path), "--pool", "x", "--steps", "7"])
-    assert method.steps == 7 and run.pool == "x" and run.dataset == "cifar-fs"
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_is_read_by_its_method(path):
+    name = next(each for each in METHODS if path.stem.startswith(f"{each.replace('_', '-')}-"))
+    words = ["--config", str(path), "--pool", "x", "--seed", "7"]
+    method, run = parse(find_method(name), RunConfig, words)
+    assert run.pool == "x" and run.seed == 7 and isinstance(method, find_method(name).Config)
+    assert path.stem.endswith(SIZES) and run.output_dir.startswith(f"runs/{name.replace('_', '-')}")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_has_each_size_of_no_data_set_and_says_how_long_it_takes(name, size, capsys):
+    _, run = parse(find_method(name), RunConfig, ["--preset", size], default=Default())
+    assert run.dataset is None and run.pool == ""
+    said = capsys.readouterr().out
+    assert said.startswith(f"--preset {size}: ") and "hour" in said or "minute" in said or "second" in said
+    if size == "paper":
+        assert re.search(r"\d core-hour", said)
+
+
+def test_without_a_preset_cpu_is_taken_and_named_and_options_win(capsys):
+    method, run = parse(TGR, RunConfig, ["--shift", "1"], default=Default())
+    assert (method.steps, method.inversion.shift, run.num_threads) == (16, 1, 1)
+    assert capsys.readouterr().out.startswith("--preset cpu (no --preset was given; there are tiny, small, cpu, ")
+    method, _ = parse(TGR, RunConfig, ["--config", str(CONFIGS / "tgr-tiny.yaml")], default=Default())
+    assert method.steps == 2 and capsys.readouterr().out == "", "a file stands for itself"
 
 
 def test_the_defaults_are_the_papers():

@@ -5,24 +5,40 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from hf_dfml.cli.classify import adapt, classify
 from hf_dfml.cli.compare import compare
 from hf_dfml.cli.evaluate import evaluate
 from hf_dfml.cli.options import Seed, WithHeads
 from hf_dfml.cli.pool import pool_app
+from hf_dfml.cli.push import push
 from hf_dfml.cli.serve import serve
 from hf_dfml.cli.train import train_app
-from hf_dfml.errors import TRACEBACK_VARIABLE, errors_in_a_sentence
+from hf_dfml.errors import TRACEBACK_VARIABLE, errors_in_a_sentence, interrupted
 from hf_dfml.version import __version__
 
 SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
 LIST_OPTIONS = ("--shots", "--query", "--models")
+PROGRAM = "hf-dfml"
+
+
+class _Commands(TyperGroup):
+    """All commands; what Ctrl-C does to them is said here, before typer takes it for its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """As in the base class."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            interrupted(PROGRAM, interrupt)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Data-free meta-learning: a pool of pretrained classifiers in, one few-shot-ready model out.",
     epilog=f"With {TRACEBACK_VARIABLE}=1 in the environment an error shows where it comes from.",
     context_settings=SETTINGS,
@@ -54,10 +70,10 @@ def quickstart(
     ] = Path("runs/quickstart"),
     seed: Seed = 42,
 ) -> None:
-    """See it work without network or data: a small pool, meta-learning from it, evaluation, a model and its card."""
+    """See it work without network or data: a small pool, distillation of it, TGR beside it, a model and its card."""
     from hf_dfml.quickstart import run_quickstart
 
-    run_quickstart(output_dir, seed)
+    raise typer.Exit(run_quickstart(output_dir, seed).exit_code)
 
 
 app.add_typer(pool_app, name="pool")
@@ -66,14 +82,15 @@ for _command in (evaluate, adapt):
     app.command(cls=WithHeads)(_command)
 app.command()(classify)
 app.command()(compare)
+app.command()(push)
 app.command()(serve)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `hf-dfml`: errors that a user can mend are one sentence, not a traceback."""
+def run_command(argv: Sequence[str] | None = None) -> None:
+    """Run one command line, that of this process by default."""
     arguments = _spread(list(sys.argv[1:] if argv is None else argv))
-    with errors_in_a_sentence("hf-dfml"):
-        app(arguments, prog_name="hf-dfml")
+    with errors_in_a_sentence(PROGRAM, own_process=argv is None):
+        app(arguments, prog_name=PROGRAM)
 
 
 def _spread(arguments: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,18 @@ from hf_dfml.methods.catalogue import METHODS, find_method, is_file
 OWN = "FILE.py:CLASS"
 
 
+DEFAULT = "pool-distillation"
+"""The method of a command line that begins with an option."""
+
+
 class _Methods(TyperGroup):
     """The methods by name, and any `file.py:Class`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As in the base class; without a method, `DEFAULT` is meant."""
+        if args and args[0].startswith("--") and args[0] != "--help":
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of a method; all files share one."""
@@ -26,8 +35,8 @@ class _Methods(TyperGroup):
 
 train_app = typer.Typer(
     cls=_Methods,
-    help="Run a method over a pool.\n\n`hf-dfml train METHOD --help` lists the method's options, such as "
-    "`hf-dfml train tgr --help`; they are those of `recipes/METHOD.py`.",
+    help="Run a method over a pool; without METHOD, pool distillation.\n\n`hf-dfml train METHOD --help` lists the "
+    "method's options, such as `hf-dfml train tgr --help`; they are those of `recipes/METHOD.py`.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -35,15 +44,10 @@ train_app = typer.Typer(
 
 def train(context: typer.Context) -> None:
     """Run the method that the command is called after; its options are read by the recipes' parser."""
-    from hf_dfml.arguments import parse
-    from hf_dfml.pipeline import run
-    from hf_dfml.run_config import RunConfig
+    from hf_dfml.cli.recipe import train as run_method
 
-    words = ["hf-dfml", "train", str(context.info_name)]
     method = find_method(str(context.info_name))
-    description = sys.modules[method.__module__].__doc__
-    configs = parse(method, RunConfig, context.args, description=description, program=" ".join(words))
-    run(method, *configs, argv=[*words, *context.args])
+    raise typer.Exit(run_method(method, context.args, words=["hf-dfml", "train", str(context.info_name)]))
 
 
 def _title(method: str) -> str:

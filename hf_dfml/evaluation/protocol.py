@@ -55,6 +55,8 @@ class EvaluationProtocol:
     def __post_init__(self) -> None:
         if self.episodes < 2:
             raise ValueError(f"An evaluation of {self.episodes} episodes has no interval: expected at least 2.")
+        if self.ways < 2:
+            raise ValueError(f"An episode of {self.ways} class has nothing to tell apart: expected at least 2 ways.")
         if self.queries < 1 or not self.shots:
             raise ValueError(
                 f"An evaluation needs queries and shots, found {self.queries} queries and shots {self.shots}."
@@ -80,6 +82,16 @@ class EvaluationProtocol:
             representation=how.representation,
             options=options,
         )
+
+
+def check_episodes(dataset: FewShotDataset, protocol: EvaluationProtocol) -> None:
+    """Make sure that a data set has the classes and images that episodes need.
+
+    Raises:
+        ValueError: if it has not; says what there is.
+    """
+    for shots in protocol.shots:
+        EpisodeSampler(dataset, protocol.ways, shots, protocol.queries)
 
 
 def draw_episodes(dataset: FewShotDataset, protocol: EvaluationProtocol, shots: int) -> tuple[Tensor, Tensor]:

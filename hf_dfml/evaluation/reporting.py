@@ -12,7 +12,7 @@ from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.baselines import evaluate_baselines, pool_kind
 from hf_dfml.evaluation.heads import HEADS, Adaptation
 from hf_dfml.evaluation.meta_testing import evaluate
-from hf_dfml.evaluation.protocol import EvaluationProtocol
+from hf_dfml.evaluation.protocol import EvaluationProtocol, check_episodes
 from hf_dfml.evaluation.results import (
     RESULTS_NAME,
     Record,
@@ -65,7 +65,7 @@ def meta_test(
     processes: Processes = ALONE,
     record: Record = ignore,
 ) -> list[Result]:
-    """Evaluate a run's meta-model and the baselines on test classes; printed as a table.
+    """Evaluate a run's meta-model and the baselines on test classes.
 
     Args:
         model: the meta-model's network.
@@ -100,8 +100,6 @@ def meta_test(
                 processes=processes,
                 record=add,
             )
-    if processes.is_main:
-        print_table(results)
     return results
 
 
@@ -128,16 +126,24 @@ def evaluate_stored(
         pool: a pool for the baselines.
         kind: what kind of pool the meta-model was learnt from (`pool_kind`), where that is known.
     """
-    # First, as a file that cannot be read must not cost an evaluation.
+    # First, as what cannot be read, written or drawn must not cost an evaluation.
+    check_episodes(dataset, protocol)
+    members = pool.usable() if pool is not None else None
+    Path(folder).mkdir(parents=True, exist_ok=True)
     earlier = read_results(folder) if (Path(folder) / RESULTS_NAME).is_file() else []
+    results: list[Result] = []
+
+    def record(rows: list[Result]) -> None:
+        results.extend(rows)
+        write_results(folder, merged(earlier, results))
+
     protocols = with_comparison(protocol)
-    results = [
-        replace(row, pool=kind) for each in protocols for row in evaluate(network, dataset, each, method=method)
-    ]
-    if pool is not None:
-        results += evaluate_baselines(pool.usable(), dataset, protocols[0])
+    for each in protocols:
+        record([replace(row, pool=kind) for row in evaluate(network, dataset, each, method=method)])
+    if members is not None:
+        evaluate_baselines(members, dataset, protocols[0], record=record)
     print_table(results)
-    rows = merged(earlier, results)
-    kept = f", beside {counted(len(rows) - len(results), 'earlier row')}" if len(rows) > len(results) else ""
-    print(f"Wrote {write_results(folder, rows)}{kept}.")
+    kept = len(merged(earlier, results)) - len(results)
+    beside = f", beside {counted(kept, 'earlier row')}" if kept else ""
+    print(f"Wrote {Path(folder) / RESULTS_NAME}{beside}.")
     return results

@@ -23,7 +23,7 @@ from hf_dfml.pool.sources.download import MAX_FILE_BYTES
 from hf_dfml.pool.sources.fetching import fetch_all, resolve
 from hf_dfml.pool.sources.folder import Folder
 from hf_dfml.pool.sources.ids import list_ids
-from hf_dfml.pool.sources.lock import LockFile, write_lock
+from hf_dfml.pool.sources.lock import LockFile, with_hashes, write_lock
 from hf_dfml.pool.sources.parallel import in_parallel
 from hf_dfml.pool.sources.prefetch import WORKERS, Prefetcher
 from hf_dfml.pool.sources.registry import Spec, list_entries
@@ -240,6 +240,10 @@ class ModelPool(TeacherPool):
             The file.
         """
         return write_lock(self.storage.described(self), path)
+
+    def pinned(self) -> ModelPool:
+        """The same members, those in folders held to the bytes that they have now: a change later is refused."""
+        return self._like(with_hashes(entry) for entry in self)
 
     def filter(self, predicate: Callable[[PoolEntry], bool]) -> ModelPool:
         """The members for which `predicate(entry)` is true.

@@ -52,3 +52,36 @@ def test_the_end_is_not_told_twice(capsys, monkeypatch):
     monkeypatch.setattr(module, "SECONDS", 0.001)
     long_work(3)
     assert [line.split()[2] for line in capsys.readouterr().err.splitlines()] == ["1", "2", "3"]
+
+
+def test_one_line_for_the_whole_run_with_the_time_that_is_left(capsys, monkeypatch):
+    monkeypatch.setattr(module, "SECONDS", 0.0)
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with module.whole_run("TGR") as whole:
+        whole.begin("setup")
+        for index in module.progress(range(10), description="Embedding", unit="member"):
+            now[0] = 10.0 * (index + 1)
+        whole.begin("steps", one_bar=True)
+        with module.progress(description="TGR", total=4, unit="step") as bar:
+            now[0] = 120.0
+            bar.update(1)
+            # 20 s of 4 steps' 80 are spent; the evaluation by its share of what setup and steps (180 s) have taken.
+            left = 60 + 180 / (0.35 + 0.4) * 0.25
+            assert whole.seconds_left() == pytest.approx(left)
+            assert whole.text() == f"{100 * 120 / (120 + left):.0f} % of the run, TGR 1 of 4, about 2 min left"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(line.startswith("TGR: ") for line in lines), "no bar has lines of its own"
+
+
+def test_a_run_that_goes_on_counts_its_own_speed_alone(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    whole = module.WholeRun("TGR", ["setup", "steps"])
+    whole.begin("steps", pieces=10, done=0.8)
+    for _ in range(9):
+        whole.next_piece()
+    now[0] = 7.0
+    assert whole.seconds_left() == pytest.approx(7.0)
+    whole.begin("evaluation", pieces=2)
+    assert whole.seconds_left() is None, "nothing of it is done yet"

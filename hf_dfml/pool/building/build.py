@@ -91,7 +91,13 @@ def build_pool(
         if folder.is_dir():
             _check_settings(folder, settings)
             continue
-        accuracy = _build_member(folder, dataset, arch, recipe, settings, torch.device(device))
+        try:
+            accuracy = _build_member(folder, dataset, arch, recipe, settings, torch.device(device))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped by Ctrl-C after {index} of {num_models} members; they are in {output}, and the same command "
+                "goes on with the next one."
+            ) from None
         bar.set_postfix(accuracy=f"{accuracy:.3f}")
         built += 1
     logger.info("Built %d members, found %d, in %s.", built, num_models - built, output)

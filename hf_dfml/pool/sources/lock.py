@@ -138,12 +138,20 @@ def _row(entry: PoolEntry, base: Path) -> dict[str, Any]:
         row["revision"] = entry.revision
     elif entry.location is not None:
         row["folder"] = Path(os.path.relpath(entry.location.resolve(), base)).as_posix()
-    hashes = dict(entry.sha256)
-    if entry.location is not None:
-        names = _FILES if entry.library == "transformers" else (CONFIG_NAME, WEIGHTS_NAME)
-        found = {name: entry.location / name for name in names}
-        hashes = {name: sha256_of(file) for name, file in found.items() if file.is_file()} | hashes
-    return row | {"sha256": dict(sorted(hashes.items()))}
+    return row | {"sha256": dict(sorted((_hashes(entry) | entry.sha256).items()))}
+
+
+def with_hashes(entry: PoolEntry) -> PoolEntry:
+    """A member in a folder with the hashes of its files, as a lock file has them; one of the Hub as it is."""
+    return entry if entry.revision or entry.problem else replace(entry, sha256=_hashes(entry) | entry.sha256)
+
+
+def _hashes(entry: PoolEntry) -> dict[str, str]:
+    if entry.location is None:
+        return {}
+    names = _FILES if entry.library == "transformers" else (CONFIG_NAME, WEIGHTS_NAME)
+    found = {name: entry.location / name for name in names}
+    return {name: sha256_of(file) for name, file in found.items() if file.is_file()}
 
 
 def _find_folder(id: str, folder: Any, base: Path) -> Path:

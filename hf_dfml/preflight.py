@@ -1,0 +1,144 @@
+"""What can be refused is refused before the first second of work: data, publishing, disk, the folder of the run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from torch import nn
+
+from hf_dfml.data.few_shot import FewShotDataset, load_dataset
+from hf_dfml.data.registry import dataset_info
+from hf_dfml.evaluation.protocol import EvaluationProtocol, check_episodes
+from hf_dfml.pool.entry import WEIGHTS_NAME
+from hf_dfml.pool.sources.client import USUAL, check_id, retry
+from hf_dfml.run_config import RunConfig
+
+KEPT_BYTES = 512 << 20
+"""Test images that are kept in memory until the evaluation; more are read again."""
+SPARE_BYTES = 64 << 20
+"""Disk for pictures, card and logs."""
+
+
+class EvaluationData(NamedTuple):
+    """The classes of a run's evaluation; all of them give the episodes that are asked for.
+
+    Attributes:
+        validation: to choose checkpoint and head on.
+        tests: data sets for the one look at the end; None for one that is read again then.
+        names: of the data sets.
+        data_dir: where they are read from.
+        image_size: of the test images, in pixels.
+    """
+
+    validation: list[FewShotDataset]
+    tests: list[FewShotDataset | None]
+    names: list[str]
+    data_dir: str | None
+    image_size: int
+
+    def test(self) -> Iterator[FewShotDataset]:
+        """The test classes of one data set after the other."""
+        for name, kept in zip(self.names, self.tests, strict=True):
+            yield kept or load_dataset(name, "test", data_dir=self.data_dir, image_size=self.image_size)
+
+
+def names_of_datasets(config: RunConfig) -> list[str]:
+    """The data sets of `--dataset`.
+
+    Raises:
+        ValueError: if one is not known.
+    """
+    names = [name.strip() for name in (config.dataset or "").split(",") if name.strip()]
+    for name in names:
+        dataset_info(name)
+    return names
+
+
+def evaluation_data(config: RunConfig, protocol: EvaluationProtocol, image_size: int) -> EvaluationData:
+    """Read the classes that a run is validated and tested on; the test images are looked at by nobody before its end.
+
+    Raises:
+        ValueError: if a data set is not known, or has too few classes or images for the ways, shots and queries.
+        FileNotFoundError: if a data set cannot be had.
+    """
+    validation, tests = [], []
+    names = names_of_datasets(config)
+    for name in names:
+        chosen = load_dataset(name, "validation", data_dir=config.data_dir)
+        check_episodes(chosen, protocol)
+        test = load_dataset(name, "test", data_dir=config.data_dir, image_size=image_size)
+        check_episodes(test, protocol)
+        validation.append(chosen)
+        tests.append(test if test.images.numel() <= KEPT_BYTES else None)
+    return EvaluationData(validation, tests, names, config.data_dir, image_size)
+
+
+def check_push(repository: str, *, private: bool = False) -> None:
+    """Make sure that a model can be published under a name, without making anything.
+
+    Raises:
+        ValueError: if the name is not valid or somebody else's, there is no token or one that may only read, or the
+            repository is public and a private one was asked for.
+    """
+    check_id(repository)
+    if USUAL.offline:
+        raise ValueError(f"Publishing {repository} needs the Hub: unset HF_HUB_OFFLINE, or leave --push_to_hub out.")
+    api = USUAL.api()
+    try:
+        me = retry(lambda: api.whoami(), tries=3)
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
+        raise ValueError(
+            f"Publishing {repository} needs a valid token with write access, and {api.endpoint} knows none of yours: "
+            "log in with `hf auth login`, or set HF_TOKEN."
+        ) from error
+    owner = repository.partition("/")[0] if "/" in repository else me["name"]
+    owners = [me["name"], *(each["name"] for each in me.get("orgs") or [])]
+    if owner not in owners:
+        raise ValueError(f"{repository}: your token is that of {me['name']}, who can publish as {', '.join(owners)}.")
+    if ((me.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+        raise ValueError(f"{repository}: your token may only read; make one with write access and log in with it.")
+    address = repository if "/" in repository else f"{owner}/{repository}"
+    if private and retry(lambda: api.repo_exists(address), tries=3) and not api.model_info(address).private:
+        raise ValueError(f"{address} exists and is public: make it private there, or push elsewhere.")
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that a folder is not that of a finished model that this run could not go on from.
+
+    Raises:
+        FileExistsError: if it is.
+    """
+    if (folder / WEIGHTS_NAME).exists() and not any((folder / "checkpoints").glob("step-*")):
+        raise FileExistsError(
+            f"{folder} already holds a model ({WEIGHTS_NAME}) and no checkpoint of a run: choose another --output_dir."
+        )
+
+
+def check_disk(folder: Path, network: nn.Module, options: dict[str, Any], config: RunConfig, size: int) -> None:
+    """Make sure that the disk has room for a run's checkpoints.
+
+    Args:
+        folder: of the run.
+        network: the meta-model.
+        options: the method's, by name; of these `num_images` is known to be kept in checkpoints.
+        config: the run.
+        size: height and width of images, in pixels.
+
+    Raises:
+        ValueError: if it has not; says what is needed and what there is.
+    """
+    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    images = 3 * size * size * int(options.get("num_images") or 0)
+    # Weights, Adam's two moments and the best snapshot; one checkpoint more than are kept while the newest is written.
+    needed = (4 * weights + images) * (config.keep_checkpoints + 1) + SPARE_BYTES
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise ValueError(
+            f"{folder} needs about {needed / 1e9:.1f} GB for checkpoints, and its disk has {free / 1e9:.1f} GB free: "
+            "make room, choose another --output_dir, or lower --keep_checkpoints."
+        )

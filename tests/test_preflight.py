@@ -1,0 +1,86 @@
+"""What can be refused is refused before the first second of work."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from hf_dfml.evaluation import EvaluationProtocol
+from hf_dfml.pipeline import run
+from hf_dfml.preflight import check_disk, check_folder, check_push, evaluation_data
+from hf_dfml.run_config import RunConfig
+from tests.hub_server import Answer
+from tests.methods.own import Nudge, NudgeConfig
+from tests.methods.pools import make_model
+from tests.pool.members import write_pool
+
+
+class Untouched(Nudge):
+    """Fails the test if it is asked to do anything."""
+
+    def setup(self, pool, context):
+        raise AssertionError("work has begun")
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory):
+    return write_pool(tmp_path_factory.mktemp("preflight") / "pool", 2)
+
+
+def refused(members, folder, error, message, **options):
+    settings = {"pool": str(members), "arch": "conv4_16", "ways": 3, "output_dir": str(folder), "log_with": "none"}
+    with pytest.raises(error, match=message):
+        run(Untouched, NudgeConfig(), RunConfig(**{**settings, **options}), argv=["test"])
+    assert not folder.exists()
+
+
+def test_what_the_data_cannot_give(members, tmp_path):
+    refused(members, tmp_path / "r", ValueError, "100 images, but 86 shots", dataset="glyphs", shots=[1, 86])
+    refused(members, tmp_path / "r", ValueError, "16 classes: 17-way episodes", dataset="glyphs", ways=17)
+    refused(members, tmp_path / "r", ValueError, "'glyps' is unknown", dataset="glyphs,glyps")
+
+
+def test_data_is_read_once_and_test_images_have_the_networks_size():
+    data = evaluation_data(RunConfig(dataset="glyphs"), EvaluationProtocol(shots=[1]), 16)
+    (kept,) = data.tests
+    assert kept is not None and kept.image_size == 16 and list(data.test()) == [kept]
+    assert data.validation[0].split == "validation" and kept.split == "test"
+
+
+def test_a_push_that_cannot_be(hub, members, tmp_path, monkeypatch):
+    hub.add_repo("org/public", {"config.json": b"{}"})
+    check_push(f"{hub.user}/new")
+    check_push("org/new", private=True)
+    refused(members, tmp_path / "r", ValueError, "who can publish as", push_to_hub="somebody/else")
+    with pytest.raises(ValueError, match="org/public exists and is public"):
+        check_push("org/public", private=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    refused(members, tmp_path / "r", ValueError, "needs a valid token with write access", push_to_hub="org/new")
+
+
+def test_a_token_that_may_only_read(hub, monkeypatch):
+    user = {"name": "me", "orgs": [], "auth": {"accessToken": {"role": "read"}}}
+    hub.fault = lambda request: Answer.json(user) if "whoami" in request.path else None
+    with pytest.raises(ValueError, match="may only read"):
+        check_push("me/new")
+
+
+def test_a_disk_without_room(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**8, 10**8))
+    check_disk(tmp_path / "a" / "b", make_model(), {}, RunConfig(), 16)
+    with pytest.raises(ValueError, match="needs about 0.4 GB for checkpoints, and its disk has 0.1 GB free"):
+        check_disk(tmp_path / "a" / "b", make_model(), {"num_images": 40_000}, RunConfig(), 32)
+
+
+def test_a_folder_that_holds_a_model_of_no_run_is_not_mixed_with_one(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="already holds a model"):
+        check_folder(tmp_path)
+    (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
+    check_folder(tmp_path)
+
+
+def test_one_class_is_no_episode():
+    with pytest.raises(ValueError, match="at least 2 ways"):
+        EvaluationProtocol(ways=1)
