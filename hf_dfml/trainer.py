@@ -113,6 +113,11 @@ class Trainer:
         self.folder = Path(config.output_dir)
         self.progress = Progress()
         self.processes = Processes(accelerator)
+        info = network_info(method.model)  # Of the fresh network: a method may add to it.
+        self._network = {
+            "ways (or outputs of the meta-model)": info.num_classes,
+            "network (--arch)": [info.architecture, list(info.input_size)],
+        }
         self.context = Context(
             generator=fork(config.seed, "training"),
             device=self.processes.device,
@@ -361,14 +366,12 @@ class Trainer:
 
     def _origin(self) -> dict[str, Any]:
         """What a run starts from, beside its options."""
-        info = network_info(self.method.model)
         return {
             "random numbers": self.config.seed,
             "members": [[entry.id, entry.revision] for entry in self.pool],
             "weights of its members": [entry.sha256.get(WEIGHTS_NAME) for entry in self.pool if not entry.revision],
             "answers": self.pool.output,
-            "ways (or outputs of the meta-model)": info.num_classes,
-            "network (--arch)": [info.architecture, list(info.input_size)],
+            **self._network,
         }
 
     def _setup_name(self) -> str:
