@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from hf_dfml.cli.main import main
+from hf_dfml.cli import main
 from hf_dfml.comparing import Comparison, compare, leave_one_out, verdict
 from hf_dfml.meta_model import MetaModel
 from tests.methods.pools import make_model
