@@ -75,9 +75,10 @@ def adapt(
         ValueError: as `MetaModel.adapt`, or if a whole pool is to be fine-tuned.
     """
     asked: dict[str, Any] = {"head": head, "bn": bn, "steps": steps, "lr": lr, "flips": flips}
-    name = str(model) if isinstance(model, str | Path) else ""
-    if name:
-        model = open_model(name, device, **hub)
+    name = ""
+    if isinstance(model, str | Path):
+        path = Path(model).expanduser()
+        name, model = path.resolve().name if path.exists() else str(model), open_model(str(model), device, **hub)
     if isinstance(model, MetaModel):
         return model.adapt(images, labels, representation=representation, **asked)
     how = OF_MEMBERS.but(**asked)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from hf_dfml.classifier.classifier import QUERIES_AT_ONCE, Classifier
 from hf_dfml.utils.checkpoint import atomic_write
-from hf_dfml.utils.inputs import as_batch, list_images
+from hf_dfml.utils.inputs import as_batch
 
 NONE = "none of these"
 """The label of an image whose most probable class is below the threshold."""
@@ -52,11 +52,13 @@ def answer(
 
     Raises:
         FileNotFoundError: if one of the queries does not exist.
-        ValueError: if a folder holds no image, no file can be read, or an argument is out of range.
+        ValueError: if no file can be read, or an argument is out of range.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1.")
-    files = list(dict.fromkeys(_files_of(map(Path, queries))))
+    files = list(dict.fromkeys(_files_of([Path(query).expanduser() for query in queries])))
+    if not files:
+        raise ValueError(f"There is no file in {', '.join(map(str, queries))}: expected images.")
     # Transductive statistics are of all images that are asked together.
     size = len(files) if classifier.how.bn == "transductive" else QUERIES_AT_ONCE
     found = Answers([], {})
@@ -129,9 +131,13 @@ def check_output(path: Path) -> None:
         raise ValueError(f"{path} ends in '{path.suffix}': expected {' or '.join(SUFFIXES)}.")
 
 
-def _files_of(queries: Iterable[Path]) -> Iterable[Path]:
+def _files_of(queries: Sequence[Path]) -> list[Path]:
+    """The files themselves, and all that lie in the folders but hidden ones, sorted by name."""
     for query in queries:
-        yield from list_images(query) if not query.is_file() else [query]
+        if not query.exists():
+            raise FileNotFoundError(f"There is no image file or folder {query}.")
+    found = [file for query in queries for file in (sorted(query.iterdir()) if query.is_dir() else [query])]
+    return [file for file in found if file.is_file() and not file.name.startswith(".")]
 
 
 def _words(top: Sequence[tuple[Any, float]]) -> list[str]:

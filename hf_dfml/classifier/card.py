@@ -32,7 +32,7 @@ def make_card(classifier: Classifier, name: str) -> str:
             library_name="hf-dfml",
             pipeline_tag="image-classification",
             tags=["hf-dfml", "few-shot", "image-classification", *(["timm"] if one_network else [])],
-            base_model=origin.name if "/" in origin.name else None,
+            base_model=origin.name if origin.revision else None,
         ),
         template_str=resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8"),
         title=name.split("/")[-1],

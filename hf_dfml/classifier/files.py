@@ -16,7 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -319,8 +318,7 @@ def _readable(id: str) -> Iterator[None]:
 
 
 def _json_labels(classifier: Classifier) -> list[Any]:
-    labels = [label.item() if isinstance(label, np.generic) else label for label in classifier.classes]
-    for label in labels:
+    for label in classifier.classes:
         if not isinstance(label, str | int | float):
             raise ValueError(f"Label {label!r} is a {type(label).__name__}: expected words or numbers to store them.")
-    return labels
+    return list(classifier.classes)

@@ -27,6 +27,8 @@ def folders(tmp_path: Path) -> list[Path]:
     ant.save(tmp_path / "first" / "a.png")
     bee.save(tmp_path / "first" / "c.png")
     (tmp_path / "first" / "b.png").write_bytes(b"nothing")
+    (tmp_path / "first" / "d.heic").write_bytes(b"a phone's")
+    (tmp_path / "first" / ".hidden").write_bytes(b"")
     cow.save(tmp_path / "second" / "x.png")
     ant.save(tmp_path / "single.png")
     return [tmp_path / "first", tmp_path / "second", tmp_path / "single.png"]
@@ -36,7 +38,8 @@ def test_several_folders_and_files_in_order(classifier: Classifier, folders: lis
     found = answer(classifier, [*folders, folders[2]], top_k=2)
     assert [row.file.name for row in found.answers] == ["a.png", "c.png", "x.png", "single.png"]
     assert [row.label for row in found.answers] == [*CLASSES, "ant"]
-    assert [path.name for path in found.left_out] == ["b.png"]
+    assert [path.name for path in found.left_out] == ["b.png", "d.heic"]
+    assert "convert HEIC files to JPEG or PNG" in found.left_out[folders[0] / "d.heic"]
     assert "b.png is not readable as an image" in found.left_out[folders[0] / "b.png"]
     (label, score), second = found.answers[0].top
     expected = classifier.predict_proba(folders[2])
@@ -52,7 +55,7 @@ def test_tables(classifier: Classifier, folders: list[Path], tmp_path: Path) -> 
     assert list(rows[0]) == ["file", "label", "probability", "label_2", "probability_2"]
     content = json.loads(write_answers(tmp_path / "answers.json", found).read_text())
     assert content["answers"][0]["top"][0] == {"label": "ant", "score": round(found.answers[0].top[0][1], 6)}
-    assert [row["file"] for row in content["left_out"]] == [str(folders[0] / "b.png")]
+    assert [row["file"] for row in content["left_out"]] == [str(folders[0] / name) for name in ("b.png", "d.heic")]
     with pytest.raises(ValueError, match=r"answers\.xlsx ends in '\.xlsx': expected \.csv or \.json"):
         write_answers(tmp_path / "answers.xlsx", found)
 
