@@ -104,10 +104,14 @@ def test_a_member_of_transformers(tmp_path: Path) -> None:
         torch.manual_seed(0)
         transformers.ResNetForImageClassification(config).eval().save_pretrained(folder)
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    classifier = adapt(tmp_path / "pool", pictures(0, 2), labels(2))
-    assert classifier.size == (32, 32)
-    again = Classifier.from_pretrained(classifier.save_pretrained(tmp_path / "mine"))
-    assert torch.equal(again.predict_proba(QUERIES), classifier.predict_proba(QUERIES))
+    for head in ("prototype", "finetune"):
+        classifier = adapt(tmp_path / "pool", pictures(0, 2), labels(2), head=head)
+        assert classifier.size == (32, 32)
+        again = Classifier.from_pretrained(classifier.save_pretrained(tmp_path / head))
+        assert torch.equal(again.predict_proba(QUERIES), classifier.predict_proba(QUERIES))
+    rows = transformers.pipeline("image-classification", model=str(tmp_path / "finetune"))(QUERIES)
+    found = torch.tensor([[{each["label"]: each["score"] for each in row}[name] for name in CLASSES] for row in rows])
+    torch.testing.assert_close(found, again.predict_proba(QUERIES), rtol=0, atol=1e-4)
 
 
 def test_scikit_learn_takes_the_estimator(pool: ModelPool) -> None:

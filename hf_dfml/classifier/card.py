@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_dfml.evaluation.heads import HEADS
-from hf_dfml.networks.info import network_info
+from hf_dfml.networks.info import TransformersInfo, network_info
 from hf_dfml.networks.linear_on_features import LinearOnFeatures
 from hf_dfml.networks.timm_network import OURS
 from hf_dfml.utils.text import counted
@@ -26,12 +26,19 @@ def make_card(classifier: Classifier, name: str) -> str:
     origin, how, network = classifier.origin, classifier.how, classifier.network
     assert network is not None
     one_network = classifier.members is None and how.bn != "transductive"
-    known_to_timm = not isinstance(network, LinearOnFeatures) and network_info(network).architecture not in OURS
+    info = network_info(network)
+    of_transformers = isinstance(info, TransformersInfo)
+    known_to_timm = not isinstance(network, LinearOnFeatures) and info.architecture not in OURS
     card = ModelCard.from_template(
         ModelCardData(
             library_name="hf-dfml",
             pipeline_tag="image-classification",
-            tags=["hf-dfml", "few-shot", "image-classification", *(["timm"] if one_network else [])],
+            tags=[
+                "hf-dfml",
+                "few-shot",
+                "image-classification",
+                *(["timm"] if one_network and not of_transformers else []),
+            ],
             base_model=origin.name if origin.revision else None,
         ),
         template_str=resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8"),
@@ -58,5 +65,6 @@ def make_card(classifier: Classifier, name: str) -> str:
         size="{}x{}".format(*classifier.size),
         one_network=one_network,
         known_to_timm=known_to_timm,
+        of_transformers=of_transformers,
     )
     return str(card)

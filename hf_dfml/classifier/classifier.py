@@ -8,6 +8,7 @@ classifier.save_pretrained("my-classifier"); Classifier.from_pretrained("my-clas
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,7 +234,10 @@ class Classifier:
         """
         if self.network is None:
             raise ValueError(f"head='{self.how.head}' cannot be moved: adapt on that device.")
-        self.network.to(device)
+        # A copy: it may share parameters with what was adapted, which stays where it is.
+        self.network = copy.deepcopy(self.network).to(device)
+        if self.members is not None:
+            self.members.pool = self.members.pool.to(device)
         return self
 
     def save_pretrained(self, folder: Path | str, *, store_support: bool = False) -> Path:

@@ -31,7 +31,7 @@ from hf_dfml.networks.linear_on_features import ARCHITECTURE, LinearOnFeatures, 
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.formats.checks import read_json
 from hf_dfml.pool.formats.loading import load_teacher
-from hf_dfml.pool.formats.reading import read_entry
+from hf_dfml.pool.formats.reading import is_transformers, read_entry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.sources.client import HubOptions, retry
 from hf_dfml.pool.sources.download import download
@@ -89,17 +89,19 @@ def read(name: str | Path, device: torch.device | str, **hub: Unpack[HubArgument
             "shots": tuple(map(int, block["shots"])),
             "left_out": left_out and Accuracy(*map(int, left_out)),
         }
-        seen = block["seen"]
+        seen, has_support = block["seen"], block["support"]
+    for extra in [SUPPORT_NAME] * bool(has_support) + [PREPROCESSOR_NAME] * (is_transformers(config) and not seen):
+        if sha:
+            download(id, extra, sha, options)
     if seen:
         if sha:
             _fetch_members(id, sha, options)
         network: nn.Module = _read_on_members(folder, id, seen, len(classes), device, hub)
     else:
-        entry = replace(read_entry(id, folder, sha), library="timm")
-        network = load_teacher(entry).network.to(device)
+        network = load_teacher(read_entry(id, folder, sha)).network.to(device)
         if network_info(network).num_classes != len(classes):
             raise MemberError(id, f"has {len(classes)} classes but {network_info(network).num_classes} outputs")
-    if (folder / SUPPORT_NAME).is_file():
+    if has_support:
         stored = load_file(folder / SUPPORT_NAME)
         images = stored["images"]
         known["support"] = to_unit(images) if images.dtype == torch.uint8 else images
@@ -161,7 +163,12 @@ def label_names(classifier: Classifier) -> list[str]:
 def _write_into(folder: Path, classifier: Classifier, name: str, store_support: bool) -> None:
     network, members = classifier.network, classifier.members
     assert network is not None
-    config = _on_members(classifier) if members else _timm_config(classifier, network)
+    if members:
+        config = _on_members(classifier)
+    elif isinstance(network_info(network), TransformersInfo):
+        config = _transformers_config(classifier, network, folder)
+    else:
+        config = _timm_config(classifier, network)
     if classifier.how.bn == "transductive":
         # transformers refuses what it does not know: it would normalise by other statistics.
         config["model_type"] = "hf_dfml_transductive_classifier"
@@ -174,6 +181,7 @@ def _write_into(folder: Path, classifier: Classifier, name: str, store_support: 
         "how": asdict(classifier.how),
         "seen": members and members.seen,
         "shots": list(classifier.shots),
+        "support": store_support,
         "left_out": left_out and list(left_out),
         "origin": asdict(classifier.origin),
     }
@@ -198,15 +206,12 @@ def _write_into(folder: Path, classifier: Classifier, name: str, store_support: 
 def _timm_config(classifier: Classifier, network: nn.Module) -> dict[str, Any]:
     """What timm and transformers read."""
     names, info = label_names(classifier), network_info(network)
-    inner = network.backbone if isinstance(network, LinearOnFeatures) else network
-    if isinstance(network_info(inner), TransformersInfo):  # type: ignore[arg-type]
-        raise ValueError(
-            "A network of transformers that was adapted by itself cannot be stored: adapt its pool "
-            "(`adapt(pool[:1], ...)`) with a head on features."
-        )
     arguments = dict(classifier.origin.model_args)
     if isinstance(network, LinearOnFeatures):
-        own: dict[str, Any] = {"backbone": network_info(inner).architecture}  # type: ignore[arg-type]
+        backbone = network_info(network.backbone)
+        if isinstance(backbone, TransformersInfo):
+            raise ValueError("Features of a bare network of transformers: adapt the member instead (`hf_dfml.adapt`).")
+        own: dict[str, Any] = {"backbone": backbone.architecture}
         own |= {"flips": network.flips, "mirror_backbone": network.mirror is not None}
         arguments = {**own, **({"answers": network.answers} if network.answers else {}), **arguments}
     return {
@@ -229,6 +234,25 @@ def _timm_config(classifier: Classifier, network: nn.Module) -> dict[str, Any]:
             "classifier": info.settings.get("classifier"),
         },
     }
+
+
+def _transformers_config(classifier: Classifier, network: Any, folder: Path) -> dict[str, Any]:
+    """What transformers reads of a network of its own; its preprocessor goes into `folder`."""
+    names, info, (height, width) = label_names(classifier), network_info(network), classifier.size
+    preprocessor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": 2,  # Bilinear.
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(info.mean),
+        "image_std": list(info.std),
+    }
+    atomic_write(folder / PREPROCESSOR_NAME, json.dumps(preprocessor, indent=1) + "\n")
+    named = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    return network.config.to_dict() | {"architectures": [info.architecture], **named}
 
 
 def _on_members(classifier: Classifier) -> dict[str, Any]:
@@ -275,12 +299,13 @@ def _read_on_members(
 
 def _fetch_members(id: str, sha: str, options: HubOptions) -> None:
     """Download the lock file and the members that are stored beside it."""
-    lock = json.loads(download(id, LOCK_NAME, sha, options).read_text(encoding="utf-8"))
-    for row in lock.get("members", []):
-        if "revision" not in row and _MEMBER_FOLDER.fullmatch(row["id"]):
+    rows = read_json(id, download(id, LOCK_NAME, sha, options)).get("members")
+    for row in rows if isinstance(rows, list) else []:
+        member = row.get("id") if isinstance(row, dict) and "revision" not in row else None
+        if isinstance(member, str) and _MEMBER_FOLDER.fullmatch(member):
             for name in (CONFIG_NAME, WEIGHTS_NAME, PREPROCESSOR_NAME):
                 if name in row.get("sha256", {}):
-                    download(id, f"{row['id']}/{name}", sha, options)
+                    download(id, f"{member}/{name}", sha, options)
 
 
 def _members_elsewhere(folder: Path) -> list[str]:

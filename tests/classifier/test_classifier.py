@@ -49,6 +49,12 @@ def test_accuracy_on_other_images(meta: MetaModel) -> None:
         classifier.evaluate(pictures(1), ["cat", "ant", "cow"])
 
 
+def test_moving_it_leaves_the_meta_model_where_it_is(meta: MetaModel) -> None:
+    classifier = meta.adapt(pictures(0, 3), labels(3), head="prototype")
+    assert classifier.to("meta").device.type == "meta"
+    assert {value.device.type for value in meta.network.state_dict().values()} == {"cpu"}
+
+
 def test_none_of_these_below_a_threshold(meta: MetaModel) -> None:
     classifier = meta.adapt(pictures(0, 3), labels(3), head="prototype")
     best = classifier.predict_proba(pictures(1)).amax(1)

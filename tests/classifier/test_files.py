@@ -79,6 +79,25 @@ def test_support_images_are_stored_on_demand(meta: MetaModel, tmp_path: Path) ->
     assert torch.equal(again.support, fine.support), "pixels between two levels stay as they are"
 
 
+def test_what_else_belongs_to_it_comes_from_the_hub_too(tmp_path: Path, hub: HubServer) -> None:
+    import transformers
+
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], id2label={0: "x", 1: "y"}
+    )
+    transformers.ResNetForImageClassification(config).eval().save_pretrained(tmp_path / "resnet")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "resnet")
+    classifier = adapt(tmp_path / "resnet", pictures(0, 2), labels(2), head="finetune")
+    classifier.push_to_hub("me/insects", store_support=True)
+    again = Classifier.from_pretrained("me/insects")
+    assert torch.equal(again.predict_proba(QUERIES), classifier.predict_proba(QUERIES))
+    assert torch.equal(again.support, classifier.support)
+    assert (
+        "transformers reads it without `hf_dfml`"
+        in hub.repos["me/insects"].at("main").files["README.md"].content.decode()
+    )
+
+
 def test_only_a_classifier_is_replaced(meta: MetaModel, tmp_path: Path) -> None:
     classifier = meta.adapt(pictures(0, 2), labels(2))
     (tmp_path / "notes").mkdir()
