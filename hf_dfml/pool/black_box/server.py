@@ -111,10 +111,11 @@ class PoolServer(ThreadingHTTPServer):
         Raises:
             ValueError: if one is not a readable image.
         """
-        from hf_dfml.utils.inputs import as_batch
+        from hf_dfml.utils.inputs import as_batch, rgb
 
         assert entry.input_size is not None
-        images = as_batch([_open(file) for file in files], entry.input_size[1:])
+        # Pixels are resized as by the member itself, files as timm does it.
+        images = as_batch([rgb(_open(file)) for file in files], entry.input_size[1:])
         answers = to_answers(self.batcher(entry.id, images), self.output, self.top_k)
         return [self._rows(entry, answer)[:top_k] for answer in answers]
 
