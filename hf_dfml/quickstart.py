@@ -81,7 +81,14 @@ def _of_tgr(folder: Path) -> list[Result]:
 def distillation_config() -> PoolDistillationConfig:
     """Pool distillation for a minute on two cores."""
     return PoolDistillationConfig(
-        steps=10, recoveries=1, recovery_steps=60, images_per_class=10, num_images=6000, flip=False
+        steps=10,
+        recoveries=1,
+        recovery_steps=60,
+        images_per_class=10,
+        joint_rounds=1,
+        joint_updates=100,
+        num_images=6000,
+        flip=False,
     )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 import hf_dfml
 from hf_dfml.cli import main
-from hf_dfml.cli.app import _spread
+from hf_dfml.cli.commands import _spread
 from hf_dfml.evaluation import Adaptation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.catalogue import METHODS
@@ -57,7 +57,7 @@ def test_help_loads_nothing_that_takes_long():
         modules = subprocess.run(
             [sys.executable, "-c", program.format(words)], capture_output=True, text=True, check=True
         ).stdout.split()
-        assert "hf_dfml.cli.app" in modules
+        assert "hf_dfml.cli.commands" in modules
         assert not {"torch", "transformers", "huggingface_hub", "timm", "numpy"} & set(modules)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from hf_dfml.cli.app import app
+from hf_dfml.cli.commands import app
 from hf_dfml.methods.catalogue import METHODS, is_file
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import options_of

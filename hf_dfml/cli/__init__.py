@@ -11,7 +11,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of `hf-dfml`: errors that a user can mend are one sentence, not a traceback."""
     if argv is None:
         leave_at_once("hf-dfml")
-    from hf_dfml.cli.app import run_command
+    from hf_dfml.cli.commands import run_command
 
     run_command(argv)
 

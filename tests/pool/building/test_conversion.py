@@ -10,7 +10,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from hf_dfml.cli.app import main
+from hf_dfml.cli import main
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.building.conversion import add_member, read_labels
 from tests.pool.members import WAYS, state_of
