@@ -2,7 +2,7 @@
 
 from hf_dfml.data.episodes import Episodes, EpisodeSampler
 from hf_dfml.data.few_shot import FewShotDataset, load_dataset
-from hf_dfml.data.folders import open_data
+from hf_dfml.data.folders import Needs, open_data
 from hf_dfml.data.registry import DATASETS, SPLITS, DatasetInfo, dataset_info
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "EpisodeSampler",
     "Episodes",
     "FewShotDataset",
+    "Needs",
     "dataset_info",
     "load_dataset",
     "open_data",

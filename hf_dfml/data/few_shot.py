@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,18 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
 from hf_dfml.data.registry import DatasetInfo, dataset_info
-from hf_dfml.utils.images import to_uint8
-from hf_dfml.utils.inputs import as_timm_resizes, open_image, rgb
+from hf_dfml.data.tables import class_numbers, load_table, undecoded
+from hf_dfml.utils.images import ImageLike, read_image, to_uint8
 from hf_dfml.utils.progress import progress
-from hf_dfml.utils.text import counted
 
 if TYPE_CHECKING:
     import datasets
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,15 +104,15 @@ def load_dataset(
         from hf_dfml.data.glyphs import draw_classes
 
         drawn, labels = draw_classes(class_names)
-        images: Iterable[Image.Image] = (Image.fromarray(pixels) for pixels in drawn)
+        images: Iterable[ImageLike] = drawn
     else:
         table = _read_table(info, data_dir)
         rows, labels = _rows_of_classes(info, table, class_names)
-        images = (row[info.image_column] for row in table.select(rows).select_columns(info.image_column))
+        images = undecoded(table.select(rows), info.image_column)
         images = progress(images, description=f"{name} {split}", total=len(rows), unit="image")
     stored = np.empty((len(labels), 3, size, size), dtype=np.uint8)
     for index, image in enumerate(images):
-        stored[index] = square_pixels(image, size)
+        stored[index] = to_uint8(read_image(image, (size, size), name=f"Image {index} of '{name}'"))
     return FewShotDataset(
         name=name,
         split=split,
@@ -146,7 +141,7 @@ def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Data
                 f"Data set '{info.name}' is expected in the folder {source}, which {fault}: "
                 f"put its Parquet files there{hub}."
             )
-        parts = read_table(str(source), info.name)
+        parts = load_table(source)
     elif info.hub_id is None:
         raise FileNotFoundError(
             f"Data set '{info.name}' has no repository on the Hub with the class names of its few-shot split: give "
@@ -154,7 +149,7 @@ def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Data
         )
     else:
         try:
-            parts = read_table(info.hub_id, info.name)
+            parts = load_table(info.hub_id)
         except (ConnectionError, FileNotFoundError) as error:
             raise FileNotFoundError(
                 f"Data set '{info.name}' could not be had from the Hub ('{info.hub_id}'): {error}. Without the Hub, "
@@ -176,40 +171,11 @@ def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Data
     return datasets.concatenate_datasets(chosen)
 
 
-def read_table(source: str, name: str) -> datasets.DatasetDict:
-    """What `datasets` reads there, its errors in a sentence."""
-    import datasets
-    from datasets.exceptions import DatasetsError
-    from pyarrow import ArrowException
-    from yaml import YAMLError
-
-    try:
-        return datasets.load_dataset(source)
-    except (DatasetsError, ArrowException, YAMLError, ValueError) as error:
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"Data set '{name}' in {source} cannot be read, as a file there is damaged, cut off or no Parquet: "
-            f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}"
-        ) from error
-
-
 def _rows_of_classes(
     info: DatasetInfo, table: datasets.Dataset, class_names: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers of the images of `class_names`, sorted by class and then by row, and their labels."""
-    from datasets import ClassLabel
-
-    feature = table.features[info.label_column]
-    column = table.select_columns(info.label_column).with_format("arrow")[:][info.label_column]
-    if isinstance(feature, ClassLabel):
-        names, numbers = list(feature.names), column.fill_null(-1).to_numpy()
-    else:  # The column holds the names themselves.
-        values = column.to_pylist()
-        names = sorted({value for value in values if value is not None})
-        number_of = {name: number for number, name in enumerate(names)}
-        numbers = np.array([number_of.get(value, -1) for value in values], dtype=np.int64)
-    if unlabelled := int((numbers < 0).sum()):
-        logger.warning("Left out: %s of data set '%s' without a label.", counted(unlabelled, "image"), info.name)
+    names, numbers = class_numbers(table, info.label_column, info.name)
     position = {name: label for label, name in enumerate(class_names)}
     ours = np.array([position.get(name, -1) for name in names], dtype=np.int64)
     # -1 is what the Hub's schema writes for an image without a class.
@@ -224,9 +190,3 @@ def _rows_of_classes(
         )
     rows = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
     return rows, labels[rows]
-
-
-def square_pixels(image: Image.Image | bytes | dict, size: int) -> np.ndarray:
-    """`(3, size, size)` uint8 RGB pixels of a table's image of any size and mode, decoded or not."""
-    pixels = rgb(open_image(image))
-    return as_timm_resizes(pixels if pixels.dtype == torch.uint8 else to_uint8(pixels), (size, size)).numpy()

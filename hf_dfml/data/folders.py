@@ -1,35 +1,90 @@
-"""A user's own images as a few-shot data set: a folder of class folders, or a table of images on the Hub or on disk.
+"""A user's own images as a few-shot data set: class folders, or a table of images on the Hub or on disk.
 
     photos/cat/1.jpg, photos/dog/2.jpg                     # class folders: every split is all of them
     photos/train/cat/1.jpg, photos/test/owl/9.jpg          # splits with class folders of their own
+    my-table/train.parquet, org/name on the Hub            # a column of images and one of labels
 
-A table (`datasets`) has a column of images and one of labels; see `open_data`.
+Images are listed and counted first, so that what cannot work is refused before any is decoded; then those that are
+kept are decoded one at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from hf_dfml.data.few_shot import FewShotDataset, load_dataset, read_table, square_pixels
-from hf_dfml.data.registry import DATASETS
-from hf_dfml.utils.inputs import list_class_folders, open_image
+from hf_dfml.data.few_shot import FewShotDataset, load_dataset
+from hf_dfml.data.registry import DATASETS, IMAGENET_MEAN, IMAGENET_STD, SPLITS
+from hf_dfml.data.tables import choose_columns, class_numbers, is_table, load_table, undecoded
+from hf_dfml.utils.images import ImageLike, read_image, to_uint8
+from hf_dfml.utils.inputs import list_class_folders
 from hf_dfml.utils.progress import progress
+from hf_dfml.utils.text import counted
 
-if TYPE_CHECKING:
-    import datasets
+logger = logging.getLogger(__name__)
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "val", "valid", "dev"),
-    "test": ("test", "testing"),
-}
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of natural photographs (ImageNet); an evaluated network normalises with its own."""
+IMAGE_SIZE = 84
+MAX_BYTES = 2 << 30
+"""Of the decoded images of a split: 100,000 images of 84 x 84 pixels, 14,000 of 224 x 224."""
+
+ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "training": "train", "testing": "test"}
+"""Other names of the splits."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What episodes need of a data set.
+
+    Attributes:
+        ways: classes of an episode.
+        shots: support images of a class; of several kinds of episodes the most.
+        queries: query images of a class.
+    """
+
+    ways: int = 2
+    shots: int = 1
+    queries: int = 0
+
+    def kept(self, sizes: Sequence[int], name: str) -> list[int]:
+        """The positions of the classes that have enough images.
+
+        Args:
+            sizes: the number of images of each class.
+            name: of the data set.
+
+        Raises:
+            ValueError: if they are too few; the sentence says which settings fit.
+        """
+        wanted = self.shots + self.queries
+        found = [index for index, size in enumerate(sizes) if size >= wanted]
+        if len(found) >= self.ways:
+            return found
+        remedies = [f"--ways {len(found)}"] if len(found) > 1 else []
+        if len(sizes) >= self.ways and self.queries:
+            queries = sorted(sizes, reverse=True)[self.ways - 1] - self.shots
+            remedies += [f"--queries {queries}"] if queries > 0 else []
+        have = f"{len(found)} {'class' if len(found) == 1 else 'classes'} with at least {counted(wanted, 'image')}"
+        ask = f"{self.ways} ways of {counted(self.shots, 'shot')}"
+        ask += f" and {self.queries} {'query' if self.queries == 1 else 'queries'}" if self.queries else ""
+        todo = " or ".join(remedies)
+        raise ValueError(
+            f"{name} has {have}; {ask} need {self.ways}: {f'use {todo}' if todo else 'add images or classes'}."
+        )
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Images that are not decoded yet: a cell or file each, and the number of its class."""
+
+    name: str
+    images: Sequence[ImageLike]
+    labels: np.ndarray
+    class_names: list[str]
 
 
 def open_data(
@@ -40,121 +95,132 @@ def open_data(
     image_size: int | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    needs: Needs | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> FewShotDataset:
     """The images that a user names, one split of them.
 
     Args:
         spec: a data set of `hf_dfml.data.DATASETS`; a folder of class folders, or of `train`, `validation` and `test`
-            with class folders in each; or any image data set of the Hub or a folder of Parquet files. `dir:` and `hf:`
-            settle which.
-        split: `train`, `validation` or `test`; where the images have no splits, all of them.
+            with class folders in each; a folder of Parquet or Arrow files; or an image data set of the Hub, `org/name`
+            or `org/name@revision`. `dir:` and `hf:` settle which.
+        split: `train`, `validation` or `test`; all images where class folders or a table have no splits.
         data_dir: see `load_dataset`.
-        image_size: height and width in pixels; default 84, and a known data set's own.
-        image_column: of a table; the only column of images by default.
-        label_column: of a table; the only other column that can be one by default.
+        image_size: height and width in pixels; default 84, and the own size of a set of `DATASETS`.
+        image_column: of a table; the only column that can be one by default.
+        label_column: likewise.
+        needs: what episodes need. Classes with fewer images are left out by name. Not asked of `DATASETS`.
+        max_bytes: of the decoded images. Where all are more, as many of each class as fit are drawn, always the same.
 
     Raises:
         FileNotFoundError: if there is nothing of that name.
-        ValueError: for a split that is not there, columns that cannot be guessed, or fewer than two classes.
+        ValueError: for a split that is not there, columns that cannot be guessed, too few classes or images for
+            `needs` (two classes of one image by default), or damaged files of a table.
     """
     name = str(spec)
-    if name in DATASETS:
+    if name in DATASETS and not isinstance(spec, Path):
         return load_dataset(name, split, data_dir=data_dir, image_size=image_size)
-    size = image_size or 84
-    folder = Path(name.removeprefix("dir:")).expanduser()
-    if not name.startswith("hf:") and (folder.is_dir() or name.startswith("dir:")):
-        if not any(folder.rglob("*.parquet")):
-            return _of_folders(folder, split, size)
-        name = str(folder)
-    return _of_table(name.removeprefix("hf:"), split, size, image_column, label_column)
-
-
-def require(dataset: FewShotDataset, *, ways: int, shots: Iterable[int], queries: int) -> None:
-    """Make sure that episodes can be drawn, before any work.
-
-    Raises:
-        ValueError: with the numbers of classes and images that there are, and settings that fit them.
-    """
-    counts = sorted(torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist(), reverse=True)
-    wanted = max(shots) + queries
-    enough = sum(count >= wanted for count in counts)
-    if enough >= ways and min(counts) >= wanted:
-        return
-    smallest = min(counts)
-    remedies = [f"--ways {len(counts)}"] if len(counts) < ways else []
-    if smallest > max(shots):
-        remedies.append(f"--queries {smallest - max(shots)}")
-    raise ValueError(
-        f"'{dataset.name}' ({dataset.split}) has {len(counts)} classes of {smallest} to {counts[0]} images; {ways} "
-        f"ways of {max(shots)} shots and {queries} queries need {ways} classes of {wanted} images: "
-        f"{'use ' + ' and '.join(remedies) if remedies else 'add images, or ask for fewer shots'}."
+    if split not in SPLITS:
+        raise ValueError(f"There is no split '{split}': choose one of {', '.join(SPLITS)}.")
+    size = image_size or IMAGE_SIZE
+    needs = needs or Needs()
+    listing = _list_images(spec, split, image_column, label_column)
+    rows = _rows(listing, needs, max_bytes // (3 * size * size))
+    stored, labels = _decode(listing, rows, size)
+    kept = needs.kept(np.bincount(labels, minlength=len(listing.class_names)).tolist(), listing.name)
+    if len(kept) < len(set(labels.tolist())):  # Files that are not readable made classes too small.
+        chosen = np.isin(labels, kept)
+        stored, labels = stored[chosen], labels[chosen]
+    return FewShotDataset(
+        name=listing.name,
+        split=split,
+        images=torch.from_numpy(stored),
+        labels=torch.from_numpy(np.searchsorted(kept, labels)),
+        class_names=tuple(listing.class_names[number] for number in kept),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     )
 
 
-def _of_folders(folder: Path, split: str, size: int) -> FewShotDataset:
-    inside = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
-    known = {name: kind for kind, names in SPLIT_NAMES.items() for name in names}
-    parts = {known[name]: path for name, path in inside.items() if name in known}
-    if parts and len(parts) == len(inside):
-        if split not in parts:
-            raise ValueError(f"{folder} has the splits {', '.join(sorted(parts))}: there is no '{split}'.")
-        place = parts[split]
+def _list_images(spec: str | Path, split: str, image_column: str | None, label_column: str | None) -> _Listing:
+    name = str(spec)
+    folder = Path(name.removeprefix("dir:")).expanduser()
+    local = isinstance(spec, Path) or name.startswith(("dir:", ".", "/", "~"))
+    if not name.startswith("hf:") and (local or folder.is_dir()):
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"There is no folder {folder}: expected one with a folder of images for each class."
+            )
+        if not is_table(folder):
+            files, labels = list_class_folders(_split_folder(folder, split))
+            class_names, numbers = np.unique(labels, return_inverse=True)
+            return _Listing(folder.resolve().name, files, numbers, class_names.tolist())
+        parts, label = load_table(folder), folder.resolve().name
     else:
-        place = folder
-    files, labels = list_class_folders(place)
-    return _stored(folder.name, split, files, labels, size)
+        label, _, revision = name.removeprefix("hf:").partition("@")
+        try:
+            parts = load_table(label, revision or None)
+        except (ConnectionError, FileNotFoundError) as error:
+            raise FileNotFoundError(
+                f"'{name}' is none of {', '.join(DATASETS)}, not a folder here, nor to be had from the Hub: {error}"
+            ) from error
+    named = {ALIASES.get(part, part): part for part in parts}
+    if split not in named and len(parts) > 1:
+        raise ValueError(f"Data set '{label}' has the splits {', '.join(parts)}: there is no '{split}'.")
+    table = parts[named.get(split, next(iter(parts)))]
+    image_column, label_column = choose_columns(table, label, image_column, label_column)
+    names, numbers = class_numbers(table, label_column, label)
+    return _Listing(label, undecoded(table, image_column), numbers, names)
 
 
-def _of_table(name: str, split: str, size: int, image_column: str | None, label_column: str | None) -> FewShotDataset:
-    parts = read_table(name, name)
-    table = next((parts[part] for part in SPLIT_NAMES.get(split, (split,)) if part in parts), None)
-    if table is None:
-        if len(parts) > 1:
-            raise ValueError(f"Data set '{name}' has the splits {', '.join(parts)}: there is no '{split}'.")
-        table = next(iter(parts.values()))
-    images, labels = columns_of(table, name, image_column, label_column)
-    feature = table.features[labels]
-    values = table.select_columns(labels)[:][labels]
-    coded = type(feature).__name__ == "ClassLabel"
-    names = [feature.int2str(value) if coded and value is not None else value for value in values]
-    rows = [row for row, value in enumerate(names) if value is not None]
-    cells = (row[images] for row in table.select(rows).select_columns(images))
-    return _stored(Path(name).name, split, cells, [str(names[row]) for row in rows], size)
+def _split_folder(folder: Path, split: str) -> Path:
+    """The folder of a split's class folders: the folder itself unless all its sub-folders are splits with classes."""
+    inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    parts = {ALIASES.get(path.name.lower(), path.name.lower()): path for path in inside}
+    splits = set(parts) <= set(SPLITS) and any(below.is_dir() for path in inside for below in path.iterdir())
+    if not parts or not splits:
+        return folder
+    if split not in parts:
+        raise ValueError(
+            f"{folder} has the splits {', '.join(sorted(path.name for path in inside))}: there is no '{split}'."
+        )
+    return parts[split]
 
 
-def columns_of(table: datasets.Dataset, name: str, images: str | None, labels: str | None) -> tuple[str, str]:
-    """The columns of images and of labels, as named or as they can be guessed.
+def _rows(listing: _Listing, needs: Needs, room: int) -> np.ndarray:
+    """The rows to decode, sorted by class: of classes with enough images, and no more than there is room for."""
+    sizes = np.bincount(listing.labels[listing.labels >= 0], minlength=len(listing.class_names))
+    kept = needs.kept(sizes.tolist(), listing.name)
+    few = [listing.class_names[number] for number, size in enumerate(sizes) if size and number not in set(kept)]
+    if few:
+        wanted = counted(needs.shots + needs.queries, "image")
+        logger.warning("Left out: classes with fewer than %s: %s.", wanted, ", ".join(few))
+    most = room // len(kept)
+    if most < needs.shots + needs.queries:
+        raise ValueError(
+            f"{listing.name} has {len(kept)} classes: {needs.shots + needs.queries} images of each are more than the "
+            f"{room} that memory is set aside for. Use smaller images, fewer classes, or a larger max_bytes."
+        )
+    if sizes[kept].max() > most:
+        logger.warning("%s: %s of a class are used at most, as more would fill the memory.", listing.name, most)
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in kept:
+        found = np.flatnonzero(listing.labels == number)
+        rows.append(found if len(found) <= most else np.sort(draw.permutation(found)[:most]))
+    return np.concatenate(rows)
 
-    Raises:
-        ValueError: if one is not there or there are several; the message lists the columns.
-    """
-    kinds = {column: type(feature).__name__ for column, feature in table.features.items()}
-    listed = ", ".join(f"{column} ({kind})" for column, kind in kinds.items())
 
-    def chosen(asked: str | None, found: list[str], what: str) -> str:
-        if asked is not None and asked in kinds:
-            return asked
-        if asked is None and len(found) == 1:
-            return found[0]
-        fault = f"has no column '{asked}'" if asked else f"has {len(found)} columns that may be {what}s"
-        raise ValueError(f"Data set '{name}' {fault}: name one with --{what}_column; its columns are {listed}.")
-
-    image = chosen(images, [column for column, kind in kinds.items() if kind == "Image"], "image")
-    of_classes = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-    texts = [column for column, kind in kinds.items() if kind == "Value" and table.features[column].dtype == "string"]
-    return image, chosen(labels, of_classes or texts, "label")
-
-
-def _stored(name: str, split: str, images: Iterable[Any], labels: list[str], size: int) -> FewShotDataset:
-    """Images of any kind as a data set, sorted by class; memory is `3 x size x size` bytes an image."""
-    class_names = tuple(sorted(set(labels)))
-    if len(class_names) < 2:
-        raise ValueError(f"'{name}' ({split}) has {len(class_names)} class: few-shot learning needs at least two.")
-    numbers = np.array([class_names.index(label) for label in labels], dtype=np.int64)
-    place = np.empty(len(labels), dtype=np.int64)
-    place[np.argsort(numbers, kind="stable")] = np.arange(len(labels))
-    stored = np.empty((len(labels), 3, size, size), dtype=np.uint8)
-    for index, image in enumerate(progress(images, description=name, total=len(labels), unit="image")):
-        stored[place[index]] = square_pixels(open_image(image), size)
-    sorted_labels = torch.from_numpy(np.sort(numbers))
-    return FewShotDataset(name, split, torch.from_numpy(stored), sorted_labels, class_names, MEAN, STD)
+def _decode(listing: _Listing, rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 pixels `(M, 3, size, size)` and class numbers of the rows that can be read; a warning names the others."""
+    stored = np.empty((len(rows), 3, size, size), dtype=np.uint8)
+    kept: list[int] = []
+    for row in progress(rows.tolist(), description=listing.name, total=len(rows), unit="image"):
+        try:
+            image = read_image(listing.images[row], (size, size), name=f"Row {row} of {listing.name}")
+        except (ValueError, FileNotFoundError) as error:
+            logger.warning("Left out: %s", error)
+            continue
+        stored[len(kept)] = to_uint8(image)
+        kept.append(row)
+    return stored[: len(kept)], listing.labels[kept]

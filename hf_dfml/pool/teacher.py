@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import Member
-from hf_dfml.utils.images import resize
+from hf_dfml.utils.images import resize, to_unit
 
 
 class Teacher(Member, nn.Module):
@@ -50,7 +50,7 @@ class Teacher(Member, nn.Module):
         """Classify images.
 
         Args:
-            images: `(B, 3, h, w)` in [0, 1], of any size.
+            images: `(B, 3, h, w)` in [0, 1] (or uint8), of any size.
 
         Returns:
             Logits `(B, num_classes)`.
@@ -68,6 +68,6 @@ class Teacher(Member, nn.Module):
 
     def _prepare(self, images: Tensor) -> Tensor:
         _, height, width = self.entry.input_size  # type: ignore[misc]
-        pixels = (resize(images, (height, width)) - self.mean) / self.std
+        pixels = (resize(to_unit(images), (height, width)) - self.mean) / self.std
         # Channels last: max pooling on a CPU is several times faster so. Permuted, as vmap knows no memory formats.
         return pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if pixels.device.type == "cpu" else pixels

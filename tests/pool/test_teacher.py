@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_dfml.pool import PoolEntry, Teacher
+from hf_dfml.pool import ModelPool, PoolEntry, Teacher
 from hf_dfml.pool.formats.loading import load_teacher
 from hf_dfml.pool.formats.reading import read_entry
 
@@ -18,6 +18,16 @@ def test_images_are_normalised_with_the_members_own_scale(teacher):
     images = torch.rand(4, 3, 16, 16)
     mean, std = torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
     torch.testing.assert_close(teacher(images), teacher.network((images - mean) / std))
+
+
+def test_uint8_is_divided_by_255(teacher, members):
+    images = torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8)
+    assert torch.equal(teacher(images), teacher(images.float() / 255))
+    assert torch.equal(teacher.features(images), teacher.features(images.float() / 255))
+    for pool in (ModelPool.from_dir(members), ModelPool.from_dir(members).as_black_box("logits")):
+        assert torch.equal(pool.load("m-0")(images), pool.load("m-0")(images.float() / 255))
+    with pytest.raises(ValueError, match="int64: expected floats in .* or uint8"):
+        teacher(images.long())
 
 
 def test_images_of_another_size_are_resized(teacher):

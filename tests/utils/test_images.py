@@ -1,5 +1,6 @@
 """Pixels: levels survive the round trip, resizing keeps what it must."""
 
+import pytest
 import torch
 
 from hf_dfml.utils.images import resize, to_uint8, to_unit
@@ -26,3 +27,10 @@ def test_resize_keeps_constants_and_passes_gradients():
 def test_resize_to_the_same_size_is_the_same_tensor():
     images = torch.rand(1, 3, 32, 32)
     assert resize(images, (32, 32)) is images
+
+
+def test_what_has_its_form_already_stays():
+    levels, unit = torch.tensor([0, 255], dtype=torch.uint8), torch.tensor([0.0, 1.0])
+    assert to_uint8(levels) is levels and to_unit(unit) is unit
+    with pytest.raises(ValueError, match="int64: expected floats in .* or uint8"):
+        to_unit(torch.tensor([0, 255]))

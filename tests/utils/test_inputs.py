@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_dfml.utils.inputs import as_batch, list_class_folders, list_images, read_files
+from hf_dfml.utils.inputs import as_batch, as_labels, list_class_folders, list_images, read_files
 
 SIZE = (6, 8)
 
@@ -57,31 +57,11 @@ def test_grey_has_three_equal_channels(pixels: torch.Tensor) -> None:
     assert torch.equal(as_batch([Image.fromarray(image[0].numpy()) for image in grey], SIZE), expected)
 
 
-def test_sixteen_bit_grey_is_scaled_not_cut() -> None:
-    image = Image.fromarray(np.full(SIZE, 32768, dtype=np.uint16))
-    assert as_batch(image, SIZE).mean().item() == pytest.approx(0.5, abs=1e-3)
-
-
-def test_palettes_and_transparency_become_rgb(pixels: torch.Tensor) -> None:
-    picture = to_pil(pixels[0])
-    assert torch.equal(as_batch(picture.convert("RGBA"), SIZE), as_batch(picture, SIZE))
-    assert as_batch(picture.convert("P"), SIZE).shape == (1, 3, *SIZE)
-
-
 def test_mixed_sizes_become_one() -> None:
     images = [torch.full((3, 4, 4), 0.25), torch.full((1, 50, 20), 0.75)]
     batch = as_batch(images, SIZE)
     assert batch.shape == (2, 3, *SIZE)
     torch.testing.assert_close(batch.mean(dim=(1, 2, 3)), torch.tensor([0.25, 0.75]))
-
-
-def test_photos_are_turned_as_their_camera_was(tmp_path: Path) -> None:
-    upright = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8))
-    picture = upright.copy()
-    picture.getexif()[0x0112] = 3  # Upside down.
-    picture.save(tmp_path / "x.png", exif=picture.getexif())
-    assert torch.equal(as_batch(tmp_path / "x.png", SIZE), as_batch(upright, SIZE).flip(2, 3))
-    assert torch.equal(as_batch(picture, SIZE), as_batch(upright, SIZE).flip(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -144,3 +124,53 @@ def test_folders_without_what_is_needed_are_named(tmp_path: Path) -> None:
         list_images(tmp_path / "empty")
     with pytest.raises(FileNotFoundError, match="no folder"):
         list_images(tmp_path / "nowhere")
+
+
+def test_what_is_left_out_of_folders_is_named(tmp_path: Path, caplog) -> None:
+    for name in ("cat/a.jfif", "cat/b.HEIC", "cat/notes.txt", "cat/more/c.png", "cat/.hidden", "loose.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    files, _ = list_class_folders(tmp_path)
+    assert [file.name for file in files] == ["a.jfif"]
+    named = [record.getMessage().removeprefix(f"Left out: {tmp_path}/") for record in caplog.records]
+    assert named[0] == "loose.png: it lies beside the class folders." and len(named) == 4
+    assert named[1].startswith("cat/b.HEIC: HEIC and AVIF are not read") and named[2].startswith(
+        "cat/more: sub-folders"
+    )
+    assert named[3].startswith("cat/notes.txt: names of images end in .png")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [torch.tensor(0), torch.tensor(1)],
+        torch.tensor([0, 1]),
+        np.array([0, 1]),
+        [np.int64(0), np.int64(1)],
+        [np.array(0), np.array(1)],
+        (0, 1),
+    ],
+)
+def test_labels_are_plain_values(labels) -> None:
+    assert as_labels(labels) == [0, 1] and all(type(label) is int for label in as_labels(labels))
+
+
+def test_labels_may_be_text_or_tuples() -> None:
+    assert as_labels(np.array(["cat", "nan"])) == ["cat", "nan"] and as_labels([("a", 1), "b"]) == [("a", 1), "b"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.eye(2), r"shape \(2, 2\): expected one label an image; of one-hot rows .* give labels.argmax\(1\)"),
+        (np.array([[0], [1]]), r"of a column labels\[:, 0\]"),
+        ([torch.tensor([0, 1])], r"Label 0 has the shape \(2,\)"),
+        ([[1, 0], [0, 1]], r"Label 0 is \[1, 0\], a list: expected one label an image"),
+        (np.array([0.0, np.nan]), r"Label 1 is missing \(nan\): give every image a label"),
+        (["cat", None], r"Label 1 is missing \(None\)"),
+        ("cat", "Labels are a str: expected a list"),
+    ],
+)
+def test_what_is_no_label_is_refused(labels, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_labels(labels)

@@ -28,6 +28,7 @@ from hf_dfml.pool.black_box.answers import AnswerCache
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.queries import Output, QueryCount
 from hf_dfml.pool.teacher_pool import Member, TeacherPool
+from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.text import counted
 
 Lock = Callable[[Sequence[PoolEntry], Path], Path]
@@ -72,7 +73,7 @@ class BlackBox(Member):
         """Ask.
 
         Args:
-            images: `(B, 3, h, w)` in [0, 1], of any size.
+            images: `(B, 3, h, w)` in [0, 1] (or uint8), of any size.
 
         Returns:
             `(B, num_classes)` without a graph: logits, or logarithms of probabilities (see the module's docstring).
@@ -80,7 +81,7 @@ class BlackBox(Member):
         Raises:
             QueryBudgetError: if so many images are more than is allowed; none is sent.
         """
-        return to_logits(self._answers(images.detach()).to(self.device), self._output)
+        return to_logits(self._answers(to_unit(images.detach())).to(self.device), self._output)
 
     def _answers(self, images: Tensor) -> Tensor:
         def send(new: Tensor) -> Tensor:

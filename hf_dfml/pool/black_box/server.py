@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import io
 import json
 import logging
 from collections.abc import Hashable, Sequence
@@ -34,6 +33,7 @@ from hf_dfml.pool.black_box.pool import to_answers
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.queries import Output
+from hf_dfml.utils.images import read_image, resize, to_unit
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +111,10 @@ class PoolServer(ThreadingHTTPServer):
         Raises:
             ValueError: if one is not a readable image.
         """
-        from hf_dfml.utils.inputs import as_batch, rgb
-
         assert entry.input_size is not None
-        # Pixels are resized as by the member itself, files as timm does it.
-        images = as_batch([rgb(_open(file)) for file in files], entry.input_size[1:])
+        # Resized as a member resizes them, so that it answers as it does in a process of its own.
+        read = [to_unit(read_image(file, name="the body", max_pixels=MAX_PIXELS))[None] for file in files]
+        images = torch.cat([resize(image, entry.input_size[1:]) for image in read])
         answers = to_answers(self.batcher(entry.id, images), self.output, self.top_k)
         return [self._rows(entry, answer)[:top_k] for answer in answers]
 
@@ -133,19 +132,6 @@ class PoolServer(ThreadingHTTPServer):
         shown = {"topk": self.top_k, "label": 1}.get(self.output)
         scores = answer.tolist()
         return [{"label": entry.class_names[index], "score": scores[index]} for index in order[:shown]]
-
-
-def _open(file: bytes) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(io.BytesIO(file))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"an image of {image.width} x {image.height} pixels is too large")
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError("the body is not a readable image file") from error
-    return image
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -134,7 +134,7 @@ def test_health_and_mistakes(members):
             ("/nothing", None, 404, "nothing at /nothing"),
             ("/models/x", file, 404, "no model 'x'"),
             ("/models/m-0/../m-1", file, 404, "no model"),
-            ("/models/m-0", b"not an image", 400, "not a readable image file"),
+            ("/models/m-0", b"not an image", 400, "is not readable as an image: expected one of the formats"),
             ("/models/m-0", b"x" * 4001, 413, "4000 bytes is the limit"),
         ):
             found, content = call(url + path, data, **{"Content-Type": "image/png"})
