@@ -83,11 +83,11 @@ def distillation_config() -> PoolDistillationConfig:
     return PoolDistillationConfig(
         steps=10,
         recoveries=1,
-        recovery_steps=60,
+        recovery_steps=40,
         images_per_class=10,
         joint_rounds=1,
-        joint_updates=100,
-        num_images=6000,
+        joint_updates=50,
+        num_images=5000,
         flip=False,
     )
 
@@ -99,7 +99,7 @@ def tgr_config() -> TGRConfig:
         recovery="pixels",
         recovery_steps=30,
         recovery_lr=0.1,
-        images_per_class=10,
+        images_per_class=5,
         tv_weight=0.1,
         shift=2,
         flip=False,
