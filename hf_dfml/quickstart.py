@@ -60,7 +60,8 @@ def in_short(rows: list[Result], folder: Path) -> list[Result]:
     """One row a contestant: each under the adaptation that suits it, the meta-model's as its config says."""
     ours = MetaModel.from_pretrained(str(folder)).config.adapt
     chosen = [row for row in rows if row.method == PoolDistillation.name]
-    chosen = [row for row in chosen if (row.bn, row.head, row.flips) == (ours.bn, ours.head, ours.flips)]
+    settled = (ours.bn, ours.head, ours.flips, ours.representation)
+    chosen = [row for row in chosen if (row.bn, row.head, row.flips, row.representation) == settled]
     heads = {"TGR": "prototype", "Random init": "finetune"}
     others = [row for row in rows if row.method in heads and row.head == heads[row.method] and not row.flips]
     members = [row for row in rows if row.method.endswith("+ prototype") and row.flips == ours.flips]
