@@ -40,15 +40,13 @@ FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Those of Pillow that are read (JPEG includes the MPO of phones); decoders of others start programs or are rare."""
 
 UNREADABLE = {
-    **dict.fromkeys((".heic", ".heif", ".avif"), "HEIC and AVIF are not read: convert it to JPEG or PNG"),
-    **dict.fromkeys((".svg", ".svgz"), "SVG is a drawing without pixels: export it as PNG"),
-    **dict.fromkeys(
-        (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"), "raw camera files are not read: export it as JPEG"
-    ),
-    **dict.fromkeys((".eps", ".pdf", ".ai"), "documents are not read: export it as PNG"),
-    **dict.fromkeys((".psd", ".xcf"), "layered drawings are not read: export it as PNG"),
+    **dict.fromkeys((".heic", ".heif"), "convert HEIC files to JPEG or PNG"),
+    ".avif": "convert AVIF files to JPEG or PNG",
+    **dict.fromkeys((".svg", ".svgz"), "export SVG drawings as PNG"),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw"), "export raw camera files as JPEG"),
+    **dict.fromkeys((".psd", ".xcf", ".eps", ".pdf", ".ai"), "export drawings and documents as PNG"),
 }
-"""Why images with these endings are not read, and what to do."""
+"""What to do with files of these endings, which are not read."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -186,7 +184,7 @@ def what_else(head: bytes) -> str | None:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer: fetch the file with `git lfs pull`"
     if head[4:8] == b"ftyp":
-        return UNREADABLE[".heic"]
+        return UNREADABLE[".avif" if head[8:12] in (b"avif", b"avis") else ".heic"]
     if b"<svg" in start:
         return UNREADABLE[".svg"]
     if start.startswith((b"<!doctype html", b"<html")):

@@ -67,7 +67,7 @@ def as_labels(labels: Sequence[Hashable] | Tensor | np.ndarray) -> list[Any]:
     """One label an image as plain Python values: an element of a tensor or array becomes its number or text.
 
     Raises:
-        ValueError: for one-hot rows, columns `(S, 1)`, a single text, and labels that are missing (None, NaN) or
+        ValueError: for one-hot rows, columns `(S, 1)`, a single text, and labels that are missing (NaN) or
             cannot be compared, such as lists.
     """
     rows = (
@@ -88,7 +88,7 @@ def as_labels(labels: Sequence[Hashable] | Tensor | np.ndarray) -> list[Any]:
             hash(value)
         except TypeError:
             raise ValueError(f"Label {index} is {value!r}, a {type(value).__name__}: {rows}.") from None
-        if value is None or (not isinstance(value, str) and str(value) in ("nan", "<NA>", "NaT")):
+        if not isinstance(value, str) and str(value) in ("nan", "<NA>", "NaT"):
             raise ValueError(f"Label {index} is missing ({value}): give every image a label, or leave the image out.")
         plain.append(value)
     return plain

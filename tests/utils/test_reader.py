@@ -178,15 +178,16 @@ def test_files_show_their_first_frame_and_pil_images_the_present_one():
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC and AVIF are not read: convert it to JPEG or PNG"),
-        ("a.jpg", b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC and AVIF are not read"),
-        ("a.svg", b"<?xml version='1.0'?>\n<svg/>", "SVG is a drawing without pixels: export it as PNG"),
-        ("a.nef", b"MM\0*whatever", "export it as JPEG|not|cannot"),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0", "convert HEIC files to JPEG or PNG"),
+        ("a.jpg", b"\0\0\0\x18ftypheic\0\0\0\0", "convert HEIC files"),
+        ("a.svg", b"<?xml version='1.0'?>\n<svg/>", "export SVG drawings as PNG"),
+        ("a.jpg", b"\0\0\0\x18ftypavif\0\0\0\0", "convert AVIF files"),
+        ("a.nef", b"raw", "export raw camera files as JPEG"),
         ("a.png", b"", "it is empty"),
         ("a.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         ("a.png", b"\n<!DOCTYPE html><html>", "it is a web page"),
         ("a.txt", b"plain words", "expected one of the formats BMP"),
-        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "documents are not read"),
+        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "export drawings and documents as PNG"),
     ],
 )
 def test_what_is_no_image_has_a_reason(tmp_path, name, content, reason):
