@@ -95,3 +95,16 @@ def test_the_command_prints_a_table_or_json(photos, tmp_path, capsys):
     assert len(found["rows"]) == 3 and found["verdict"]
     with pytest.raises(SystemExit, match="Nothing to compare"):
         main(["compare", "--support", str(photos)])
+
+
+def test_a_meta_model_is_evaluated_on_ones_own_images(photos, tmp_path, capsys):
+    MetaModel.of(make_model(5), method="TGR").save_pretrained(tmp_path / "meta")
+    words = ["evaluate", str(tmp_path / "meta"), "--data", str(photos), "--shots", "1", "--episodes", "4"]
+    with pytest.raises(SystemExit, match="photos has 0 classes with at least 16 images; 5 ways of 1 shot"):
+        main(words)
+    with pytest.raises(SystemExit):
+        main([*words, "--ways", "3", "--queries", "2"])
+    (row,) = json.loads((tmp_path / "meta" / "evaluations" / "results.json").read_text())
+    assert (row["dataset"], row["ways"], row["shots"], row["episodes"]) == ("photos", 3, 1, 4)
+    with pytest.raises(SystemExit, match="Name the images: --dataset"):
+        main([*words, "--dataset", "glyphs"])

@@ -12,10 +12,17 @@ from hf_dfml.cli.options import DataDir, Flips, HeadName, Representation, Seed
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Folder or Hub id of a meta-model.")],
-    dataset: Annotated[str, typer.Option(help="Data set of the evaluation.")],
+    dataset: Annotated[str | None, typer.Option(help="Data set of the evaluation: cifar-fs, glyphs, ...")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Or your own images: a folder of class folders (or of train/validation/test), a Hub data set."
+        ),
+    ] = None,
     pool: Annotated[str | None, typer.Option(help="Pool for the baselines printed beside the meta-model.")] = None,
     shots: Annotated[list[int], typer.Option(help="Support images a class: --shots 1 5.")] = [1, 5],  # noqa: B006
     ways: Annotated[int, typer.Option(help="Classes of an episode.")] = 5,
+    queries: Annotated[int, typer.Option(help="Query images a class.")] = 15,
     episodes: Annotated[int, typer.Option(help="Number of episodes.")] = 600,
     bn: Annotated[
         str | None,
@@ -32,24 +39,39 @@ def evaluate(
         ),
     ] = None,
     data_dir: DataDir = None,
+    image_column: Annotated[str | None, typer.Option(help="Of a data set: its column of images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of a data set: its column of classes.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure mean accuracy and 95 % interval over episodes of classes that no member has seen."""
-    from hf_dfml.data import load_dataset
+    """Measure mean accuracy and 95 % interval over episodes: of a data set's classes, or of your own images."""
+    from hf_dfml.data import open_data
+    from hf_dfml.data.folders import Needs
     from hf_dfml.evaluation import EvaluationProtocol
     from hf_dfml.evaluation.heads import find_head
     from hf_dfml.evaluation.reporting import evaluate_stored
     from hf_dfml.meta_model import MetaModel
     from hf_dfml.pool import ModelPool
 
+    if (dataset is None) == (data is None):
+        raise ValueError("Name the images: --dataset for a known set, or --data for a folder of yours (not both).")
     meta = MetaModel.from_pretrained(model)
     flipped = flips and flips == "true"
     how = meta.config.adapt.but(find_head(head), flips=flipped, representation=representation, bn=bn)
-    protocol = EvaluationProtocol(ways=ways, shots=shots, episodes=episodes, seed=seed, split=split).under(how)
+    protocol = EvaluationProtocol(
+        ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed, split=split
+    ).under(how)
     folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"
     evaluate_stored(
         meta.network,
-        load_dataset(dataset, split, data_dir=data_dir, image_size=meta.config.input_size[-1]),
+        open_data(
+            dataset or data or "",
+            split,
+            data_dir=data_dir,
+            image_size=meta.config.input_size[-1],
+            image_column=image_column,
+            label_column=label_column,
+            needs=Needs(ways, max(shots), queries),
+        ),
         protocol,
         folder,
         method=meta.config.method,
