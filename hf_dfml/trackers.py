@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 
@@ -81,6 +82,8 @@ class TrackedAccelerator(Accelerator):
     def __init__(self, folder: Path | str, log_with: str, **options: Any) -> None:
         folder = Path(folder)
         directories = ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "logs"))
+        # Accelerate keeps the precision of a process's first run, and refuses another one.
+        AcceleratorState._reset_state()
         super().__init__(log_with=trackers_of(log_with) or None, project_config=directories, **options)
         self.folder = folder
         self.config: dict[str, int | float | str | bool] = {}

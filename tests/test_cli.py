@@ -86,7 +86,7 @@ def test_an_option_that_there_is_not_is_named_with_the_one_that_was_meant(capsys
         (["train", "tgr", "--recovery_lr", "-1"], "--recovery_lr -1: expected a number above 0"),
         (["train", "tgr", "--shots", "1", "0"], "--shots 0: expected at least 1"),
         (["train", "tgr", "pools/x"], "'pools/x' is not understood where it stands"),
-        (["evaluate", "x", "--datset", "glyphs"], "No such option: --datset (Possible options: --dataset)"),
+        (["evaluate", "x", "--datset", "glyphs"], "No such option: --datset (Possible options: --data, --dataset)"),
         (["train", "maml9"], "No such command 'maml9'"),
     ):
         with pytest.raises(SystemExit) as stop:

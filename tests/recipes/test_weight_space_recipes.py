@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from hf_dfml.arguments import parse
 from hf_dfml.evaluation import read_results, write_results
 from hf_dfml.networks import create_network
+from hf_dfml.pipeline import run
+from hf_dfml.run_config import RunConfig
 from tests.pool.members import write_member, write_pool
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -106,13 +108,13 @@ def test_baselines_refuse_a_mixed_pool_before_the_evaluation(tmp_path):
 
 def test_the_configuration_of_dro_is_read_and_its_defaults_are_the_papers():
     module = recipe("dro")
-    method, run = parse(
+    method, config = parse(
         module.DRO,
-        module.RunConfig,
+        RunConfig,
         ["--config", str(RECIPES.parent / "hf_dfml" / "presets" / "dro-cifar-fs-cpu.yaml")],
     )
-    assert method.epochs == 20 and run.shots == [1, 5, 10, 20]
-    method, _ = parse(module.DRO, module.RunConfig, [])
+    assert method.epochs == 20 and config.shots == [1, 5, 10, 20]
+    method, _ = parse(module.DRO, RunConfig, [])
     assert (method.embedding_dim, method.lr, method.inner_steps, method.ball.gamma) == (50, 0.03, 1, 2.0)
     assert (method.validation_fraction, method.online) == (0.2, False)
 
@@ -122,8 +124,8 @@ def test_dro(tmp_path, online):
     module = recipe("dro")
     options = "--dataset glyphs --arch conv4_16 --ways 3 --shots 1 --episodes 3 --validation_episodes 2 --epochs 2"
     pool = ["--pool", str(glyph_pool(tmp_path / "pool")), "--output_dir", str(tmp_path / "run"), "--log_with", "none"]
-    method_config, run_config = parse(module.DRO, module.RunConfig, [*options.split(), *pool, "--online", str(online)])
-    rows = module.run(module.DRO, method_config, run_config, argv=["python", "recipes/dro.py"])
+    method_config, run_config = parse(module.DRO, RunConfig, [*options.split(), *pool, "--online", str(online)])
+    rows = run(module.DRO, method_config, run_config, argv=["python", "recipes/dro.py"])
     assert rows[0].method == ("DRO (online)" if online else "DRO")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["hf_dfml"]["method_config"]["online"] is online
