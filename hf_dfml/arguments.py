@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from hf_dfml.settings import Option, from_flat, meant, no_option, options_of
+from hf_dfml.settings import Option, Settings, from_flat, meant, no_option, options_of
 
 Config = TypeVar("Config")
 
@@ -93,6 +93,7 @@ def parse_into(
         if twice:
             raise TypeError(f"{kind.__name__} has an option that there is already: {', '.join(sorted(twice))}.")
         options |= options_of(kind)
+    gone = {name: why for kind in classes if issubclass(kind, Settings) for name, why in kind.removed.items()}
     program = program or Path(sys.argv[0]).name
     given = list(sys.argv[1:] if argv is None else argv)
     usage = f"usage: {program} [--preset NAME] [--config FILE] [--OPTION VALUE ...]"
@@ -106,7 +107,7 @@ def parse_into(
         raise SystemExit(2)
 
     try:
-        typed = _read_words(given, options)
+        typed = _read_words(given, options, gone)
         name, file = typed.pop("preset", None), typed.pop("config", None)
         assumed = default.preset if default and not name and not file else None
         if assumed and f"{method}-{assumed}" not in presets(method):
@@ -114,7 +115,7 @@ def parse_into(
         preset = _preset(name or assumed or "", method) if name or assumed else None
     except ValueError as error:
         wrong(str(error))
-    values = _read_yaml(*preset, options) if preset else {}
+    values = _read_yaml(*preset, options, gone) if preset else {}
     if preset and default:
         chosen = f"--preset {preset[0].removeprefix(f'{method}-').removesuffix('.yaml')}"
         why = f" (no --preset was given; there are {', '.join(SIZES)})" if assumed else ""
@@ -124,7 +125,7 @@ def parse_into(
     if file:
         if not Path(file).is_file():
             raise FileNotFoundError(f"There is no configuration file {file}.")
-        values |= _read_yaml(file, Path(file).read_bytes(), options)
+        values |= _read_yaml(file, Path(file).read_bytes(), options, gone)
     values |= typed
     missing = [name for name, each in options.items() if each.default is MISSING and name not in values]
     if missing:
@@ -134,7 +135,7 @@ def parse_into(
     )
 
 
-def _read_words(words: Sequence[str], options: Mapping[str, Option]) -> dict[str, Any]:
+def _read_words(words: Sequence[str], options: Mapping[str, Option], gone: Mapping[str, str]) -> dict[str, Any]:
     """The values of a command line, `--name value`, `--name=value`, `--name value value` or `--switch`."""
     texts: dict[str, list[str]] = {}
     taking: Option | None = None
@@ -142,6 +143,9 @@ def _read_words(words: Sequence[str], options: Mapping[str, Option]) -> dict[str
         name, equals, value = word.partition("=")
         if word.startswith("--"):
             key = name[2:].replace("-", "_")
+            if key in gone:
+                _ignore(f"--{key}", gone[key])
+                options = {**options, key: Option(key, str, True, True, None, {"help": ""}, "")}
             if key not in options:
                 raise ValueError(no_option(key, options, "--"))
             taking = options[key]
@@ -154,6 +158,8 @@ def _read_words(words: Sequence[str], options: Mapping[str, Option]) -> dict[str
             texts[taking.name].append(word)
     values = {}
     for key, found in texts.items():
+        if key in gone:
+            continue
         if not found and options[key].kind is bool:
             found = ["true"]
         if not found:
@@ -163,6 +169,11 @@ def _read_words(words: Sequence[str], options: Mapping[str, Option]) -> dict[str
         except ValueError as error:
             raise ValueError(f"--{error}") from None
     return values
+
+
+def _ignore(name: str, why: str) -> None:
+    """Say that an option of an earlier version has no effect any more."""
+    print(f"{name} is ignored: {why}.", file=sys.stderr)
 
 
 def presets(method: str = "") -> dict[str, Any]:
@@ -191,7 +202,7 @@ def _preset(name: str, method: str) -> tuple[str, bytes]:
     return f"{full}.yaml", own[full].read_bytes()
 
 
-def _read_yaml(name: str, content: bytes, options: Mapping[str, Option]) -> dict[str, Any]:
+def _read_yaml(name: str, content: bytes, options: Mapping[str, Option], gone: Mapping[str, str]) -> dict[str, Any]:
     """The values of a YAML file: scalars are read as the command line's words are, whatever YAML takes them for."""
     import yaml
 
@@ -210,6 +221,9 @@ def _read_yaml(name: str, content: bytes, options: Mapping[str, Option]) -> dict
     for key, node in root.value:
         try:
             option_name = str(key.value).replace("-", "_")
+            if option_name in gone:
+                _ignore(f"{name}, line {key.start_mark.line + 1}: {option_name}", gone[option_name])
+                continue
             if option_name not in options or option_name in FILES:
                 raise ValueError(no_option(option_name, options.keys() - FILES.keys()))
             if option_name in values:

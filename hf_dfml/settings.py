@@ -158,12 +158,17 @@ class Settings:
     Options of parts are given by their own names, as all options are: `FREEConfig(recovery_steps=100)`, and likewise
     `dataclasses.replace(config, recovery_steps=100)`.
 
+    Attributes:
+        removed: options of earlier versions, and why they are gone: command lines and files may still name them, which
+            is said and has no effect.
+
     Raises:
         ValueError: if there is no such option, or a value is not one of its option.
         TypeError: at the definition of a class two of whose options have the same name.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    removed: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, init=False)(cls)

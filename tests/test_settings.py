@@ -227,3 +227,15 @@ def test_help_is_short_and_advanced_help_whole(name, capsys):
         shown[words] = {line.split()[0][2:] for line in out.splitlines() if line.startswith("  --")}
     assert shown["--help-advanced"] == {*options_of(method.Config), *options_of(RunConfig), "config", "preset"}
     assert {"pool", "dataset", "output_dir", "seed", "preset"} < shown["-h"] and len(shown["-h"]) <= 14
+
+
+def test_options_of_earlier_versions_are_ignored_aloud(tmp_path, capsys):
+    from hf_dfml.methods.pool_distillation import PoolDistillation
+
+    (tmp_path / "old.yaml").write_text("steps: 3\ntarget_dim: 4\n")
+    words = ["--config", str(tmp_path / "old.yaml"), "--landmarks", "10", "--lr", "0.02"]
+    method, _ = parse(PoolDistillation, RunConfig, words)
+    assert (method.steps, method.lr) == (3, 0.02)
+    said = capsys.readouterr().err
+    assert "--landmarks is ignored: pool distillation learns" in said
+    assert "old.yaml, line 2: target_dim is ignored: pool distillation learns" in said

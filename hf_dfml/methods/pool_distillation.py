@@ -42,6 +42,12 @@ FEW_MEMBERS = 10
 class PoolDistillationConfig(Settings):
     """Hyper-parameters of pool distillation; the defaults fit a pool of 32-pixel networks and a CPU."""
 
+    removed = dict.fromkeys(
+        "target_dim projection landmarks target_outputs equalise gram_weight neighbour_weight neighbour_equalise "
+        "neighbour_temperature neighbour_target_temperature".split(),
+        "pool distillation learns the members' answers now, which has no such option",
+    )
+
     steps: int = option(32, "Passes over the training set.", least=0, common=True)
     batch_size: int = option(100, "Images of a batch; an incomplete one is left out.", least=2)
     lr: float = option(1e-2, "Highest learning rate of the student's Adam (one cycle over the run).", above=0)
