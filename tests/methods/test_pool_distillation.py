@@ -14,6 +14,7 @@ from hf_dfml.arguments import parse
 from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import selection
 from hf_dfml.learning.answers import predicted_answers, probabilities
+from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods import pool_distillation, pool_images
 from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
@@ -65,6 +66,18 @@ def test_members_of_different_architecture_size_and_labels_all_take_part(tmp_pat
     metrics = method.step(context)
     assert metrics["loss"] > 0
     assert not any(map(torch.equal, before, method.model.blocks.parameters()))
+
+
+def test_the_learning_rate_follows_one_cycle_within_a_pass_too(tmp_path, monkeypatch):
+    method, context = make_method(steps=2, lr=0.1), make_context()
+    method.setup(make_pool(tmp_path, 2), context)
+    seen = []
+    step = method.optimizer.step
+    monkeypatch.setattr(
+        method.optimizer, "step", lambda: (seen.append(method.optimizer.param_groups[0]["lr"]), step())
+    )
+    run_steps(method, context, 0, 2)
+    assert seen == pytest.approx([0.1 * one_cycle(batch / 6) for batch in range(6)]) and len(set(seen)) == 6
 
 
 def test_the_student_starts_from_the_best_member_of_its_kind(tmp_path):
