@@ -176,8 +176,10 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
 
     def files(folder):
         # Not the time of the folders themselves, in which each run leaves a lock and takes it away.
-        stored = (path for path in folder.rglob("*") if path.is_file())
-        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in stored}
+        return {
+            path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else "folder"
+            for path in folder.rglob("*")
+        }
 
     pool = members
     of(tmp_path / "run", TGR, TGRConfig(**TINY), resume=None)
