@@ -49,7 +49,7 @@ def errors_in_a_sentence(program: str | None = None, *, own_process: bool = True
 
 def interrupted(program: str, interrupt: KeyboardInterrupt) -> NoReturn:
     """End the process after Ctrl-C, with the sentence of the part that it has hit where it has one."""
-    print(f"\n{program}: {interrupt or SENTENCE}", file=sys.stderr)
+    print(f"\n{program}: {str(interrupt) or SENTENCE}", file=sys.stderr)
     raise SystemExit(INTERRUPTED) from interrupt
 
 

@@ -102,6 +102,23 @@ def test_the_first_half_second(seconds, tmp_path):
     assert run.returncode in (130, -signal.SIGINT), printed
 
 
+def test_an_error_that_follows_a_swallowed_interrupt_is_the_interrupt():
+    """As PyTorch does where its import of numpy is interrupted."""
+    code = (
+        "import os, signal, time\n"
+        "from hf_dfml.errors import errors_in_a_sentence\n"
+        "with errors_in_a_sentence('dfml'):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(1)\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+        "    raise RecursionError\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 130 and done.stderr.strip().startswith("dfml: stopped by Ctrl-C")
+
+
 def test_time_that_is_over_ends_with_three(members, tmp_path, monkeypatch):
     run = train(members, tmp_path / "run", {**SLOW, "recovery_steps": 50, "max_minutes": 0.0001})
     printed, _ = run.communicate(timeout=120)

@@ -34,6 +34,9 @@ def leave_at_once(program: str) -> None:
 def obey_interrupts(program: str) -> Iterator[None]:
     """Raise KeyboardInterrupt in the main thread at Ctrl-C, and end the process `DEADLINE` seconds later at latest.
 
+    An error that follows Ctrl-C is KeyboardInterrupt too: a library whose import is broken off in the middle (PyTorch's
+    of numpy, for one) may pass over the interrupt itself and fail later.
+
     Python handles a signal between two of its instructions, so that a call of seconds into PyTorch or the network
     library would delay it; a thread of its own sees to the deadline. In other threads than the main one, and in one of
     several processes of a run (whose launcher ends them), there is no deadline.
@@ -45,12 +48,17 @@ def obey_interrupts(program: str) -> Iterator[None]:
         yield
         return
     global _watch
+    outer, watch = _watch, _Watch(program)
+    _watch = watch
     # Set, not left to Python: a process in the background is started with SIGINT ignored.
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    outer, _watch = _watch, _Watch(program)
-    former = signal.set_wakeup_fd(_watch.to, warn_on_full_buffer=False)
+    previous = signal.signal(signal.SIGINT, watch.interrupt)
+    former = signal.set_wakeup_fd(watch.to, warn_on_full_buffer=False)
     try:
         yield
+    except Exception as error:
+        if watch.interrupting:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.set_wakeup_fd(former, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, previous)
@@ -121,7 +129,13 @@ class _Watch(threading.Thread):
         self.called_off = threading.Event()
         self.source, self.to = os.pipe()
         os.set_blocking(self.to, False)
+        self.interrupting = False
         self.start()
+
+    def interrupt(self, number: int, frame: Any) -> None:
+        """Break off what the main thread does."""
+        self.interrupting = True
+        raise KeyboardInterrupt
 
     def run(self) -> None:
         """Wait for Ctrl-C, and then for the process to end."""
