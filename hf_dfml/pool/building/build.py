@@ -85,21 +85,21 @@ def build_pool(
     built = 0
     folders = [output / f"{dataset.name}-{arch}-{index:03d}" for index in range(num_models)]
     bar = progress(folders, description=f"Building {output.name}", unit="member")
-    for index, folder in enumerate(bar):
-        settings = {"seed": seed, "index": index, "ways": ways, "image_size": dataset.image_size, **asdict(recipe)}
-        settings = json.loads(json.dumps(settings))  # As it reads back: tuples are lists in JSON.
-        if folder.is_dir():
-            _check_settings(folder, settings)
-            continue
-        try:
+    try:
+        for index, folder in enumerate(bar):
+            settings = {"seed": seed, "index": index, "ways": ways, "image_size": dataset.image_size, **asdict(recipe)}
+            settings = json.loads(json.dumps(settings))  # As it reads back: tuples are lists in JSON.
+            if folder.is_dir():
+                _check_settings(folder, settings)
+                continue
             accuracy = _build_member(folder, dataset, arch, recipe, settings, torch.device(device))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"stopped by Ctrl-C after {index} of {num_models} members; they are in {output}, and the same command "
-                "goes on with the next one."
-            ) from None
-        bar.set_postfix(accuracy=f"{accuracy:.3f}")
-        built += 1
+            bar.set_postfix(accuracy=f"{accuracy:.3f}")
+            built += 1
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped by Ctrl-C after {sum(folder.is_dir() for folder in folders)} of {num_models} members; they are in "
+            f"{output}, and the same command goes on with the next one."
+        ) from None
     logger.info("Built %d members, found %d, in %s.", built, num_models - built, output)
     return ModelPool(read_entry(folder.name, folder.absolute()) for folder in folders)
 
