@@ -65,8 +65,8 @@ def adapt(
         steps: likewise.
         lr: likewise.
         flips: likewise.
-        representation: likewise; of a pool its members' `answers` (probabilities) side by side, or `features`, the
-            default of fewer than ten members.
+        representation: likewise; of a pool its members' `answers` (probabilities) side by side, its `features`, the
+            default of fewer than ten members, or `both`.
         device: where a named model goes.
         **hub: `token`, `revision`, `cache_dir`, `local_files_only`, as in huggingface_hub.
 
@@ -89,7 +89,7 @@ def adapt(
         model = model.load(0)
     assert isinstance(model, Teacher)
     entry = model.entry
-    if representation == "answers" or (entry.library == "transformers" and how.head != "finetune"):
+    if representation in ("answers", "both") or (entry.library == "transformers" and how.head != "finetune"):
         pool = ModelPool([entry], device=model.device)
         return _on_members(pool, name, images, labels, how, representation or "features")
     origin = Origin("member", entry.id, entry.revision, model_args=entry.model_args)

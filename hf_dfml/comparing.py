@@ -209,5 +209,5 @@ def _of_meta_model(meta: MetaModel) -> Extract:
         return functional_forward(meta.network, {}, resize(images, size), source="running", features=True)
 
     how = meta.config.adapt
-    seen = represented(meta.network, features) if how.representation == "answers" else features
+    seen = represented(meta.network, features, how.representation)
     return with_flips(seen) if how.flips else seen

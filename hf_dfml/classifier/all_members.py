@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_dfml.networks.info import set_input
+from hf_dfml.networks.info import Representation, set_input
 from hf_dfml.pool.teacher_pool import TeacherPool
-
-Seen = Literal["features", "answers"]
-"""The members' penultimate features, or their probabilities."""
 
 MANY = 10
 """From so many members on their probabilities are taken, else their features, which say more where there are few."""
@@ -26,19 +23,19 @@ class AllMembers(nn.Module):
     Args:
         pool: the members; each resizes and normalises images as it was trained with.
         seen: what is taken of them; None: features of fewer than `MANY` members that are not black boxes, else
-            probabilities.
+            probabilities; `both` side by side, each of length 1.
         resident: whether all members are kept in memory as parts of this network, which an export needs.
 
     Raises:
         ValueError: if features of black boxes are asked for.
     """
 
-    def __init__(self, pool: TeacherPool, seen: Seen | None = None, *, resident: bool = False) -> None:
+    def __init__(self, pool: TeacherPool, seen: Representation | None = None, *, resident: bool = False) -> None:
         super().__init__()
-        if pool.answers_only and seen == "features":
+        if pool.answers_only and seen in ("features", "both"):
             raise ValueError("Black boxes show no features: use seen='answers'.")
         self.pool = pool.resolve()
-        self.seen: Seen = seen or ("answers" if pool.answers_only or len(pool) >= MANY else "features")
+        self.seen: Representation = seen or ("answers" if pool.answers_only or len(pool) >= MANY else "features")
         self.members = nn.ModuleList(self.pool.stream()) if resident else None
         self.num_classes = 0
         sizes = [entry.input_size for entry in self.pool if entry.input_size]
@@ -49,8 +46,14 @@ class AllMembers(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1] -> `(B, D)`: features of length 1 each, or probabilities."""
+        if self.seen != "both":
+            return self._side_by_side(images, self.seen)
+        kinds: tuple[Representation, ...] = ("features", "answers")
+        return torch.cat([F.normalize(self._side_by_side(images, kind), dim=-1) for kind in kinds], dim=-1)
+
+    def _side_by_side(self, images: Tensor, seen: Representation) -> Tensor:
         members: Iterable[Any] = self.pool.stream() if self.members is None else self.members
-        return torch.cat([self._see(member, images) for member in members], dim=-1)
+        return torch.cat([self._see(member, images, seen) for member in members], dim=-1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The features: there is no classifier."""
@@ -62,9 +65,9 @@ class AllMembers(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> AllMembers:
         return self  # Its members are frozen, and the pool's cache is shared.
 
-    def _see(self, member: Any, images: Tensor) -> Tensor:
+    def _see(self, member: Any, images: Tensor, seen: Representation) -> Tensor:
         parts = (images,) if self.members is not None else images.split(IMAGES_AT_ONCE)
-        if self.seen == "features":
+        if seen == "features":
             return F.normalize(torch.cat([member.features(part) for part in parts]).float(), dim=-1)
         # Not of length 1 each: a member that is sure counts more.
         return torch.cat([member(part) for part in parts]).float().softmax(-1)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from safetensors.torch import load_file
@@ -26,7 +26,7 @@ from hf_dfml.classifier.card import CARD_NAME, make_card
 from hf_dfml.classifier.classifier import Classifier
 from hf_dfml.classifier.origin import Origin
 from hf_dfml.evaluation.heads import Adaptation
-from hf_dfml.networks.info import TransformersInfo, network_info
+from hf_dfml.networks.info import Representation, TransformersInfo, network_info
 from hf_dfml.networks.linear_on_features import ARCHITECTURE, LinearOnFeatures, with_linear_layer
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.formats.checks import read_json
@@ -212,8 +212,9 @@ def _timm_config(classifier: Classifier, network: nn.Module) -> dict[str, Any]:
         if isinstance(backbone, TransformersInfo):
             raise ValueError("Features of a bare network of transformers: adapt the member instead (`hf_dfml.adapt`).")
         own: dict[str, Any] = {"backbone": backbone.architecture}
+        taken = {"answers": network.answers, "with_features": network.with_features} if network.answers else {}
         own |= {"flips": network.flips, "mirror_backbone": network.mirror is not None}
-        arguments = {**own, **({"answers": network.answers} if network.answers else {}), **arguments}
+        arguments = {**own, **taken, **arguments}
     return {
         "architecture": ARCHITECTURE if isinstance(network, LinearOnFeatures) else info.architecture,
         "num_classes": len(names),
@@ -287,8 +288,8 @@ def _write_members(members: AllMembers, folder: Path) -> None:
 def _read_on_members(
     folder: Path, id: str, seen: Any, outputs: int, device: torch.device | str, hub: HubArguments
 ) -> LinearOnFeatures:
-    if seen not in ("features", "answers"):
-        raise MemberError(id, f"takes '{str(seen)[:80]}' of a pool's members, expected features or answers")
+    if seen not in get_args(Representation):
+        raise MemberError(id, f"takes '{str(seen)[:80]}' of a pool's members, expected features, answers or both")
     options: HubArguments = {**hub, "revision": None}
     pool = ModelPool.from_lock(folder / LOCK_NAME, **options).to(device)
     state = load_file(folder / WEIGHTS_NAME, device=str(device))

@@ -25,10 +25,10 @@ Flips = Annotated[
     ),
 ]
 Representation = Annotated[
-    Literal["features", "answers"] | None,
+    Literal["features", "answers", "both"] | None,
     typer.Option(
-        help="What heads on features work with: a network's features, or the answers of a pool's members that it "
-        "predicts; the model's own by default."
+        help="What heads on features work with: a network's features, the answers of a pool's members that it "
+        "predicts, or both; the model's own by default."
     ),
 ]
 

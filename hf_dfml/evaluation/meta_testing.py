@@ -78,7 +78,7 @@ def evaluate(
 
         try:
             rows = evaluate_features(
-                represented(network, features) if protocol.representation == "answers" else features,
+                represented(network, features, protocol.representation),
                 dataset,
                 protocol,
                 method=method,

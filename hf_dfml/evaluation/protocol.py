@@ -44,7 +44,9 @@ class EvaluationProtocol:
     )
     representation: Representation = field(
         default="features",
-        metadata={"help": "What heads on features work with: a network's `features`, or the `answers` it predicts."},
+        metadata={
+            "help": "What heads on features work with: a network's `features`, the `answers` it predicts, or `both`."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the episodes: with the same seed all get the same ones."})
     split: str = field(

@@ -35,7 +35,7 @@ class Result:
         bn: whose statistics normalised the queries (`support`, `running`, `transductive`); None without batch norm.
         head: name of one of `hf_dfml.evaluation.heads`.
         flips: whether each image was seen together with its mirror image.
-        representation: what a head on features worked with: `features` or `answers`.
+        representation: what a head on features worked with: `features`, `answers` or `both`.
         inner_steps: SGD steps on the support set; None for heads without, and where an older file does not say.
         inner_lr: their learning rate; likewise.
         episodes: how many.
@@ -75,7 +75,7 @@ class Result:
     def how(self) -> str:
         """The head with all that belongs to it: `finetune, 10 x 0.01`, or `prototype, answers, flips`."""
         steps = [f"{self.inner_steps} x {self.inner_lr:g}"] if self.inner_steps is not None else []
-        answers = ["answers"] if self.representation == "answers" else []
+        answers = {"features": [], "answers": ["answers"], "both": ["features and answers"]}[self.representation]
         return ", ".join([self.head or "-", *steps, *answers, *["flips"] * self.flips])
 
     @property

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_dfml.networks.info import network_info, set_input
+from hf_dfml.networks.info import Representation, network_info, set_input
 
 Heads = Literal["member", "name"]
 """A row for each class of each member, or one for each class name, shared by all members that know it."""
@@ -133,6 +133,21 @@ def with_answers(model: nn.Module, heads: AnswerHeads) -> nn.Module:
     return copied.to(weight.device)
 
 
+def representation_of(network: nn.Module, features: Tensor, representation: Representation) -> Tensor:
+    """What a network that was made with `with_answers` gives heads on features: its features `(B, D)`, the answers
+    `(B, K)` that it predicts from them, or both, each of length 1, side by side.
+
+    Raises:
+        ValueError: if answers are asked for and the network has no heads of members.
+    """
+    if representation == "features":
+        return features
+    answers = predicted_answers(network, features)
+    if representation == "answers":
+        return answers
+    return torch.cat([F.normalize(features, dim=-1), F.normalize(answers, dim=-1)], dim=-1)
+
+
 def predicted_answers(network: nn.Module, features: Tensor) -> Tensor:
     """What a network from `with_answers` expects all members to answer: features `(B, D)` -> probabilities `(B, K)`.
 
@@ -142,8 +157,8 @@ def predicted_answers(network: nn.Module, features: Tensor) -> Tensor:
     info = network_info(network)
     if not info.answers:
         raise ValueError(
-            f"representation='answers': this {type(network).__name__} predicts no answers of a pool's members (pool "
-            "distillation makes networks that do): use representation='features'."
+            f"representation='answers' or 'both': this {type(network).__name__} predicts no answers of a pool's "
+            "members (pool distillation makes networks that do): use representation='features'."
         )
     (classifier,) = info.classifiers.values()
     logits = F.linear(F.normalize(features, dim=-1), classifier.weight, classifier.bias)  # type: ignore[arg-type]

@@ -58,10 +58,10 @@ class PoolDistillationConfig(Settings):
         "member", "Rows of the heads: one for each class of each `member`, or one for each class `name`."
     )
     scale: float = option(10.0, "Cosines are multiplied by this before the softmax.", above=0)
-    representation: Literal["auto", "features", "answers"] = option(
+    representation: Literal["auto", "features", "answers", "both"] = option(
         "auto",
         "What snapshots are validated by, and the default of a model made without a data set: the student's features, "
-        f"or predicted answers; `auto`: answers of more than {FEW_MEMBERS} members.",
+        f"the answers that it predicts, or both; `auto`: both of more than {FEW_MEMBERS} members, else features.",
     )
     training_set: PoolImagesConfig = part(PoolImagesConfig)
 
@@ -101,7 +101,7 @@ class PoolDistillation(Method):
     def config_for(cls, config: PoolDistillationConfig, pool: TeacherPool) -> PoolDistillationConfig:
         """With estimated gradients, for members that only answer; and the representation that suits their number."""
         if config.representation == "auto":
-            config = replace(config, representation="answers" if len(pool) > FEW_MEMBERS else "features")
+            config = replace(config, representation="both" if len(pool) > FEW_MEMBERS else "features")
         return replace(config, **flat(config.training_set.for_black_boxes())) if pool.answers_only else config
 
     def setup(self, pool: TeacherPool, context: Context) -> None:

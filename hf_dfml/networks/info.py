@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+Representation = Literal["features", "answers", "both"]
+"""What a classifier on top of a network works with: penultimate features, the probabilities that a student of a pool
+predicts its members to answer (`hf_dfml.learning.answers`), or both, each of length 1, side by side."""
 
 
 def network_info(network: nn.Module) -> NetworkInfo:

@@ -34,8 +34,8 @@ def leave_at_once(program: str) -> None:
 def obey_interrupts(program: str) -> Iterator[None]:
     """Raise KeyboardInterrupt in the main thread at Ctrl-C, and end the process `DEADLINE` seconds later at latest.
 
-    An error that follows Ctrl-C is KeyboardInterrupt too: a library whose import is broken off in the middle (PyTorch's
-    of numpy, for one) may pass over the interrupt itself and fail later.
+    An error that follows Ctrl-C is KeyboardInterrupt too: a library whose import is broken off in the middle (numpy's
+    by PyTorch, for one) may pass over the interrupt itself and fail later.
 
     Python handles a signal between two of its instructions, so that a call of seconds into PyTorch or the network
     library would delay it; a thread of its own sees to the deadline. In other threads than the main one, and in one of

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hf_dfml.evaluation import EvaluationProtocol, evaluate
 from hf_dfml.evaluation.heads import HEADS, Adaptation, class_means
-from hf_dfml.learning.answers import AnswerHeads, predicted_answers, with_answers
+from hf_dfml.learning.answers import AnswerHeads, predicted_answers, representation_of, with_answers
 from hf_dfml.networks import create_network
 from hf_dfml.networks.functional import functional_forward
 
@@ -40,6 +40,17 @@ def test_prototypes_are_means_of_answers(network):
     torch.testing.assert_close(logits, 10 * seen[1] @ means.T)
 
 
+def test_both_are_two_halves_of_the_same_length(network):
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        features = functional_forward(network, {}, images, source="running", features=True)
+        both = representation_of(network, features, "both")
+    assert representation_of(network, features, "features") is features
+    torch.testing.assert_close(both[:, :16], F.normalize(features, dim=-1))
+    torch.testing.assert_close(both[:, 16:], F.normalize(predicted_answers(network, features), dim=-1))
+    assert Adaptation(head="prototype", bn="running", representation="both")
+
+
 def test_rows_say_what_they_are_of(network, dataset):
     protocol = EvaluationProtocol(ways=3, shots=[1], queries=4, episodes=8, head="prototype", representation="answers")
     frozen, batch, features = (
@@ -53,7 +64,7 @@ def test_rows_say_what_they_are_of(network, dataset):
 def test_what_cannot_be_is_refused(network, dataset):
     with pytest.raises(ValueError, match="representation='answers' with head='finetune': expected a head on features"):
         Adaptation(representation="answers")
-    with pytest.raises(ValueError, match="expected one of features, answers"):
+    with pytest.raises(ValueError, match="expected one of features, answers, both"):
         Adaptation(head="prototype", representation="logits")
     plain = create_network("conv4_16", num_classes=3, image_size=16)
     protocol = EvaluationProtocol(

@@ -48,14 +48,23 @@ def test_other_statistics_leave_the_networks_own() -> None:
     assert made.backbone.blocks[0].conv.weight is network.blocks[0].conv.weight
 
 
-def test_predicted_answers_take_the_features_place() -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_predicted_answers_take_the_features_place_or_join_them(both: bool) -> None:
     heads = AnswerHeads(16, [("a", "b"), ("b", "c", "d")], "member", 5.0, torch.Generator().manual_seed(1))
     network = with_answers(fresh("conv4_16"), heads)
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    expected = F.normalize(predicted_answers(network, network_info(network).features(images)), dim=-1)
-    made = with_linear_layer(network, torch.eye(5), torch.zeros(5), answers=True)
+    features = network_info(network).features(images)
+    expected = F.normalize(predicted_answers(network, features), dim=-1)
+    if both:
+        expected = F.normalize(torch.cat([F.normalize(features, dim=-1), expected], dim=-1), dim=-1)
+    width = expected.shape[1]
+    made = with_linear_layer(
+        network, torch.eye(width), torch.zeros(width), representation="both" if both else "answers"
+    )
     torch.testing.assert_close(made(images), expected)
-    again = timm.create_model(ARCHITECTURE, backbone="conv4_16", img_size=16, num_classes=5, answers=[2, 3])
+    again = timm.create_model(
+        ARCHITECTURE, backbone="conv4_16", img_size=16, num_classes=width, answers=[2, 3], with_features=both
+    )
     again.load_state_dict(made.state_dict())
     assert torch.equal(again.eval()(images), made(images))
 

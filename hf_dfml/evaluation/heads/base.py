@@ -6,21 +6,18 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hf_dfml.networks.functional import BatchNorm, batch_statistics, functional_forward
+from hf_dfml.networks.info import Representation
 from hf_dfml.utils.own_code import class_of_file, is_file
 
 BATCH_NORMS: tuple[BatchNorm, ...] = ("support", "running", "transductive")
 
-Representation = Literal["features", "answers"]
-"""What heads on features work with: penultimate features, or the probabilities that a student of a pool predicts its
-members to answer (`hf_dfml.learning.answers`)."""
-
-REPRESENTATIONS: tuple[Representation, ...] = ("features", "answers")
+REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
 
 HEADS: dict[str, type[Head]] = {}
 """The heads by name. A class enters when it is defined, also one of a user's own file."""
@@ -168,7 +165,9 @@ class Adaptation:
     )
     representation: Representation = field(
         default="features",
-        metadata={"help": "What heads on features work with: a network's `features`, or the `answers` it predicts."},
+        metadata={
+            "help": "What heads on features work with: a network's `features`, the `answers` it predicts, or `both`."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -183,9 +182,9 @@ class Adaptation:
             )
         if self.representation not in REPRESENTATIONS:
             raise ValueError(f"representation='{self.representation}': expected one of {', '.join(REPRESENTATIONS)}.")
-        if self.representation == "answers" and not HEADS[self.head].on_features:
+        if self.representation != "features" and not HEADS[self.head].on_features:
             raise ValueError(
-                f"representation='answers' with head='{self.head}': expected a head on features "
+                f"representation='{self.representation}' with head='{self.head}': expected a head on features "
                 f"({', '.join(heads_on_features())}), or representation='features'."
             )
         if self.steps < 0 or self.lr <= 0:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.evaluation.heads.base import Adapted, Head
-from hf_dfml.learning.answers import predicted_answers
+from hf_dfml.learning.answers import representation_of
 from hf_dfml.learning.inner_loop import query_outputs
+from hf_dfml.networks.info import Representation
 from hf_dfml.networks.linear_on_features import with_linear_layer
 
 
@@ -52,7 +53,7 @@ class FeatureHead(Head):
             self.network,
             adapted["weight"],
             adapted["bias"],
-            answers=self.how.representation == "answers",
+            representation=self.how.representation,
             flips=self.how.flips,
             statistics=self.statistics(self.params, support),
             mirror_statistics=mirrored,
@@ -71,13 +72,17 @@ class FeatureHead(Head):
         return torch.cat(found)
 
     def _seen(self, extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        seen = represented(self.network, extract) if self.how.representation == "answers" else extract
+        seen = represented(self.network, extract, self.how.representation)
         return with_flips(seen) if self.how.flips else seen
 
 
-def represented(network: nn.Module, extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The answers `(B, K)` that a network predicts, from `extract`, which gives its features `(B, D)`."""
-    return lambda *images: predicted_answers(network, extract(*images))
+def represented(
+    network: nn.Module, extract: Callable[..., Tensor], representation: Representation
+) -> Callable[..., Tensor]:
+    """What a network's features, which `extract` gives, are to heads on features: see `representation_of`."""
+    if representation == "features":
+        return extract
+    return lambda *images: representation_of(network, extract(*images), representation)
 
 
 def with_flips(extract: Callable[..., Tensor]) -> Callable[..., Tensor]:

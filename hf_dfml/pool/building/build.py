@@ -97,8 +97,8 @@ def build_pool(
             built += 1
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped by Ctrl-C after {sum(folder.is_dir() for folder in folders)} of {num_models} members; they are in "
-            f"{output}, and the same command goes on with the next one."
+            f"stopped by Ctrl-C after {sum(folder.is_dir() for folder in folders)} of {num_models} members; they are "
+            f"in {output}, and the same command goes on with the next one."
         ) from None
     logger.info("Built %d members, found %d, in %s.", built, num_models - built, output)
     return ModelPool(read_entry(folder.name, folder.absolute()) for folder in folders)
