@@ -227,7 +227,7 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     words += ["--output_dir", str(tmp_path / "run"), "--log_with", "none", "--representation", "answers"]
     rows = run(PoolDistillation, *parse(PoolDistillation, RunConfig, words), argv=["test"])
     assert validated[:2] == [("prototype", "running", "answers", "validation")] * 2
-    assert {each[2] for each in validated[2:]} == {"features", "answers"}, "the default is chosen among both"
+    assert {each[2] for each in validated[2:]} == {"features", "answers", "both"}, "the default is chosen among them"
     ours = [(row.head, row.bn, row.representation) for row in rows if row.method == "Pool distillation"]
     assert ours[0] == ("prototype", "running", "answers")
     assert {("finetune", "support", "features"), ("prototype", "support", "features")} <= set(ours)
@@ -313,6 +313,6 @@ def test_an_interrupted_setup_goes_on_and_ends_in_the_same_training_set(tmp_path
 def test_the_representation_follows_the_number_of_members(tmp_path):
     pool = make_pool(tmp_path, 11)
     chosen = [PoolDistillation.config_for(PoolDistillationConfig(), part).representation for part in (pool, pool[:10])]
-    assert chosen == ["answers", "features"]
+    assert chosen == ["both", "features"]
     asked = PoolDistillation.config_for(PoolDistillationConfig(representation="features"), pool)
     assert asked.representation == "features"
