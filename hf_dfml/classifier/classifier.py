@@ -11,10 +11,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.classifier.accuracy import Accuracy
@@ -22,6 +23,7 @@ from hf_dfml.classifier.all_members import AllMembers
 from hf_dfml.classifier.origin import Origin
 from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
 from hf_dfml.networks.functional import functional_forward
+from hf_dfml.networks.info import network_info
 from hf_dfml.networks.linear_on_features import LinearOnFeatures
 from hf_dfml.utils.inputs import Images, as_batch, as_labels, list_class_folders, read_files
 
@@ -162,10 +164,30 @@ class Classifier:
 
     def predict_proba(self, images: Images) -> Tensor:
         """Probabilities `(B, N)` on the CPU, columns as `classes`."""
-        queries = as_batch(images, self.size).to(self.device)
-        parts = [queries] if self.how.bn == "transductive" else queries.split(QUERIES_AT_ONCE)
-        with torch.no_grad():
-            return torch.cat([self._logits(part) for part in parts]).softmax(-1).cpu()
+        return self.logits(images).softmax(-1)
+
+    def logits(self, images: Images) -> Tensor:
+        """What the probabilities are the softmax of, `(B, N)` on the CPU; images as in `predict`."""
+        return self._pass(as_batch(images, self.size))
+
+    def nearest(self, images: Images, k: int = 3) -> list[list[tuple[int, float]]]:
+        """The `k` support images most like each image (all, where there are fewer), with their similarity.
+
+        The similarity is the cosine of the network's penultimate features, at most 1; rows of `support` are counted
+        from 0. What a head makes of the features differs, so the nearest image need not be of the predicted class.
+
+        Raises:
+            ValueError: if the support images were not stored, or `k` is less than 1.
+        """
+        if self.support is None:
+            raise ValueError("The support images were not stored: call save_pretrained(folder, store_support=True).")
+        if k < 1:
+            raise ValueError(f"k={k}: expected 1 or more.")
+        queries, support = as_batch(images, self.size), self.support
+        features = self._pass(torch.cat([queries, support.to(queries.device)]), features=True)
+        unit = F.normalize(features.flatten(1), dim=-1)
+        values, rows = (unit[: len(queries)] @ unit[len(queries) :].T).topk(min(k, len(support)))
+        return [list(zip(*row, strict=True)) for row in zip(rows.tolist(), values.tolist(), strict=True)]
 
     def top_k(self, images: Images, k: int = 5) -> list[list[tuple[Any, float]]]:
         """The `k` most probable labels of each image (all, where there are fewer) with their probabilities.
@@ -308,15 +330,22 @@ class Classifier:
 
         return export_onnx(self, Path(path).expanduser())
 
-    def _logits(self, queries: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _pass(self, images: Tensor, *, features: bool = False) -> Tensor:
+        """Logits, or penultimate features, of a batch in [0, 1], on the CPU."""
+        queries = images.to(self.device)
+        parts = [queries] if self.how.bn == "transductive" else queries.split(QUERIES_AT_ONCE)
+        return torch.cat([self._of(part, features) for part in parts]).cpu()
+
+    def _of(self, queries: Tensor, features: bool) -> Tensor:
         if self.network is None:
             assert self.fitted is not None and self.support is not None
             head, adapted = self.fitted
-            return head.logits(adapted, self.support, queries)
+            return head.features(queries) if features else head.logits(adapted, self.support, queries)
         if self.members is not None:
-            return self.network(queries)
-        source = "batch" if self.how.bn == "transductive" else "running"
-        return functional_forward(self.network, {}, queries, source=source, second_order=False)  # type: ignore[arg-type]
+            return network_info(self.network).features(queries) if features else self.network(queries)
+        source: Literal["batch", "running"] = "batch" if self.how.bn == "transductive" else "running"
+        return functional_forward(self.network, {}, queries, source=source, features=features, second_order=False)
 
 
 def _labelled(images: Images, labels: Labels | None, size: tuple[int, int]) -> tuple[Tensor, list[Any]]:

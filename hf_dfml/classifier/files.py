@@ -34,7 +34,7 @@ from hf_dfml.pool.formats.loading import load_teacher
 from hf_dfml.pool.formats.reading import is_transformers, read_entry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.sources.client import HubOptions, retry
-from hf_dfml.pool.sources.download import download
+from hf_dfml.pool.sources.download import download, resolve_revision
 from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock, write_lock
 from hf_dfml.pool.sources.repository import create_repository, locate
 from hf_dfml.utils.checkpoint import atomic_write, replace_folder, save_tensors
@@ -52,6 +52,7 @@ FORMAT = 1
 SUPPORT_NAME = "support.safetensors"
 SMALL = 100 << 20
 """Bytes of a pool's members in folders up to which they are stored with the classifier; more are referred to."""
+_HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+(@.+)?")
 _MEMBER_FOLDER = re.compile(r"\w[\w.\- ]*")
 
 
@@ -136,6 +137,21 @@ def publish(
         upload: dict[str, Any] = {"revision": branch, "commit_message": message}
         retry(lambda: api.upload_folder(repo_id=address.repo_id, folder_path=folder, **upload))
     return str(address)
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a folder, `org/name` or `org/name@revision` is a stored classifier; of the Hub one file is fetched."""
+    if Path(name).expanduser().is_dir():
+        return _is_classifier(Path(name).expanduser())
+    if not _HUB_ID.fullmatch(name):
+        return False
+    id, _, tag = name.partition("@")
+    options = HubOptions()
+    try:
+        _, sha = resolve_revision(id, tag or None, options)
+        return BLOCK in read_json(id, download(id, CONFIG_NAME, sha, options))
+    except MemberError:
+        return False
 
 
 def check_folder(folder: Path) -> None:

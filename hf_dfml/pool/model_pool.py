@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hf_dfml.pool.black_box.pool import BlackBoxPool, to_answers
+from hf_dfml.pool.black_box.pool import BlackBoxPool, check_answers, to_answers
 from hf_dfml.pool.cache import TeacherCache
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.loading import check_forward, load_teacher
@@ -315,8 +315,7 @@ class ModelPool(TeacherPool):
         Raises:
             ValueError: for another `output`, a `top_k` below 1 or a negative budget.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k={top_k}: expected at least 1 class.")
+        check_answers(output, top_k)
         if max_queries is not None and max_queries < 0:
             raise ValueError(f"max_queries={max_queries}: expected 0 or more, or None for no limit.")
         pool = self.resolve()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from hf_dfml import MetaModel
+from hf_dfml import Classifier, MetaModel, adapt
+from hf_dfml.networks.functional import functional_forward
+from hf_dfml.utils.inputs import as_batch
 from tests.classifier.conftest import CLASSES, labels, pictures
+from tests.pool.members import write_pool
 
 
 def test_its_network_answers_as_its_head_does(meta: MetaModel) -> None:
@@ -62,3 +67,35 @@ def test_none_of_these_below_a_threshold(meta: MetaModel) -> None:
     expected = [name if value >= threshold else None for name, value in zip(CLASSES, best.tolist(), strict=True)]
     assert classifier.predict(pictures(1), threshold=threshold) == expected
     assert None in expected and classifier.predict(pictures(1)) == CLASSES
+
+
+def test_the_nearest_support_images(meta: MetaModel, tmp_path: Path) -> None:
+    """By the cosine of features; an image of the support set is nearest to itself, also after it was stored."""
+    queries = pictures(1)
+    classifier = meta.adapt(pictures(0, 2), labels(2), head="finetune", bn="running")
+    itself = classifier.nearest(pictures(0, 2), 1)
+    assert [row for [(row, _)] in itself] == list(range(6)) and min(value for [(_, value)] in itself) > 0.999
+    features = [
+        functional_forward(classifier.network, {}, batch, source="running", features=True)
+        for batch in (as_batch(queries, (16, 16)), classifier.support)
+    ]
+    cosines = torch.cosine_similarity(features[0][:, None], features[1][None], dim=-1)
+    for row, ours in zip(cosines, classifier.nearest(queries, 2), strict=True):
+        assert [index for index, _ in ours] == row.topk(2).indices.tolist()
+        assert [value for _, value in ours] == pytest.approx(row.topk(2).values.tolist(), abs=1e-5)
+    stored = classifier.save_pretrained(tmp_path / "with", store_support=True)
+    again = Classifier.from_pretrained(stored).nearest(queries, 99)
+    assert len(again[0]) == 6 and again[0][0][0] == classifier.nearest(queries, 1)[0][0][0]
+    bare = Classifier.from_pretrained(classifier.save_pretrained(tmp_path / "without"))
+    with pytest.raises(ValueError, match="support images were not stored"):
+        bare.nearest(queries)
+    with pytest.raises(ValueError, match="^k=0: expected 1 or more"):
+        classifier.nearest(queries, 0)
+
+
+def test_nearest_of_all_members_and_of_heads_on_features(meta: MetaModel, tmp_path: Path) -> None:
+    for classifier in (
+        meta.adapt(pictures(0, 2), labels(2), head="prototype", flips=True),
+        adapt(write_pool(tmp_path / "pool", 3), pictures(0, 2), labels(2)),
+    ):
+        assert [row for [(row, _)] in classifier.nearest(pictures(0, 2), 1)] == list(range(6))

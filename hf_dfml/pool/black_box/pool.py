@@ -133,8 +133,7 @@ class BlackBoxPool(TeacherPool):
         lock: Lock | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if output not in get_args(Output):
-            raise ValueError(f"output='{output}': expected one of {', '.join(get_args(Output))}.")
+        check_answers(output)
         super().__init__(map(public, entries), device)
         self._ask, self.output, self.queries = ask, output, queries  # type: ignore[assignment]
         self._lock = lock
@@ -162,6 +161,18 @@ class BlackBoxPool(TeacherPool):
     def _like(self, entries: Iterable[PoolEntry]) -> BlackBoxPool:
         shared: dict[str, Any] = {"resolution": self.resolution, "cache": self.cache, "lock": self._lock}
         return BlackBoxPool(entries, self._ask, self.output, self.queries, device=self.device, **shared)
+
+
+def check_answers(output: str, top_k: int = 1) -> None:
+    """Refuse answers that cannot be given.
+
+    Raises:
+        ValueError: for another `output`, or a `top_k` below 1.
+    """
+    if output not in get_args(Output):
+        raise ValueError(f"output='{output}': expected one of {', '.join(get_args(Output))}.")
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}: expected at least 1 class.")
 
 
 def public(entry: PoolEntry) -> PoolEntry:

@@ -1,4 +1,4 @@
-"""A pool as prediction-only HTTP endpoints, in the Hugging Face inference format.
+"""Models as prediction-only HTTP endpoints, in the Hugging Face inference format.
 
 | request | answer |
 |---|---|
@@ -19,6 +19,7 @@ import binascii
 import hmac
 import json
 import logging
+from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hf_dfml.pool.black_box.batching import Batcher
-from hf_dfml.pool.black_box.pool import to_answers
+from hf_dfml.pool.black_box.pool import check_answers, to_answers
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.queries import Output
@@ -39,13 +40,15 @@ logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 4096 * 4096
 """Of one image; a small file can hold many more."""
+BODY = "the body"
+"""What errors call an image that was sent."""
 
 
-class PoolServer(ThreadingHTTPServer):
-    """Serves a pool until `shutdown()`; `serve_forever()` blocks.
+class ModelServer(ThreadingHTTPServer):
+    """Serves models until `shutdown()`; `serve_forever()` blocks. A subclass says how they read and answer images.
 
     Args:
-        pool: its members, loaded when they are asked.
+        entries: the models; their ids are part of the addresses.
         host: address to listen on.
         port: 0 for any free one; see `url`.
         output: the kind of answers: `logits`, `probs`, `topk` or `label`.
@@ -54,6 +57,7 @@ class PoolServer(ThreadingHTTPServer):
         max_bytes: of one request.
 
     Raises:
+        ValueError: for another `output`, or a `top_k` below 1.
         ConnectionError: if the port is taken or impossible, or the host is not this machine's.
     """
 
@@ -62,7 +66,7 @@ class PoolServer(ThreadingHTTPServer):
 
     def __init__(
         self,
-        pool: ModelPool,
+        entries: Sequence[PoolEntry],
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
@@ -71,10 +75,10 @@ class PoolServer(ThreadingHTTPServer):
         token: str | None = None,
         max_bytes: int = 32 << 20,
     ) -> None:
-        self.pool = pool.usable()
-        self.pool.as_black_box(output, top_k=top_k)  # Refuses an unknown kind of answers.
+        check_answers(output, top_k)
+        self.entries = tuple(entries)
         self.output, self.top_k, self.token, self.max_bytes = output, top_k, token, max_bytes
-        self.batcher = Batcher(self._forward)
+        self.batcher = Batcher(self.forward)
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -83,6 +87,18 @@ class PoolServer(ThreadingHTTPServer):
             raise ConnectionError(
                 f"Cannot listen on port {port} of {host}: {reason}. Choose another --port (0: any free one) or --host."
             ) from error
+
+    @abstractmethod
+    def read(self, entry: PoolEntry, file: bytes) -> Tensor:
+        """An image file as `(3, h, w)` in [0, 1] of the model's size.
+
+        Raises:
+            ValueError: if it is not a readable image.
+        """
+
+    @abstractmethod
+    def forward(self, id: Hashable, images: Tensor) -> Tensor:
+        """A model's logits `(B, C)`, on the CPU, of what `read` gave; called in one thread."""
 
     @property
     def url(self) -> str:
@@ -96,7 +112,7 @@ class PoolServer(ThreadingHTTPServer):
             "output": self.output,
             "models": [
                 {"id": entry.id, "labels": list(entry.class_names), "input_size": list(entry.input_size or ())}
-                for entry in self.pool
+                for entry in self.entries
             ],
         }
 
@@ -111,10 +127,7 @@ class PoolServer(ThreadingHTTPServer):
         Raises:
             ValueError: if one is not a readable image.
         """
-        assert entry.input_size is not None
-        # Resized as a member resizes them, so that it answers as it does in a process of its own.
-        read = [to_unit(read_image(file, name="the body", max_pixels=MAX_PIXELS))[None] for file in files]
-        images = torch.cat([resize(image, entry.input_size[1:]) for image in read])
+        images = torch.stack([self.read(entry, file) for file in files])
         answers = to_answers(self.batcher(entry.id, images), self.output, self.top_k)
         return [self._rows(entry, answer)[:top_k] for answer in answers]
 
@@ -123,10 +136,6 @@ class PoolServer(ThreadingHTTPServer):
         super().server_close()
         self.batcher.close()
 
-    @torch.no_grad()
-    def _forward(self, id: Hashable, images: Tensor) -> Tensor:
-        return self.pool.load(str(id))(images.to(self.pool.device)).cpu()
-
     def _rows(self, entry: PoolEntry, answer: Tensor) -> list[dict]:
         order = answer.argsort(descending=True).tolist()
         shown = {"topk": self.top_k, "label": 1}.get(self.output)
@@ -134,8 +143,32 @@ class PoolServer(ThreadingHTTPServer):
         return [{"label": entry.class_names[index], "score": scores[index]} for index in order[:shown]]
 
 
+class PoolServer(ModelServer):
+    """Serves the members of a pool, which are loaded when they are asked.
+
+    Args:
+        pool: the members.
+        **options: of `ModelServer`.
+    """
+
+    def __init__(self, pool: ModelPool, **options: Any) -> None:
+        self.pool = pool.usable()
+        super().__init__(self.pool, **options)
+
+    def read(self, entry: PoolEntry, file: bytes) -> Tensor:
+        """Resized as a member resizes images, so that it answers as it does in a process of its own."""
+        assert entry.input_size is not None
+        image = to_unit(read_image(file, name=BODY, max_pixels=MAX_PIXELS))
+        return resize(image[None], entry.input_size[1:])[0]
+
+    @torch.no_grad()
+    def forward(self, id: Hashable, images: Tensor) -> Tensor:
+        """As in the base class."""
+        return self.pool.load(str(id))(images.to(self.pool.device)).cpu()
+
+
 class _Handler(BaseHTTPRequestHandler):
-    server: PoolServer
+    server: ModelServer
     protocol_version = "HTTP/1.1"
     timeout = 60
     # Else the body waits until the client has acknowledged the headers: 40 ms for each answer on a kept connection.
@@ -156,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._is_unauthorised():
             return
         id = unquote(urlsplit(self.path).path).removeprefix("/models/")
-        entry = next((entry for entry in self.server.pool if entry.id == id), None)
+        entry = next((entry for entry in self.server.entries if entry.id == id), None)
         if entry is None:
             return self._fail(HTTPStatus.NOT_FOUND, f"there is no model '{id}': GET /models lists them")
         length = self.headers.get("Content-Length", "")
