@@ -39,7 +39,9 @@ def meta_folder(tmp_path):
     return tmp_path / "meta"
 
 
-@pytest.mark.parametrize("words", [[], ["pool"], ["quickstart"], ["evaluate"], ["adapt"], ["pool", "build"]])
+@pytest.mark.parametrize(
+    "words", [[], ["pool"], ["quickstart"], ["evaluate"], ["adapt"], ["serve"], ["demo"], ["pool", "build"]]
+)
 def test_every_command_explains_itself(capsys, words):
     _, out = run(capsys, *words, "--help")
     assert "Usage" in out and "Options" in out

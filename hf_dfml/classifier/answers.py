@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_dfml.classifier.classifier import QUERIES_AT_ONCE, Classifier
+from hf_dfml.evaluation.heads import HEADS
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.inputs import as_batch
+from hf_dfml.utils.text import counted
 
 NONE = "none of these"
 """The label of an image whose most probable class is below the threshold."""
 SUFFIXES = (".csv", ".json")
+FITS = 50
+"""Support images up to which a head that adapts the network is fitted once for each, to leave it out."""
 
 
 class Answer(NamedTuple):
@@ -119,6 +123,19 @@ def write_answers(path: Path, found: Answers) -> Path:
         writer.writerow([row.file, row.label, f"{row.top[0][1]:.6f}", *further])
     atomic_write(path, text.getvalue())
     return path
+
+
+def estimate(classifier: Classifier) -> str:
+    """How many images of its own support set are classified correctly, in a line, where it takes no minutes."""
+    images, how = sum(classifier.shots), classifier.how
+    if how.bn == "transductive" or (images > FITS and not HEADS[how.head].on_features):
+        return f"Learnt {len(classifier.classes)} classes from {counted(images, 'image')}."
+    if max(classifier.shots) < 2:
+        return "Each class has one image: with two of a class the accuracy on your own images could be estimated."
+    found = classifier.leave_one_out()
+    return (
+        f"On your own {counted(found.total, 'image')}, each left out in turn (head={how.head}, bn={how.bn}): {found}."
+    )
 
 
 def check_output(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The door: `hf-dfml quickstart | pool | train | evaluate | adapt | push | serve`, one file a group of commands."""
+"""The door: `hf-dfml quickstart | pool | train | evaluate | adapt | push | serve | demo`, a file a group of them."""
 
 from __future__ import annotations
 

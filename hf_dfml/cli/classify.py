@@ -13,9 +13,6 @@ from hf_dfml.utils.text import counted
 if TYPE_CHECKING:
     from hf_dfml.classifier import Classifier
 
-FITS = 50
-"""Support images up to which a head that adapts the network is fitted once for each, to leave it out."""
-
 Output = Annotated[Path | None, typer.Option(help="A .csv or .json file for the answers, in place of the screen.")]
 TopK = Annotated[int, typer.Option(help="Labels of each picture.")]
 Threshold = Annotated[float, typer.Option(help='Probability below which a picture is "none of these".')]
@@ -45,7 +42,7 @@ def adapt(
     Says on standard error how many of the example images are classified correctly by what is learnt from the others.
     """
     from hf_dfml.adapting import adapt as learn
-    from hf_dfml.classifier.answers import check_output
+    from hf_dfml.classifier.answers import check_output, estimate
     from hf_dfml.classifier.files import check_folder
     from hf_dfml.evaluation.heads import find_head
 
@@ -55,7 +52,7 @@ def adapt(
         check_folder(save)
     how = {"head": find_head(head), "flips": flips and flips == "true", "representation": representation, "bn": bn}
     classifier = learn(model, support, device=device, **how)  # type: ignore[arg-type]
-    _say(_left_out(classifier))
+    _say(estimate(classifier))
     if save:
         classifier.save_pretrained(save)
         _say(f"Wrote the classifier and its card to {save}: hf-dfml classify {save} PHOTOS")
@@ -78,21 +75,6 @@ def classify(
     if output:
         check_output(output)
     _answer(Classifier.from_pretrained(classifier, device=device), photos, output, top_k, threshold)
-
-
-def _left_out(classifier: Classifier) -> str:
-    """The outcome of leave-one-out in a line."""
-    from hf_dfml.evaluation.heads import HEADS
-
-    images, how = sum(classifier.shots), classifier.how
-    if how.bn == "transductive" or (images > FITS and not HEADS[how.head].on_features):
-        return f"Learnt {len(classifier.classes)} classes from {counted(images, 'image')}."
-    if max(classifier.shots) < 2:
-        return "Each class has one image: with two of a class the accuracy on your own images could be estimated."
-    found = classifier.leave_one_out()
-    return (
-        f"On your own {counted(found.total, 'image')}, each left out in turn (head={how.head}, bn={how.bn}): {found}."
-    )
 
 
 def _answer(classifier: Classifier, queries: list[Path], output: Path | None, top_k: int, threshold: float) -> None:

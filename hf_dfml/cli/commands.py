@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from hf_dfml.cli.classify import adapt, classify
 from hf_dfml.cli.compare import compare
+from hf_dfml.cli.demo import demo
 from hf_dfml.cli.evaluate import evaluate
 from hf_dfml.cli.options import Seed, WithHeads
 from hf_dfml.cli.pool import pool_app
@@ -84,6 +85,7 @@ app.command()(classify)
 app.command()(compare)
 app.command()(push)
 app.command()(serve)
+app.command()(demo)
 
 
 def run_command(argv: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
@@ -49,14 +50,19 @@ def serve(
     options = {"host": host, "port": port, "output": output, **limits}
     server, what = (_of_classifier if is_classifier(model) else _of_pool)(model, device, options)
     with server:
-        # Set, not left to Python: a process in the background is started with SIGINT ignored.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
         typer.echo(f"{what}, returning {output}. Ctrl-C stops.")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            typer.echo("Stopped.")
+        until_interrupted(server.serve_forever)
+
+
+def until_interrupted(wait: Callable[[], Any]) -> None:
+    """Call what does not return, until Ctrl-C or a request to end."""
+    # Set, not left to Python: a process in the background is started with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        wait()
+    except KeyboardInterrupt:
+        typer.echo("Stopped.")
 
 
 def _of_pool(name: str, device: str, options: dict[str, Any]) -> tuple[ModelServer, str]:
