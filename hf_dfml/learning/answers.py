@@ -54,6 +54,20 @@ def probabilities(logits: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([part.softmax(-1) for part in logits.split(list(sizes), -1)], -1)
 
 
+def softened(answers: Tensor, sizes: Sequence[int], temperature: float) -> Tensor:
+    """Probabilities `(..., K)` as they would be if the logits had been divided by `temperature` (Hinton et al., 2015).
+
+    Examples:
+        >>> softened(torch.tensor([0.8, 0.2]), [2], 2.0)
+        tensor([0.6667, 0.3333])
+    """
+    if temperature == 1:
+        return answers
+    powers = by_member(answers, sizes, 0.0) ** (1 / temperature)
+    powers = powers / powers.sum(-1, keepdim=True)
+    return torch.cat([powers[..., index, :size] for index, size in enumerate(sizes)], -1)
+
+
 def answer_loss(logits: Tensor, answers: Tensor, sizes: Sequence[int]) -> Tensor:
     """Mean over images and members of KL(answer || head): zero where all heads answer as their members do.
 

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from hf_dfml.learning.answers import AnswerHeads, Heads, answer_loss, with_answers
+from hf_dfml.learning.answers import AnswerHeads, Heads, answer_loss, softened, with_answers
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods.base import Context, Method, in_mixed_precision
 from hf_dfml.methods.pool_images import SHOWN, PoolImagesConfig, pool_images
@@ -58,6 +58,9 @@ class PoolDistillationConfig(Settings):
         "member", "Rows of the heads: one for each class of each `member`, or one for each class `name`."
     )
     scale: float = option(10.0, "Cosines are multiplied by this before the softmax.", above=0)
+    temperature: float = option(
+        1.0, "The heads learn the members' answers at this temperature: above 1 they are softer.", above=0
+    )
     representation: Literal["auto", "features", "answers", "both"] = option(
         "auto",
         "What snapshots are validated by, and the default of a model made without a data set: the student's features, "
@@ -157,7 +160,8 @@ class PoolDistillation(Method):
         """Mean divergence of the heads of images `(B, 3, H, W)` in [0, 1] from the members' answers `(B, K)`."""
         features = features_of(self.model, images)
         with torch.autocast(features.device.type, enabled=False):
-            return answer_loss(self.heads(features.float()), answers, self.heads.sizes)
+            wanted = softened(answers, self.heads.sizes, self.config.temperature)
+            return answer_loss(self.heads(features.float()), wanted, self.heads.sizes)
 
     def snapshot(self, context: Context) -> nn.Module:
         """A copy of the student whose classifier is the heads of all members."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_dfml.learning.answers import AnswerHeads, answer_loss, by_member, probabilities
+from hf_dfml.learning.answers import AnswerHeads, answer_loss, by_member, probabilities, softened
 
 NAMES = [("cat", "dog", "emu"), ("dog", "yak"), ("cat", "emu", "yak", "dog")]
 EQUAL = [("cat", "dog"), ("dog", "yak"), ("emu", "cat")]
@@ -39,6 +39,13 @@ def test_the_loss_is_zero_only_where_all_heads_answer_as_their_members(names):
     assert answer_loss(answers.log() + 3, answers, sizes).abs() < 1e-6
     torch.testing.assert_close(probabilities(answers.log() + 3, sizes), answers)
     assert answer_loss(answers.log().roll(1, 0), answers, sizes) > 0.1
+
+
+@pytest.mark.parametrize("names", [NAMES, EQUAL], ids=["sizes differ", "sizes are equal"])
+def test_softened_answers_are_those_of_divided_logits(names):
+    sizes, answers = [len(each) for each in names], answers_of(names)
+    torch.testing.assert_close(softened(answers, sizes, 3.0), probabilities(answers.log() / 3, sizes))
+    assert softened(answers, sizes, 1.0) is answers
 
 
 @pytest.mark.parametrize("kind", ["member", "name"])

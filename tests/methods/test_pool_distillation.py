@@ -13,7 +13,7 @@ from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
 from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import selection
-from hf_dfml.learning.answers import predicted_answers, probabilities
+from hf_dfml.learning.answers import answer_loss, predicted_answers, probabilities
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.methods import pool_distillation, pool_images
 from hf_dfml.methods.catalogue import METHODS
@@ -66,6 +66,20 @@ def test_members_of_different_architecture_size_and_labels_all_take_part(tmp_pat
     metrics = method.step(context)
     assert metrics["loss"] > 0
     assert not any(map(torch.equal, before, method.model.blocks.parameters()))
+
+
+def test_the_temperature_softens_what_is_learnt(tmp_path):
+    losses, pool = [], make_pool(tmp_path, 2)
+    for temperature in (1.0, 4.0):
+        method = make_method(temperature=temperature)
+        method.setup(pool, make_context())
+        images, answers = to_unit(method.images[:8]), method.answers[:8].float()
+        logits = method.heads(pool_distillation.features_of(method.model, images))
+        wanted = probabilities(answers.log() / temperature, method.heads.sizes)
+        wanted_loss = answer_loss(logits, wanted, method.heads.sizes)
+        torch.testing.assert_close(method.loss(images, answers), wanted_loss, atol=1e-3, rtol=0)  # Half precision.
+        losses.append(float(method.loss(images, answers).detach()))
+    assert losses[1] < losses[0], "softer answers are nearer to the heads' start"
 
 
 def test_the_learning_rate_follows_one_cycle_within_a_pass_too(tmp_path, monkeypatch):
