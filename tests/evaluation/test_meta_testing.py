@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_features
 from hf_dfml.evaluation.protocol import draw_episodes
+from hf_dfml.evaluation.reporting import evaluate_stored
+from hf_dfml.utils import progress
 from hf_dfml.utils.images import resize, to_uint8, to_unit
 
 PROTOCOL = EvaluationProtocol(ways=3, shots=[1, 2], queries=4, episodes=12)
@@ -91,8 +95,25 @@ def test_rows_say_how_they_were_obtained(dataset: FewShotDataset, network: nn.Mo
     assert (first.bn, first.head, first.episodes, first.seed) == ("support", "finetune", 12, 0)
     assert (first.inner_steps, first.inner_lr, first.flips, first.image_size) == (10, 0.01, False, 16)
     assert first.command == "python recipes/tgr.py"
-    frozen = evaluate(network, dataset, replace(FROZEN, flips=True), method="TGR")[0]
+    started = time.monotonic()
+    frozen = evaluate(network, dataset, replace(FROZEN, flips=True), method="TGR", command="python x.py")[0]
     assert (frozen.inner_steps, frozen.inner_lr, frozen.flips, frozen.image_size) == (None, None, True, 16)
+    assert frozen.command == "python x.py" and 0 <= frozen.seconds <= time.monotonic() - started
+
+
+def test_progress_counts_chunks_of_the_contestant(dataset, network, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "SECONDS", 1e-3)
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "are_progress_bars_disabled", lambda _: False)
+    evaluate(network, dataset, replace(PROTOCOL, episodes=4, shots=[1]), method="TGR", chunk_size=2)
+    assert "TGR, 1-shot: 2 of 2 chunks" in capsys.readouterr().err
+    evaluate(network, dataset, replace(PROTOCOL, episodes=4, shots=[1]), method="TGR", chunk_size=2, progress=False)
+    assert not capsys.readouterr().err
+
+
+def test_an_evaluation_says_where_its_rows_are_and_what_stands_beside_them(dataset, network, tmp_path, capsys) -> None:
+    for seed, expected in ((0, "results.json."), (1, f"results.json, beside {len(FROZEN.shots)} earlier rows.")):
+        evaluate_stored(network, dataset, replace(FROZEN, seed=seed, episodes=4), tmp_path, method="TGR")
+        assert capsys.readouterr().out.splitlines()[-1].endswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +164,7 @@ def test_images_are_brought_to_the_size_of_the_network(dataset: FewShotDataset, 
 
 
 def test_what_cannot_be_examined_is_refused(dataset: FewShotDataset) -> None:
+    assert replace(PROTOCOL, ways=2).ways == 2
     with pytest.raises(ValueError, match="cannot be fine-tuned"):
         evaluate_features(lambda images: images.flatten(1), dataset, PROTOCOL, method="m")
     with pytest.raises(ValueError, match="expected at least 2"):

@@ -50,6 +50,16 @@ def test_finetune_is_plain_sgd_on_all_parameters(network: nn.Module, episode) ->
     torch.testing.assert_close(ours, twin(normalise(twin, query)), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("bn", ["running", "support"])
+def test_a_network_made_of_an_adapted_head_answers_as_the_head_does(network: nn.Module, episode, bn, flips) -> None:
+    support, labels, query = episode
+    head = head_of(network, 3, Adaptation(bn=bn, head="prototype", flips=flips))
+    adapted = head.fit(support, labels)
+    made = head.as_network(adapted, support)
+    torch.testing.assert_close(made(normalise(network, query)), head.logits(adapted, support, query))
+
+
 def test_finetune_of_other_ways_starts_at_nearest_class_mean(network: nn.Module, episode) -> None:
     support, _, query = episode
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
