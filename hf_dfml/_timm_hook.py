@@ -17,9 +17,14 @@ NETWORKS = "hf_dfml.networks"
 def register_networks() -> None:
     """Register our networks now where timm is loaded already, else as soon as somebody imports it."""
     if "timm" in sys.modules:
-        importlib.import_module(NETWORKS)
+        _tell_timm()
     else:
         sys.meta_path.insert(0, _AfterTimm())
+
+
+def _tell_timm() -> None:
+    importlib.import_module(NETWORKS)
+    importlib.import_module(f"{NETWORKS}.timm_network").register_with_timm()
 
 
 class _AfterTimm(importlib.abc.MetaPathFinder):
@@ -51,4 +56,4 @@ class _Then(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        importlib.import_module(NETWORKS)
+        _tell_timm()

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from hf_dfml.networks.info import network_info
+from hf_dfml.networks.timm_network import is_model
 from hf_dfml.pool import ModelPool, opening
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
@@ -91,7 +91,7 @@ def student_of(entries: list[PoolEntry], size: int) -> str:
     """The most common architecture that timm builds; else a small one for the size."""
     counts = Counter(entry.architecture for entry in entries if entry.library == "timm" and entry.architecture)
     for architecture, _ in counts.most_common():
-        if timm.is_model(architecture):
+        if is_model(architecture):
             return architecture
     return "conv4" if size <= 84 else "resnet18"
 

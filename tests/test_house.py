@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 PACKAGE = Path(__file__).parent.parent / "hf_dfml"
 
@@ -196,6 +197,26 @@ def test_the_package_and_its_command_line_import_no_library():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     libraries = HEAVY | {"torch", "timm", "numpy", "accelerate", "huggingface_hub", "PIL", "yaml"}
     assert libraries.isdisjoint(loaded)
+
+
+def test_one_image_is_classified_without_the_libraries_that_take_seconds(tmp_path):
+    from hf_dfml.meta_model import MetaModel
+    from tests.methods.pools import make_model
+
+    MetaModel.of(make_model(), method="TGR").save_pretrained(tmp_path / "meta")
+    for name, shade in (("dark", 0), ("light", 200)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (shade,) * 3).save(tmp_path / "photos" / name / "1.png")
+    photo, slow = str(tmp_path / "photos" / "dark" / "1.png"), HEAVY | {"timm", "accelerate", "torch._dynamo"}
+    for words in (
+        ["adapt", str(tmp_path / "meta"), "--support", str(tmp_path / "photos"), "--save", str(tmp_path / "mine")],
+        ["classify", str(tmp_path / "mine"), photo],
+    ):
+        code = f"import atexit, sys; atexit.register(lambda: print('slow:', *{slow} & sys.modules.keys())); "
+        code += f"from hf_dfml.cli import main; main({words})"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert said.splitlines()[-1].strip() == "slow:"
+    assert said.startswith(f"{photo}\tdark")
 
 
 def test_the_public_names_are_what_dir_shows():

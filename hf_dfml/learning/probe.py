@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-import timm
 from huggingface_hub.utils import httpx
 
 from hf_dfml.learning.fusion import average_state
@@ -36,6 +35,8 @@ def load_probe(name: str, pool: TeacherPool) -> Teacher:
             return pool.load(entry)
     if name == "average":
         return _average(pool)
+    import timm
+
     if not timm.is_model(name):
         raise ValueError(f"The probe '{name}' is neither 'average', nor a member of the pool, nor a timm model.")
     repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)

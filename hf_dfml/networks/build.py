@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from hf_dfml.networks.info import set_input
-from hf_dfml.networks.timm_network import OURS
+from hf_dfml.networks.timm_network import OURS, create_model, is_model
 
 
 def create_network(
@@ -39,7 +38,7 @@ def create_network(
     Raises:
         ValueError: if timm knows no such architecture.
     """
-    if not timm.is_model(arch):
+    if not is_model(arch):
         raise ValueError(
             f"Architecture '{arch}' is unknown: expected one of {', '.join(OURS)}, or a name from timm.list_models()."
         )
@@ -50,7 +49,7 @@ def create_network(
         if generator is not None:
             # Not torch.manual_seed, which would seed the accelerators as well and leave them so.
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        network: nn.Module = timm.create_model(arch, **arguments)
+        network: nn.Module = create_model(arch, **arguments)
     half = (0.5,) * in_chans
     set_input(network, (in_chans, image_size, image_size), mean or half, std or half, num_classes=num_classes)
     return network

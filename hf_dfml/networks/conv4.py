@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from hf_dfml.networks.timm_network import TimmNetwork, default_settings, register
+from hf_dfml.networks.timm_network import TimmNetwork, build_with_settings, default_settings, register
 
 
 class ConvBlock(nn.Module):
@@ -60,16 +57,14 @@ class Conv4(TimmNetwork):
         super().__init__()
         if global_pool not in ("", "max"):
             raise ValueError(f"conv4 has global_pool '' (flatten) or 'max', not '{global_pool}'.")
-        height, breadth = to_2tuple(img_size)
+        height, breadth = (img_size, img_size) if isinstance(img_size, int) else img_size
         if min(height, breadth) < 16:
             raise ValueError(f"conv4 halves images four times: expected at least 16 pixels, found {img_size}.")
         self.blocks = nn.Sequential(ConvBlock(in_chans, width), *(ConvBlock(width, width) for _ in range(3)))
         self.global_pool = nn.AdaptiveMaxPool2d(1) if global_pool else nn.Identity()
         self.num_features = self.head_hidden_size = width if global_pool else width * (height // 16) * (breadth // 16)
         self.reset_classifier(num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / (9 * module.out_channels)))
+        self.draw_convolutions()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """`(B, 3, H, W)` -> maps `(B, width, H // 16, W // 16)`."""
@@ -78,7 +73,7 @@ class Conv4(TimmNetwork):
 
 def _conv4(variant: str, pretrained: bool, pretrained_cfg: Any = None, **kwargs: Any) -> Conv4:
     settings = pretrained_cfg or default_settings(classifier="fc", first_conv="blocks.0.conv")
-    return build_model_with_cfg(Conv4, variant, pretrained, pretrained_cfg=settings, **kwargs)
+    return build_with_settings(Conv4, variant, pretrained, pretrained_cfg=settings, **kwargs)
 
 
 @register

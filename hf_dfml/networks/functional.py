@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -10,7 +11,6 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -73,8 +73,9 @@ def _normalise(layer: _BatchNorm, x: Tensor, *, source: Source, second_order: bo
             weight = _per_channel(layer.weight, x)
             scale, shift = scale * weight, torch.addcmul(_per_channel(layer.bias, x), shift, weight)
         out = torch.addcmul(shift, x, scale)
-    # timm's fused layer has its activation in itself.
-    return layer.act(layer.drop(out)) if isinstance(layer, BatchNormAct2d) else out
+    # timm's fused layer has its activation in itself; whoever has one has timm loaded.
+    fused = sys.modules.get("timm.layers")
+    return layer.act(layer.drop(out)) if fused is not None and isinstance(layer, fused.BatchNormAct2d) else out
 
 
 def variance_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:

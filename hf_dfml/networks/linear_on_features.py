@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from hf_dfml.networks.functional import with_state
 from hf_dfml.networks.info import NetworkInfo, Representation, network_info, set_input
-from hf_dfml.networks.timm_network import TimmNetwork, default_settings
+from hf_dfml.networks.timm_network import (
+    TimmNetwork,
+    build_with_settings,
+    create_model,
+    default_settings,
+    is_model,
+    register_any,
+)
 
 ARCHITECTURE = "linear_on_features"
 """Its name in timm."""
@@ -126,16 +131,16 @@ def _build(
     mirror_backbone: bool = False,
     **arguments: Any,
 ) -> LinearOnFeatures:
-    if not timm.is_model(backbone):
+    if not is_model(backbone):
         raise ValueError(f"backbone='{backbone}': expected a name from timm.list_models().")
-    parts = [timm.create_model(backbone, num_classes=0, **arguments) for _ in range(1 + mirror_backbone)]
+    parts = [create_model(backbone, num_classes=0, **arguments) for _ in range(1 + mirror_backbone)]
     width, mirror = network_info(parts[0]).num_features, parts[1] if mirror_backbone else None
     taken: dict[str, Any] = {"answers": answers, "with_features": with_features}
     return LinearOnFeatures(parts[0], width, num_classes, **taken, flips=flips, mirror=mirror)
 
 
-@register_model
+@register_any
 def linear_on_features(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> LinearOnFeatures:
     """`backbone` (a name of timm's), the arguments of `LinearOnFeatures`, and those of the backbone."""
     settings = pretrained_cfg or default_settings(classifier="fc", first_conv="") | {"fixed_input_size": False}
-    return build_model_with_cfg(_build, ARCHITECTURE, pretrained, pretrained_cfg=settings, **kwargs)
+    return build_with_settings(_build, ARCHITECTURE, pretrained, pretrained_cfg=settings, **kwargs)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from hf_dfml.networks.timm_network import TimmNetwork, default_settings, register
+from hf_dfml.networks.timm_network import TimmNetwork, build_with_settings, default_settings, register
 
 
 class BasicBlock(nn.Module):
@@ -90,10 +88,7 @@ class ResNet(TimmNetwork):
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.num_features = self.head_hidden_size = channels
         self.reset_classifier(num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+        self.draw_convolutions()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """`(B, 3, H, W)` -> maps of the last stage."""
@@ -110,7 +105,7 @@ def _resnet(variant: str, pretrained: bool, pretrained_cfg: Any = None, **kwargs
     # Fully convolutional: the network takes images of any size.
     settings = default_settings(classifier="fc", first_conv="stem.0") | {"fixed_input_size": False}
     kwargs.pop("img_size", None)
-    return build_model_with_cfg(ResNet, variant, pretrained, pretrained_cfg=pretrained_cfg or settings, **kwargs)
+    return build_with_settings(ResNet, variant, pretrained, pretrained_cfg=pretrained_cfg or settings, **kwargs)
 
 
 @register

@@ -129,6 +129,40 @@ def test_timm_knows_our_networks_in_any_order_of_imports(order):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+WITHOUT_TIMM = """
+import sys, torch
+from hf_dfml.networks import create_network, network_info
+from hf_dfml.networks.timm_network import OURS, create_model
+
+def built():
+    start = torch.Generator().manual_seed(3)
+    networks = {arch: create_network(arch, num_classes=4, image_size=48, generator=start) for arch in sorted(OURS)}
+    overlay = {"input_size": (3, 16, 32), "mean": (0.1, 0.2, 0.3), "num_classes": 7}
+    networks["overlaid"] = create_model("conv4", pretrained_cfg_overlay=overlay, num_classes=None)
+    with torch.device("meta"):
+        networks["features"] = create_model("linear_on_features", backbone="conv4", img_size=32, num_classes=3)
+    return networks
+
+torch.manual_seed(0)
+without = built()
+assert not {"timm", "torchvision", "torch._dynamo"} & sys.modules.keys()
+import timm
+torch.manual_seed(0)
+for arch, network in built().items():
+    before = without[arch]
+    assert network.pretrained_cfg.items() >= before.pretrained_cfg.items(), (arch, before.pretrained_cfg)
+    stored = before.state_dict()
+    assert list(stored) == list(network.state_dict())
+    for name, tensor in network.state_dict().items():
+        assert tensor.shape == stored[name].shape and (tensor.is_meta or torch.equal(tensor, stored[name])), name
+assert set(OURS) < set(timm.list_models())
+"""
+
+
+def test_a_network_of_ours_is_the_same_with_and_without_timm():
+    subprocess.run([sys.executable, "-c", WITHOUT_TIMM], check=True)
+
+
 OF_ONES_OWN = """
 from timm.models import build_model_with_cfg
 from torch import nn

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import timm
-from timm.models import PretrainedCfg
 from torch import nn
 
+from hf_dfml.data.registry import IMAGENET_MEAN, IMAGENET_STD
+from hf_dfml.networks.timm_network import create_model, default_settings, is_model
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import check_input, check_problem_type, is_count, member_labels, one_line
 
@@ -24,6 +24,8 @@ _FORBIDDEN_ARGS = frozenset(
 )
 # How layers are compiled or exported: no weights and no answers depend on it.
 _RUNTIME_ARGS = frozenset({"exportable", "no_jit", "scriptable"})
+# What this library writes into a pretrained_cfg: of these timm need not be asked whether it knows them.
+_OWN_SETTINGS = default_settings("fc", "").keys() | {"crop_mode", "labels"}
 _DEPTH_ARG = re.compile(r"(?:.*_)?(?:depths?|layers|blocks|block_config|stages|repeats)")
 _MAX_ARG = 65_536
 _MAX_DEPTH = 1000
@@ -40,13 +42,17 @@ def read(id: str, folder: Path | None, revision: str | None, config: dict[str, A
     if not isinstance(architecture, str):
         raise MemberError(id, "config.json names no architecture")
     # is_model strips a tag such as '.a1_in1k'; a path or an address is no registered name and so never gets further.
-    if not timm.is_model(architecture):
+    if not is_model(architecture):
         raise MemberError(id, f"architecture '{architecture[:80]}' is not one that timm or hf_dfml knows")
     # Old exports have the pretrained_cfg's keys at the top level.
     settings = config.get("pretrained_cfg", config)
     if not isinstance(settings, dict):
         raise MemberError(id, "pretrained_cfg in config.json is not an object")
-    unknown = sorted(settings.keys() - PretrainedCfg.__dataclass_fields__.keys() - {"labels"})
+    unknown = sorted(settings.keys() - _OWN_SETTINGS)
+    if unknown and "pretrained_cfg" in config:
+        from timm.models import PretrainedCfg
+
+        unknown = sorted(set(unknown) - PretrainedCfg.__dataclass_fields__.keys())
     if unknown and "pretrained_cfg" in config:
         raise MemberError(id, f"pretrained_cfg has a key that timm does not know: '{unknown[0][:80]}'")
     check_problem_type(id, config)
@@ -86,7 +92,7 @@ def build(entry: PoolEntry) -> nn.Module:
     settings: dict[str, Any] = {"input_size": entry.input_size, "mean": entry.mean, "std": entry.std}
     settings |= {"num_classes": entry.num_classes, "fixed_input_size": entry.fixed_input_size}
     try:
-        return timm.create_model(
+        return create_model(
             str(entry.architecture),
             pretrained=False,
             num_classes=entry.num_classes,
@@ -108,8 +114,8 @@ def _input(id: str, settings: dict[str, Any], model_args: dict[str, Any]) -> dic
             sides = image_size if isinstance(image_size, list) else [image_size] * 2
             size = [size[0], *sides]
         size = [model_args.pop("in_chans", None) or size[0], *size[1:]]
-    mean = settings.get("mean") or list(timm.data.IMAGENET_DEFAULT_MEAN)
-    std = settings.get("std") or list(timm.data.IMAGENET_DEFAULT_STD)
+    mean = settings.get("mean") or list(IMAGENET_MEAN)
+    std = settings.get("std") or list(IMAGENET_STD)
     if not (isinstance(size, list) and size[:1] == [1]):
         return check_input(id, size, mean, std)
     # Where mean and std are those of RGB images, timm's loaders take their average.
