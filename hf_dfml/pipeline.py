@@ -121,14 +121,16 @@ def _run(
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
     suits = Adaptation(bn=method.eval_bn, head=method.eval_head, representation=method.eval_representation)
-    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes)
+    protocol = EvaluationProtocol(
+        ways=config.ways, shots=config.shots, queries=config.queries, episodes=config.episodes
+    )
     validating = replace(protocol, episodes=config.validation_episodes, split="validation")
     size = network_info(network).image_size
     data = evaluation_data(config, protocol, size)
     processes.once(lambda: check_disk(folder, network, flat(method_config), config, size))
     if isinstance(method, PoolDistillation) and not pool.answers_only and not (folder / "checkpoints").exists():
         accelerator.print(f"Estimate: {cost_of_distillation(pool, network, flat(method_config))}.")
-    validate = validation(data.validation, validating, suits, processes) if data.names else None
+    validate = validation(data.validation, validating, suits, processes) if data.validation else None
     accelerator.config = hyper_parameters(
         method=method.name, options=method_config, run=config, members=len(pool), pool=scrub_command(config.pool)
     )
@@ -141,15 +143,15 @@ def _run(
             write_results(folder, results)
 
     adapt = suits
-    parts = ["setup", "steps", *["evaluation"] * bool(data.names)]
+    parts = ["setup", "steps", *["evaluation"] * bool(data.validation)]
     with whole_run(method.name, parts, enabled=processes.is_main) as whole:
         # With the first checkpoint, so that a run that is interrupted can go on with the same members.
         lock = partial(pool.lock, config.output_dir)
         outcome = Trainer(method, pool, config, accelerator, validate, lock, whole=whole).fit()
         results.exit_code = outcome.exit_code
-        if outcome.finished and data.names:
+        if outcome.finished and data.validation:
             protocols = protocols_of_run(protocol, (suits,), config.icfil_episodes)
-            whole.begin("evaluation", pieces=1 + len(data.names) * (len(protocols) + 1 + 5 * config.baselines))
+            whole.begin("evaluation", pieces=1 + len(data.validation) * (len(protocols) + 1 + 5 * config.baselines))
             try:
                 adapt = best_head(outcome.model, data.validation, validating, processes)
                 whole.next_piece()
@@ -173,7 +175,7 @@ def _run(
         show(results)
     accelerator.end_training()  # From here on each process is alone.
     if outcome.finished and processes.is_main:
-        _publish(outcome, method, pool, config, results, adapt, command, accelerator)
+        _publish(outcome, method, pool, config, data.dataset, results, adapt, command, accelerator)
     return results
 
 
@@ -182,6 +184,7 @@ def _publish(
     method: Method,
     pool: TeacherPool,
     config: RunConfig,
+    dataset: str | None,
     results: list[Result],
     adapt: Adaptation,
     command: str,
@@ -195,7 +198,7 @@ def _publish(
         method=method.name,
         method_config=flat(method.config),
         pool=pool,
-        dataset=config.dataset,
+        dataset=dataset,
         results=results,
         adapt=adapt,
     )
@@ -204,7 +207,7 @@ def _publish(
         seed=config.seed,
         seconds=outcome.progress.seconds,
         machine=describe_machine(accelerator.device),
-        chosen=_chosen(outcome, method.num_steps, config),
+        chosen=_chosen(outcome, method.num_steps, dataset),
         data_free=method.data_free,
         answers=pool.output,
         queries=pool.queries.total if pool.queries else None,
@@ -305,10 +308,10 @@ def _check_launch(accelerator: Accelerator, config: RunConfig) -> None:
         )
 
 
-def _chosen(outcome: Outcome, total: int, config: RunConfig) -> str:
+def _chosen(outcome: Outcome, total: int, dataset: str | None) -> str:
     if outcome.progress.best_step < 0:
         return f"the last of {total} steps; nothing was validated, as no data set was given"
-    return f"step {outcome.progress.best_step} of {total}, the best on the validation classes of {config.dataset}"
+    return f"step {outcome.progress.best_step} of {total}, the best on the validation classes of {dataset}"
 
 
 def _charts(outcome: Outcome, results: list[Result], folder: Path) -> list[Path]:

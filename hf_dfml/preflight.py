@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from torch import nn
 
-from hf_dfml.data.few_shot import FewShotDataset, load_dataset
-from hf_dfml.data.registry import dataset_info
+from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.data.folders import Needs, open_data, own_splits
+from hf_dfml.data.registry import DATASETS, dataset_info
 from hf_dfml.evaluation.protocol import EvaluationProtocol, check_episodes
 from hf_dfml.pool.entry import WEIGHTS_NAME
 from hf_dfml.pool.sources.client import USUAL, check_id, retry
 from hf_dfml.run_config import RunConfig
+
+logger = logging.getLogger(__name__)
 
 KEPT_BYTES = 512 << 20
 """Test images that are kept in memory until the evaluation; more are read again."""
@@ -28,30 +33,32 @@ class EvaluationData(NamedTuple):
 
     Attributes:
         validation: to choose checkpoint and head on.
-        tests: data sets for the one look at the end; None for one that is read again then.
-        names: of the data sets.
-        data_dir: where they are read from.
-        image_size: of the test images, in pixels.
+        tests: data sets for the one look at the end, kept or read again.
     """
 
     validation: list[FewShotDataset]
-    tests: list[FewShotDataset | None]
-    names: list[str]
-    data_dir: str | None
-    image_size: int
+    tests: list[Callable[[], FewShotDataset]]
+
+    @property
+    def dataset(self) -> str | None:
+        """The names of the data sets, by comma."""
+        return ",".join(chosen.name for chosen in self.validation) or None
 
     def test(self) -> Iterator[FewShotDataset]:
         """The test classes of one data set after the other."""
-        for name, kept in zip(self.names, self.tests, strict=True):
-            yield kept or load_dataset(name, "test", data_dir=self.data_dir, image_size=self.image_size)
+        return (read() for read in self.tests)
 
 
 def names_of_datasets(config: RunConfig) -> list[str]:
-    """The data sets of `--dataset`.
+    """The data sets of `--dataset`, or the user's own images of `--data`.
 
     Raises:
-        ValueError: if one is not known.
+        ValueError: if one is not known, or both are given.
     """
+    if config.data:
+        if config.dataset:
+            raise ValueError("Name the images: --dataset for known sets, or --data for your own (not both).")
+        return [config.data]
     names = [name.strip() for name in (config.dataset or "").split(",") if name.strip()]
     for name in names:
         dataset_info(name)
@@ -65,16 +72,43 @@ def evaluation_data(config: RunConfig, protocol: EvaluationProtocol, image_size:
         ValueError: if a data set is not known, or has too few classes or images for the ways, shots and queries.
         FileNotFoundError: if a data set cannot be had.
     """
-    validation, tests = [], []
-    names = names_of_datasets(config)
-    for name in names:
-        chosen = load_dataset(name, "validation", data_dir=config.data_dir)
+    validation: list[FewShotDataset] = []
+    tests: list[Callable[[], FewShotDataset]] = []
+    columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
+    needs = Needs(protocol.ways, max(protocol.shots), protocol.queries)
+    for name in names_of_datasets(config):
+        read = partial(open_data, name, data_dir=config.data_dir, needs=needs, **columns)
+        choose, look = _splits(name)
+        chosen = read(split=choose, image_size=None if name in DATASETS else image_size)
         check_episodes(chosen, protocol)
-        test = load_dataset(name, "test", data_dir=config.data_dir, image_size=image_size)
-        check_episodes(test, protocol)
         validation.append(chosen)
-        tests.append(test if test.images.numel() <= KEPT_BYTES else None)
-    return EvaluationData(validation, tests, names, config.data_dir, image_size)
+        if look == choose:
+            logger.warning("%s has no test images: the evaluation is on those that the checkpoint is chosen on.", name)
+            tests.append(partial(_kept, chosen))
+            continue
+        test = read(split=look, image_size=image_size)
+        check_episodes(test, protocol)
+        small = test.images.numel() <= KEPT_BYTES
+        tests.append(partial(_kept, test) if small else partial(read, split=look, image_size=image_size))
+    return EvaluationData(validation, tests)
+
+
+def _kept(dataset: FewShotDataset) -> FewShotDataset:
+    return dataset
+
+
+def _splits(name: str) -> tuple[str, str]:
+    """Which images a checkpoint is chosen on, and which are looked at once, at the end; the same where there are no
+    others.
+
+    Raises:
+        ValueError: if there are test images alone.
+    """
+    splits = own_splits(name)
+    choose = next((split for split in ("validation", "train") if split in splits), "validation")
+    if splits and choose not in splits:
+        raise ValueError(f"{name} has test images alone: add a folder 'validation' to choose the checkpoint on.")
+    return choose, "test" if "test" in splits else choose
 
 
 def check_push(repository: str, *, private: bool = False) -> None:

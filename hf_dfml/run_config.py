@@ -42,9 +42,19 @@ class RunConfig(Settings):
     data_dir: str | None = option(
         None, "Folder of local copies of the data sets; else HF_DFML_DATA, else the Hub.", common=True
     )
+    data: str | None = option(
+        None,
+        "In place of --dataset, your own images: a folder of class folders (or of train, validation and test with "
+        "class folders in each), or an image data set of the Hub. The checkpoint is chosen on its validation images, "
+        "or all; the evaluation is on its test images, if there are any.",
+        common=True,
+    )
+    image_column: str | None = option(None, "Of a data set in --data: its column of images.")
+    label_column: str | None = option(None, "Of a data set in --data: its column of classes.")
     arch: str = option("conv4", "Network of the meta-model: conv4, conv4_64, resnet12, ...")
     ways: int = option(5, "Classes of an episode.", least=2, common=True)
     shots: list[int] = option([1, 5], "Support images a class in the evaluation.", least=1, common=True)
+    queries: int = option(15, "Query images a class in the evaluation.", least=1)
     episodes: int = option(600, "Episodes of the evaluation on the test classes, once at the end.", least=2)
     icfil_episodes: int = option(
         0, "Episodes of another evaluation, with and without PURER's calibration (slow); 0: none.", least=0

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from hf_dfml.arguments import parse_into
-from hf_dfml.data import load_dataset
+from hf_dfml.data import open_data
+from hf_dfml.data.folders import Needs
 from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.evaluation import (
     RESULTS_NAME,
@@ -43,6 +44,7 @@ from hf_dfml.methods.mfgp import MFGP, MFGPConfig
 from hf_dfml.methods.weight_space import require_same_network, run_without_trainer
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.pipeline import meta_network, open_pool
+from hf_dfml.preflight import names_of_datasets
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.provenance import scrub_command, this_command
@@ -85,16 +87,27 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run everything; the rows of `results.json`."""
     (options,) = parse_into([BaselinesConfig], argv, __doc__)
     config = options.run
-    if config.dataset is None:
-        raise SystemExit("Baselines are there to be compared: give --dataset, the data set of the evaluation.")
+    names = names_of_datasets(config)
+    if len(names) != 1:
+        raise SystemExit("Baselines are there to be compared: give --dataset or --data, the images of the evaluation.")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pool = open_pool(config).to(device)
     require_same_network(pool)
     config = replace(config, arch=pool[0].architecture)
-    dataset = load_dataset(config.dataset, "test", data_dir=config.data_dir, image_size=pool[0].input_size[-1])
-    protocol = EvaluationProtocol(ways=config.ways, shots=config.shots, episodes=config.episodes, bn=options.bn)
+    protocol = EvaluationProtocol(
+        ways=config.ways, shots=config.shots, queries=config.queries, episodes=config.episodes, bn=options.bn
+    )
+    dataset = open_data(
+        names[0],
+        "test",
+        data_dir=config.data_dir,
+        image_size=pool[0].input_size[-1],
+        image_column=config.image_column,
+        label_column=config.label_column,
+        needs=Needs(config.ways, max(config.shots), config.queries),
+    )
     rows = measured_before(options)
     if rows:
         print(f"Kept what {config.output_dir} has: {', '.join(dict.fromkeys(row.method for row in rows))}.")

@@ -11,9 +11,10 @@ kept are decoded one at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,28 +143,62 @@ def open_data(
     )
 
 
-def _list_images(spec: str | Path, split: str, image_column: str | None, label_column: str | None) -> _Listing:
+def own_splits(spec: str | Path) -> tuple[str, ...]:
+    """Which of `SPLITS` a user's images are divided into; none where they are class folders or one table.
+
+    Raises:
+        FileNotFoundError: if there is nothing of that name.
+        ValueError: if a table is damaged.
+    """
+    if not isinstance(spec, Path) and spec in DATASETS:
+        return SPLITS
+    folder = _folder(spec)
+    if folder and not is_table(folder):
+        found = set(_split_folders(folder))
+    else:
+        _, parts = _open_table(spec, folder)
+        found = {ALIASES.get(part, part) for part in parts} if len(parts) > 1 else set()
+    return tuple(split for split in SPLITS if split in found)
+
+
+def _folder(spec: str | Path) -> Path | None:
+    """The folder that is named; None for a data set of the Hub."""
     name = str(spec)
     folder = Path(name.removeprefix("dir:")).expanduser()
     local = isinstance(spec, Path) or name.startswith(("dir:", ".", "/", "~"))
-    if not name.startswith("hf:") and (local or folder.is_dir()):
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"There is no folder {folder}: expected one with a folder of images for each class."
-            )
-        if not is_table(folder):
-            files, labels = list_class_folders(_split_folder(folder, split))
-            class_names, numbers = np.unique(labels, return_inverse=True)
-            return _Listing(folder.resolve().name, files, numbers, class_names.tolist())
-        parts, label = load_table(folder), folder.resolve().name
-    else:
-        label, _, revision = name.removeprefix("hf:").partition("@")
-        try:
-            parts = load_table(label, revision or None)
-        except (ConnectionError, FileNotFoundError) as error:
-            raise FileNotFoundError(
-                f"'{name}' is none of {', '.join(DATASETS)}, not a folder here, nor to be had from the Hub: {error}"
-            ) from error
+    if name.startswith("hf:") or not (local or folder.is_dir()):
+        return None
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}: expected one with a folder of images for each class.")
+    return folder
+
+
+def _open_table(spec: str | Path, folder: Path | None) -> tuple[str, Mapping[str, Any]]:
+    """Its name and its parts."""
+    if folder:
+        return _name(folder), load_table(folder)
+    label, _, revision = str(spec).removeprefix("hf:").partition("@")
+    try:
+        return label, load_table(label, revision or None)
+    except (ConnectionError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"'{spec}' is none of {', '.join(DATASETS)}, not a folder here, nor to be had from the Hub: {error}"
+        ) from error
+
+
+def _name(folder: Path) -> str:
+    """What rows of results call a user's folder; never as one of `DATASETS`, which it is not."""
+    name = folder.resolve().name
+    return f"own {name}" if name in DATASETS else name
+
+
+def _list_images(spec: str | Path, split: str, image_column: str | None, label_column: str | None) -> _Listing:
+    folder = _folder(spec)
+    if folder and not is_table(folder):
+        files, labels = list_class_folders(_split_folder(folder, split))
+        class_names, numbers = np.unique(labels, return_inverse=True)
+        return _Listing(_name(folder), files, numbers, class_names.tolist())
+    label, parts = _open_table(spec, folder)
     named = {ALIASES.get(part, part): part for part in parts}
     if split not in named and len(parts) > 1:
         raise ValueError(f"Data set '{label}' has the splits {', '.join(parts)}: there is no '{split}'.")
@@ -175,16 +210,19 @@ def _list_images(spec: str | Path, split: str, image_column: str | None, label_c
 
 def _split_folder(folder: Path, split: str) -> Path:
     """The folder of a split's class folders: the folder itself unless all its sub-folders are splits with classes."""
+    parts = _split_folders(folder)
+    if parts and split not in parts:
+        names = ", ".join(sorted(path.name for path in parts.values()))
+        raise ValueError(f"{folder} has the splits {names}: there is no '{split}'.")
+    return parts[split] if parts else folder
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of the splits, none where the folder holds class folders itself."""
     inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     parts = {ALIASES.get(path.name.lower(), path.name.lower()): path for path in inside}
     splits = set(parts) <= set(SPLITS) and any(below.is_dir() for path in inside for below in path.iterdir())
-    if not parts or not splits:
-        return folder
-    if split not in parts:
-        raise ValueError(
-            f"{folder} has the splits {', '.join(sorted(path.name for path in inside))}: there is no '{split}'."
-        )
-    return parts[split]
+    return parts if splits else {}
 
 
 def _rows(listing: _Listing, needs: Needs, room: int) -> np.ndarray:
