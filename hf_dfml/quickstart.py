@@ -96,7 +96,7 @@ def distillation_config() -> PoolDistillationConfig:
 def tgr_config() -> TGRConfig:
     """TGR for a minute on two cores: pixels instead of a generator, short recoveries, few steps."""
     return TGRConfig(
-        steps=3,
+        steps=2,
         recovery="pixels",
         recovery_steps=30,
         recovery_lr=0.1,

@@ -188,8 +188,10 @@ def _open_table(spec: str | Path, folder: Path | None) -> tuple[str, Mapping[str
 
 def _name(folder: Path) -> str:
     """What rows of results call a user's folder; never as one of `DATASETS`, which it is not."""
-    name = folder.resolve().name
-    return f"own {name}" if name in DATASETS else name
+    folder = folder.resolve()
+    if folder.name.lower() in (*SPLITS, *ALIASES):
+        return f"{folder.parent.name}-{folder.name}"
+    return f"own {folder.name}" if folder.name in DATASETS else folder.name
 
 
 def _list_images(spec: str | Path, split: str, image_column: str | None, label_column: str | None) -> _Listing:

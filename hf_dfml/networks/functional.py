@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_dfml.networks.info import batch_norms, network_info
+from hf_dfml.utils.images import to_unit
 
 BatchNorm = Literal["support", "running", "transductive"]
 """Whose statistics normalise the queries of an episode: the support set's, the stored ones, all queries' together."""
@@ -94,8 +95,8 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
 
 
 def normalise(model: nn.Module, images: Tensor) -> Tensor:
-    """Images in [0, 1] -> the network's own scale, by its mean and std."""
-    info = network_info(model)
+    """Images in [0, 1], or uint8 -> the network's own scale, by its mean and std."""
+    info, images = network_info(model), to_unit(images)
     mean, std = _scale(info.mean, info.std, images.dtype, images.device)
     return (images - mean) / std
 
