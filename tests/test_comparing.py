@@ -108,3 +108,23 @@ def test_a_meta_model_is_evaluated_on_ones_own_images(photos, tmp_path, capsys):
     assert (row["dataset"], row["ways"], row["shots"], row["episodes"]) == ("photos", 3, 1, 4)
     with pytest.raises(SystemExit, match="Name the images: --dataset"):
         main([*words, "--dataset", "glyphs"])
+
+
+def test_a_pool_and_a_classifier_are_evaluated_in_the_same_words(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pool(tmp_path / "pool", 2)
+    words = ["--data", str(photos), "--shots", "1", "--ways", "3", "--queries", "2", "--episodes", "4"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", "pool", *words])
+    rows = json.loads((tmp_path / "evaluations" / "results.json").read_text())
+    assert {"Random init", "All 2 members + prototype"} <= {row["method"] for row in rows}
+    assert {(row["dataset"], row["ways"], row["episodes"]) for row in rows} == {("photos", 3, 4)}
+    assert sorted(path.name for path in (tmp_path / "pool").iterdir()) == ["m-0", "m-1"], "nothing is added to a pool"
+    with pytest.raises(SystemExit, match="leave --pool, --head and"):
+        main(["evaluate", "pool", *words, "--head", "linear"])
+    capsys.readouterr()
+    classifier = MetaModel.of(make_model(5), method="TGR").adapt(photos)
+    classifier.save_pretrained(tmp_path / "mine")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "mine", "--data", str(photos)])
+    assert capsys.readouterr().out == f"Of the images in {photos}: {classifier.evaluate(photos)}.\n"

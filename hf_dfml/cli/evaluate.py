@@ -1,9 +1,10 @@
-"""`hf-dfml evaluate`: how well a finished meta-model learns new classes."""
+"""`hf-dfml evaluate`: how well a meta-model or a pool learns new classes, or a classifier knows its own."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,7 +12,9 @@ from hf_dfml.cli.options import DataDir, Flips, HeadName, Representation, Seed
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id of a meta-model.")],
+    model: Annotated[
+        str, typer.Argument(help="A meta-model, a member of a pool, a whole pool, or a classifier: folder or Hub id.")
+    ],
     dataset: Annotated[str | None, typer.Option(help="Data set of the evaluation: cifar-fs, glyphs, ...")] = None,
     data: Annotated[
         str | None,
@@ -43,7 +46,14 @@ def evaluate(
     label_column: Annotated[str | None, typer.Option(help="Of a data set: its column of classes.")] = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure mean accuracy and 95 % interval over episodes: of a data set's classes, or of your own images."""
+    """Measure mean accuracy and 95 % interval over episodes: of a data set's classes, or of your own images.
+
+    Of a pool: its members without any meta-learning, best member and all of them. A classifier (`hf-dfml adapt --save`)
+    is given the images of `--data`, a folder of its own classes, as they are.
+    """
+    from hf_dfml.adapting import open_model
+    from hf_dfml.classifier import Classifier
+    from hf_dfml.classifier.files import is_classifier
     from hf_dfml.data import open_data
     from hf_dfml.data.folders import Needs
     from hf_dfml.evaluation import EvaluationProtocol
@@ -54,27 +64,40 @@ def evaluate(
 
     if (dataset is None) == (data is None):
         raise ValueError("Name the images: --dataset for a known set, or --data for a folder of yours (not both).")
-    meta = MetaModel.from_pretrained(model)
-    flipped = flips and flips == "true"
-    how = meta.config.adapt.but(find_head(head), flips=flipped, representation=representation, bn=bn)
-    protocol = EvaluationProtocol(
-        ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed, split=split
-    ).under(how)
-    folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"
+    if data and is_classifier(Path(model)):
+        typer.echo(f"Of the images in {data}: {Classifier.from_pretrained(model).evaluate(data)}.")
+        return
+    found = open_model(model)
+    protocol = EvaluationProtocol(ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed, split=split)
+    read: Any = partial(
+        open_data,
+        dataset or data or "",
+        split,
+        data_dir=data_dir,
+        image_column=image_column,
+        label_column=label_column,
+        needs=Needs(ways, max(shots), queries),
+    )
+    if not isinstance(found, MetaModel):
+        members = found.usable() if isinstance(found, ModelPool) else None
+        if not members or pool or head or representation:
+            raise ValueError(
+                f"{model} is a pool: expected members whose weights can be loaded, each evaluated as it is (leave "
+                "--pool, --head and --representation out)."
+            )
+        size = max(entry.input_size[-1] for entry in members if entry.input_size)
+        folder = output_dir or Path("evaluations")
+        evaluate_stored(None, read(image_size=size), protocol, folder, pool=members, flips=flips == "true")
+        return
+    how = found.config.adapt.but(
+        find_head(head), flips=flips and flips == "true", representation=representation, bn=bn
+    )
     evaluate_stored(
-        meta.network,
-        open_data(
-            dataset or data or "",
-            split,
-            data_dir=data_dir,
-            image_size=meta.config.input_size[-1],
-            image_column=image_column,
-            label_column=label_column,
-            needs=Needs(ways, max(shots), queries),
-        ),
-        protocol,
-        folder,
-        method=meta.config.method,
+        found.network,
+        read(image_size=found.config.input_size[-1]),
+        protocol.under(how),
+        output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations",
+        method=found.config.method,
         pool=ModelPool.open(pool) if pool else None,
-        kind=next((row.pool for row in meta.config.results if row.pool), None),
+        kind=next((row.pool for row in found.config.results if row.pool), None),
     )

@@ -104,27 +104,29 @@ def meta_test(
 
 
 def evaluate_stored(
-    network: nn.Module,
+    network: nn.Module | None,
     dataset: FewShotDataset,
     protocol: EvaluationProtocol,
     folder: Path | str,
     *,
-    method: str,
+    method: str = "",
     pool: ModelPool | None = None,
     kind: str | None = None,
+    flips: bool = False,
 ) -> list[Result]:
-    """Evaluate a stored meta-model; prints the table and adds its rows to `results.json`.
+    """Evaluate a stored meta-model, a pool, or both; prints the table and adds its rows to `results.json`.
 
     Rows of other evaluations and contestants that stand there already are kept, the same ones are replaced.
 
     Args:
-        network: the meta-model's.
+        network: the meta-model's; None for the pool alone.
         dataset: classes of the evaluation.
         protocol: the protocol. The table has also the rows of the head that the protocol's is compared with.
         folder: where `results.json` is.
         method: the method that made it.
         pool: a pool for the baselines.
         kind: what kind of pool the meta-model was learnt from (`pool_kind`), where that is known.
+        flips: whether the pool's rows on features are made with flips too.
     """
     # First, as what cannot be read, written or drawn must not cost an evaluation.
     check_episodes(dataset, protocol)
@@ -138,10 +140,11 @@ def evaluate_stored(
         write_results(folder, merged(earlier, results))
 
     protocols = with_comparison(protocol)
-    for each in protocols:
-        record([replace(row, pool=kind) for row in evaluate(network, dataset, each, method=method)])
+    if network is not None:
+        for each in protocols:
+            record([replace(row, pool=kind) for row in evaluate(network, dataset, each, method=method)])
     if members is not None:
-        evaluate_baselines(members, dataset, protocols[0], record=record)
+        evaluate_baselines(members, dataset, protocols[0], flips=flips, record=record)
     print_table(results)
     kept = len(merged(earlier, results)) - len(results)
     beside = f", beside {counted(kept, 'earlier row')}" if kept else ""
