@@ -48,8 +48,8 @@ def evaluate(
 ) -> None:
     """Measure mean accuracy and 95 % interval over episodes: of a data set's classes, or of your own images.
 
-    Of a pool: its members without any meta-learning, best member and all of them. A classifier (`hf-dfml adapt --save`)
-    is given the images of `--data`, a folder of its own classes, as they are.
+    Of a pool: its members without any meta-learning, best member and all of them. A classifier in a folder (`hf-dfml
+    adapt --save`) is given the images of `--data`, a folder of its own classes, as they are.
     """
     from hf_dfml.adapting import open_model
     from hf_dfml.classifier import Classifier
