@@ -172,20 +172,21 @@ def until(end: str, lines: Iterable[str]) -> Iterator[str]:
             return
 
 
-def test_the_pool_is_served(home: Path, typed: Typed) -> None:
+def test_the_classifier_is_served(home: Path, typed: Typed) -> None:
     """In a process of its own, with a token as an option, until Ctrl-C."""
-    words = ["serve", "models", "--port", "0", "--token", SECRET]
+    words = ["serve", "my-classifier", "--port", "0", "--token", SECRET]
     served = subprocess.Popen(
         [sys.executable, "-m", "hf_dfml.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         first = list(until("Ctrl-C stops", served.stdout))
-        url = re.search(r"3 members at (http://\S+)/models, returning probs\.", "".join(first)).group(1)
+        url = re.search(r"A classifier of 5 classes at (http://\S+), returning probs\.", "".join(first)).group(1)
         picture = next((home / "photos" / "new").glob("ant*.png")).read_bytes()
-        request = urllib.request.Request(f"{url}/models/letters", picture, {"Authorization": f"Bearer {SECRET}"})
+        request = urllib.request.Request(url, picture, {"Authorization": f"Bearer {SECRET}"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             scores = json.load(answer)
-        assert len(scores) == 3 and sum(each["score"] for each in scores) == pytest.approx(1, abs=1e-3)
+        assert {each["label"] for each in scores} == set(PHOTOS)
+        assert sum(each["score"] for each in scores) == pytest.approx(1, abs=1e-3)
     finally:
         served.send_signal(signal.SIGINT)
         rest, _ = served.communicate(timeout=60)

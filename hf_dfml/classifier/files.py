@@ -160,7 +160,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         FileExistsError: if the folder holds something else.
     """
-    if folder.exists() and not (is_classifier(folder) or (folder.is_dir() and not any(folder.iterdir()))):
+    if folder.exists() and not (_is_classifier(folder) or (folder.is_dir() and not any(folder.iterdir()))):
         raise FileExistsError(f"{folder} holds something else than a classifier: choose another folder.")
 
 
@@ -330,8 +330,7 @@ def _members_elsewhere(folder: Path) -> list[str]:
     return [row["id"] for row in rows if "revision" not in row and not (folder / row["id"]).is_dir()]
 
 
-def is_classifier(folder: Path) -> bool:
-    """Whether a folder is one that `write` made."""
+def _is_classifier(folder: Path) -> bool:
     try:
         return BLOCK in read_json(folder.name, folder / CONFIG_NAME)
     except MemberError:

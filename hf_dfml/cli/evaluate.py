@@ -64,7 +64,7 @@ def evaluate(
 
     if (dataset is None) == (data is None):
         raise ValueError("Name the images: --dataset for a known set, or --data for a folder of yours (not both).")
-    if data and is_classifier(Path(model)):
+    if data and is_classifier(model):
         typer.echo(f"Of the images in {data}: {Classifier.from_pretrained(model).evaluate(data)}.")
         return
     found = open_model(model)

@@ -26,7 +26,7 @@ def push(
     if not run.is_dir():
         raise FileNotFoundError(f"There is no folder {run}: expected that of a run or a classifier.")
     check_push(repository, private=private)
-    if is_classifier(run):
+    if is_classifier(str(run)):
         address = Classifier.from_pretrained(run).push_to_hub(repository, private=private)
     else:
         address = MetaModel.from_pretrained(str(run)).push_to_hub(repository, private=private, folder=run)
