@@ -156,6 +156,18 @@ def test_sinkhorn_at_small_entropy_gives_back_the_permutation():
     assert torch.equal(plan.argmax(1), order) and plan.max(1).values.min() > 0.99
 
 
+def test_the_regularisation_of_a_fusion_is_that_of_its_plans():
+    model = network("conv4_16")
+    original, groups = state_of(model), channel_groups(model, IMAGE)
+    copy = permute_channels(original, groups, shuffled(groups))
+
+    def distance(regularisation):
+        fused = fuse_ot([original, copy], original, groups, solver="sinkhorn", regularisation=regularisation)
+        return sum(float((fused[name] - tensor).float().norm()) for name, tensor in original.items())
+
+    assert distance(0.002) < 0.1 * distance(10.0), "a large one mixes all channels"
+
+
 def test_one_input_is_told_apart_by_its_bias():
     # With a single input a unit's incoming weights are one number; the bias tells units of equal weight apart.
     model = Mlp()

@@ -52,6 +52,13 @@ def test_out_of_reach_one_line_says_so(hub, pool, caplog, monkeypatch):
     assert NAME in message and "the pool itself serves as probe" in message
 
 
+def test_the_average_of_one_member_is_that_member(pool):
+    images = torch.rand(2, 3, *pool[0].input_size[1:])
+    with torch.no_grad():
+        assert load_probe("average", pool[:1])(images).allclose(pool.load(0)(images), atol=1e-5)
+        assert not load_probe("average", pool)(images).allclose(pool.load(0)(images), atol=1e-3)
+
+
 def test_other_names_are_refused(pool):
     assert load_probe(pool[1].id, pool).entry.id == pool[1].id
     with pytest.raises(ValueError, match="neither 'average', nor a member"):
