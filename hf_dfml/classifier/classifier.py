@@ -73,6 +73,7 @@ class Classifier:
         self.support, self.ways, self.fitted = support, ways, fitted
 
     @classmethod
+    @torch.inference_mode(False)  # Adaptation takes gradients, whatever the caller is in.
     def adapted(
         cls,
         network: nn.Module,
@@ -108,6 +109,7 @@ class Classifier:
             raise ValueError(f"All images are of class {classes[0]!r}: a classifier needs at least two classes.")
         index = {name: way for way, name in enumerate(classes)}
         support = support.to(device or next(network.parameters()).device)
+        support = support.clone() if support.is_inference() else support
         ways = torch.tensor([index[name] for name in names], device=support.device)
         head = HEADS[how.head](network, len(classes), how)
         with torch.no_grad():
@@ -221,6 +223,7 @@ class Classifier:
         found = self.predict(queries)
         return Accuracy(sum(ours == name for ours, name in zip(found, names, strict=True)), len(names))
 
+    @torch.inference_mode(False)
     def leave_one_out(self) -> Accuracy:
         """The accuracy on its own support set: each image is classified by what is learnt from all others.
 
@@ -335,7 +338,15 @@ class Classifier:
         """Logits, or penultimate features, of a batch in [0, 1], on the CPU."""
         queries = images.to(self.device)
         parts = [queries] if self.how.bn == "transductive" else queries.split(QUERIES_AT_ONCE)
-        return torch.cat([self._of(part, features) for part in parts]).cpu()
+        try:
+            return torch.cat([self._of(part, features) for part in parts]).cpu()
+        except ValueError as error:
+            if self.how.bn != "transductive" or len(queries) > 1:
+                raise
+            raise ValueError(
+                "bn='transductive' takes its statistics from all queries together, and this network cannot from one "
+                "image: give two or more at once, or adapt with bn='support'."
+            ) from error
 
     def _of(self, queries: Tensor, features: bool) -> Tensor:
         if self.network is None:

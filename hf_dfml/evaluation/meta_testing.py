@@ -107,6 +107,7 @@ def evaluate(
     return results
 
 
+@torch.inference_mode(False)  # Adaptation takes gradients, whatever the caller is in.
 def episode_accuracies(
     network: nn.Module,
     dataset: FewShotDataset,

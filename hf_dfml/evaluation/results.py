@@ -141,7 +141,7 @@ def read_results(path: Path | str) -> list[Result]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: an evaluation (`hf-dfml evaluate`) writes it.")
     try:
-        rows = json.loads(path.read_text())
+        rows = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
     return [result_from_json(row, str(path)) for row in rows]

@@ -9,6 +9,7 @@ from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import Member
 from hf_dfml.utils.images import resize, to_unit
+from hf_dfml.utils.outside import about
 
 
 class Teacher(Member, nn.Module):
@@ -55,11 +56,13 @@ class Teacher(Member, nn.Module):
         Returns:
             Logits `(B, num_classes)`.
         """
-        return network_info(self.network).logits(self._prepare(images))
+        with about(self.entry.id):
+            return network_info(self.network).logits(self._prepare(images))
 
     def features(self, images: Tensor) -> Tensor:
         """The penultimate features: `(B, 3, h, w)` in [0, 1] -> `(B, D)`, what the classifier layer is given."""
-        return network_info(self.network).features(self._prepare(images))
+        with about(self.entry.id):
+            return network_info(self.network).features(self._prepare(images))
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode: a member is never trained."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_dfml import Classifier, MetaModel, adapt
+from hf_dfml.networks import create_network
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.utils.inputs import as_batch
 from tests.classifier.conftest import CLASSES, labels, pictures
@@ -99,3 +100,32 @@ def test_nearest_of_all_members_and_of_heads_on_features(meta: MetaModel, tmp_pa
         adapt(write_pool(tmp_path / "pool", 3), pictures(0, 2), labels(2)),
     ):
         assert [row for [(row, _)] in classifier.nearest(pictures(0, 2), 1)] == list(range(6))
+
+
+@pytest.mark.parametrize("head", ["finetune", "prototype", "linear", "icfil"])
+def test_inference_mode_changes_nothing(head):
+    """A support set and a network that were made in it have tensors of which PyTorch takes no gradients."""
+
+    def of():
+        network = create_network("conv4_16", num_classes=2, image_size=16, generator=torch.Generator().manual_seed(0))
+        images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        return MetaModel.of(network, method="test"), images
+
+    meta, images = of()
+    expected = meta.adapt(images, [0, 0, 1, 1], head=head, steps=2).predict_proba(images)
+    with torch.inference_mode():
+        there = of()
+        classifier = there[0].adapt(there[1], [0, 0, 1, 1], head=head, steps=2)
+        torch.testing.assert_close(classifier.predict_proba(there[1]), expected)
+        classifier.leave_one_out()
+    afterwards = there[0].adapt(there[1], [0, 0, 1, 1], head=head, steps=2)
+    torch.testing.assert_close(afterwards.predict_proba(images), expected)
+
+
+def test_one_query_that_has_no_statistics_of_its_own_is_refused():
+    """Where the network comes down to one position, a batch of one image has no variance."""
+    network = create_network("resnet18", num_classes=2, image_size=32, generator=torch.Generator().manual_seed(0))
+    classifier = MetaModel.of(network, method="test").adapt(torch.rand(2, 3, 32, 32), [0, 1], bn="transductive")
+    with pytest.raises(ValueError, match="bn='transductive' takes its statistics from all queries together"):
+        classifier.predict_proba(torch.rand(1, 3, 32, 32))
+    assert classifier.predict_proba(torch.rand(2, 3, 32, 32)).shape == (2, 2)

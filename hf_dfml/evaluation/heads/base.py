@@ -79,8 +79,11 @@ class Head(ABC):
             )
         self.ways, self.how = ways, how
         self.options = self.Options() if options is None and self.Options else options
-        # Dropout is off in an evaluation; a copy leaves the caller's network in its own mode.
-        self.network = copy.deepcopy(network).eval() if network.training else network
+        # Dropout is off in an evaluation; a copy leaves the caller's network in its own mode. Tensors that were made
+        # under torch.inference_mode() cannot take part in gradients, copies of them can.
+        tensors = (*network.parameters(), *network.buffers())
+        copied = network.training or any(tensor.is_inference() for tensor in tensors)
+        self.network = copy.deepcopy(network).eval() if copied else network
         self.params = {name: value.detach() for name, value in self.network.named_parameters()}
 
     @abstractmethod

@@ -15,11 +15,14 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
+import io
 import json
 import logging
 from abc import abstractmethod
+import math
+import re
+import threading
 from collections.abc import Hashable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +32,9 @@ from urllib.parse import unquote, urlsplit
 import torch
 from torch import Tensor
 
+from hf_dfml.errors import explain
 from hf_dfml.pool.black_box.batching import Batcher
+from hf_dfml.pool.black_box.limits import Budget, BusyError, DeadlineReader, linger, read_body
 from hf_dfml.pool.black_box.pool import check_answers, to_answers
 from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
@@ -42,6 +47,20 @@ MAX_PIXELS = 4096 * 4096
 """Of one image; a small file can hold many more."""
 BODY = "the body"
 """What errors call an image that was sent."""
+CONNECTIONS = 256
+"""Clients at a time; others are answered 503 at once."""
+RESIZED_BYTES = 256 << 20
+"""Of the images of all requests that wait for their answers, and of one request's."""
+BODY_BYTES = 128 << 20
+"""Of all bodies that are held, at least; room for four of the largest."""
+AT_ONCE = 2
+"""Images that are decoded at a time: one of `MAX_PIXELS` takes half a gigabyte while it is."""
+PASS_PIXELS = 64 * 224 * 224
+"""Height times width times images of one forward pass."""
+_BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b'Content-Length: 60\r\n\r\n{"error": "too many clients: try again in a second or more"}'
+)
 
 
 class ModelServer(ThreadingHTTPServer):
@@ -55,6 +74,7 @@ class ModelServer(ThreadingHTTPServer):
         top_k: classes that `topk` returns.
         token: what clients must send as `Authorization: Bearer TOKEN`; None: nothing.
         max_bytes: of one request.
+        seconds: that a request may take to arrive, and an answer to be taken.
 
     Raises:
         ValueError: for another `output`, or a `top_k` below 1.
@@ -62,7 +82,7 @@ class ModelServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
-    request_queue_size = 128
+    request_queue_size = 512
 
     def __init__(
         self,
@@ -74,11 +94,15 @@ class ModelServer(ThreadingHTTPServer):
         top_k: int = 3,
         token: str | None = None,
         max_bytes: int = 32 << 20,
+        seconds: float = 60.0,
     ) -> None:
         check_answers(output, top_k)
         self.entries = tuple(entries)
         self.output, self.top_k, self.token, self.max_bytes = output, top_k, token, max_bytes
-        self.batcher = Batcher(self.forward)
+        self.seconds = seconds
+        self.bodies, self.resized = (Budget(size, seconds) for size in (max(BODY_BYTES, 4 * max_bytes), RESIZED_BYTES))
+        self._decoding, self._slots = threading.Semaphore(AT_ONCE), threading.Semaphore(CONNECTIONS)
+        self.batcher = Batcher(self._in_parts)
         try:
             super().__init__((host, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -127,14 +151,53 @@ class ModelServer(ThreadingHTTPServer):
         Raises:
             ValueError: if one is not a readable image.
         """
-        images = torch.stack([self.read(entry, file) for file in files])
-        answers = to_answers(self.batcher(entry.id, images), self.output, self.top_k)
+        assert entry.input_size is not None
+        most = max(1, RESIZED_BYTES // (4 * math.prod(entry.input_size)))
+        if len(files) > most:
+            raise ValueError(f"{most} images are the limit of a request to this model, this one has {len(files)}")
+        with self.resized.holding(4 * len(files) * math.prod(entry.input_size)):
+            images = torch.stack([self._read(entry, file) for file in files])
+            answers = to_answers(self.batcher(entry.id, images), self.output, self.top_k)
         return [self._rows(entry, answer)[:top_k] for answer in answers]
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for each connection, as in the base class; those that are too many get 503."""
+        if self._slots.acquire(blocking=False):
+            try:
+                return super().process_request(request, client_address)
+            except BaseException:
+                self._slots.release()
+                raise
+        try:
+            request.setblocking(False)
+            request.send(_BUSY)
+        except OSError:
+            pass
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """As in the base class; then another client may come."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may leave when they like: no traceback, as the base class prints."""
+        logger.debug("The connection of %s ended.", client_address, exc_info=True)
 
     def server_close(self) -> None:
         """Stop listening, and end the thread of the forward passes."""
         super().server_close()
         self.batcher.close()
+
+    def _read(self, entry: PoolEntry, file: bytes) -> Tensor:
+        with self._decoding:
+            return self.read(entry, file)
+
+    def _in_parts(self, id: Hashable, images: Tensor) -> Tensor:
+        parts = images.split(max(1, PASS_PIXELS // math.prod(images.shape[-2:])))
+        return torch.cat([self.forward(id, part) for part in parts])
 
     def _rows(self, entry: PoolEntry, answer: Tensor) -> list[dict]:
         order = answer.argsort(descending=True).tolist()
@@ -170,9 +233,18 @@ class PoolServer(ModelServer):
 class _Handler(BaseHTTPRequestHandler):
     server: ModelServer
     protocol_version = "HTTP/1.1"
-    timeout = 60
     # Else the body waits until the client has acknowledged the headers: 40 ms for each answer on a kept connection.
     disable_nagle_algorithm = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self._reader = DeadlineReader(self.connection, self.server.seconds)
+        self.rfile = io.BufferedReader(self._reader)
+
+    def handle_one_request(self) -> None:
+        self._reader.next_request()
+        super().handle_one_request()
 
     def do_GET(self) -> None:  # noqa: N802  (the standard library's name)
         path = urlsplit(self.path).path
@@ -193,20 +265,38 @@ class _Handler(BaseHTTPRequestHandler):
         if entry is None:
             return self._fail(HTTPStatus.NOT_FOUND, f"there is no model '{id}': GET /models lists them")
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,18}", length):
             return self._fail(HTTPStatus.LENGTH_REQUIRED, "the request says no Content-Length")
         if int(length) > self.server.max_bytes:
             limit = f"{self.server.max_bytes} bytes is the limit of a request"
             return self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{limit}, this one has {length}")
-        body = self.rfile.read(int(length))
+        try:
+            answers = self._answers(entry, int(length))
+        except MemberError as error:
+            return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"the model cannot be used: {error.reason}")
+        except (ValueError, EOFError) as error:
+            return self._fail(HTTPStatus.BAD_REQUEST, str(error))
+        except TimeoutError as error:
+            return self._fail(HTTPStatus.REQUEST_TIMEOUT, str(error))
+        except BusyError as error:
+            return self._fail(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        except ConnectionError:
+            self.close_connection = True
+            return None
+        except Exception as error:  # One request must not end the connection without an answer.
+            logger.debug("A request to %s failed.", id, exc_info=True)
+            reason = explain(error) or type(error).__name__
+            return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"the model cannot be used: {reason}")
+        self._reply(HTTPStatus.OK, answers)
+
+    def _answers(self, entry: PoolEntry, length: int) -> Any:
+        body = read_body(self.rfile, length, self.server.bodies)
         try:
             files, many, top_k = _files(body, self.headers.get("Content-Type", ""))
             answers = self.server.classify(entry, files, top_k)
-        except MemberError as error:
-            return self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, f"the model cannot be used: {error.reason}")
-        except ValueError as error:
-            return self._fail(HTTPStatus.BAD_REQUEST, str(error))
-        self._reply(HTTPStatus.OK, answers if many else answers[0])
+        finally:
+            self.server.bodies.give(length)
+        return answers if many else answers[0]
 
     def _is_unauthorised(self) -> bool:
         expected, given = self.server.token, self.headers.get("Authorization", "")
@@ -218,6 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _fail(self, status: HTTPStatus, message: str) -> None:
         self.close_connection = True  # What is left of the body is not read.
         self._reply(status, {"error": message})
+        linger(self.connection)
 
     def _reply(self, status: HTTPStatus, content: Any) -> None:
         body = json.dumps(content).encode()
@@ -226,6 +317,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         if self.close_connection:
             self.send_header("Connection", "close")
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.send_header("Retry-After", "1")
         self.end_headers()
         self.wfile.write(body)
 
@@ -247,10 +340,10 @@ def _files(body: bytes, content_type: str) -> tuple[list[bytes], bool, int | Non
         top_k = (content.get("parameters") or {}).get("top_k")
         many = isinstance(inputs, list)
         files = [base64.b64decode(item, validate=True) for item in (inputs if many else [inputs])]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError('expected {"inputs": an image file in base64, or a list of them}') from error
     if not files:
         raise ValueError("the list of inputs is empty")
-    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
         raise ValueError(f"top_k={top_k!r}: expected a positive number")
     return files, many, top_k
