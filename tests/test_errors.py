@@ -1,4 +1,4 @@
-"""What another library raises becomes a sentence that names the member or file; a fault of ours keeps its traceback."""
+"""What another library raises becomes a sentence that names the member or file; a fault of ours keeps its trace."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.pool.members import write_pool
         (zlib.error("Error -3"), "Error -3"),
         (httpx_of_the_hub.ConnectError("refused"), "could not be reached: refused."),
         (httpx.ConnectError("refused"), "could not be reached: refused."),
-        (MemoryError("Unable to allocate 3 TiB"), "There is not enough memory (Unable to allocate 3 TiB): use smaller"),
+        (MemoryError("Unable to allocate 3 TiB"), "There is not enough memory (Unable to allocate 3 TiB): use"),
         (torch.OutOfMemoryError("CUDA out of memory."), "There is not enough memory (CUDA out of memory.): use"),
         (RuntimeError("The size of tensor a (3) must match the size"), "Tensors do not fit together (The size"),
         (FileNotFoundError(2, "No such file or directory", "a.png"), "No such file or directory: a.png."),

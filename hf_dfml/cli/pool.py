@@ -131,10 +131,13 @@ def pool_push(
     pool: PoolName,
     organisation: Annotated[str, typer.Argument(help="Hub user or organisation; each member becomes a repository.")],
     private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace the weights of repositories that hold other members of these names.")
+    ] = False,
 ) -> None:
     """Publish every member of a local pool; files that are already there are not sent again."""
     from hf_dfml.pool import ModelPool
     from hf_dfml.pool.building.publishing import push_pool
 
-    pushed = push_pool(ModelPool.open(pool), organisation, private=private)
+    pushed = push_pool(ModelPool.open(pool), organisation, private=private, overwrite=overwrite)
     typer.echo(f"{counted(len(pushed), 'member')} published under {organisation}.")

@@ -22,7 +22,12 @@ README_NAME = "README.md"
 
 
 def push_pool(
-    pool: ModelPool, org: str, *, private: bool = False, message: str = "Upload pool member with hf_dfml"
+    pool: ModelPool,
+    org: str,
+    *,
+    private: bool = False,
+    overwrite: bool = False,
+    message: str = "Upload pool member with hf_dfml",
 ) -> list[str]:
     """Upload every usable member to `org/<member's name>`.
 
@@ -33,6 +38,8 @@ def push_pool(
         pool: members in folders or of the Hub; unusable ones are left out with a warning.
         org: the user or organisation whose repositories they become.
         private: whether the repositories may be read by `org` alone.
+        overwrite: whether repositories of these names that hold other weights are given these. Their earlier commits
+            stay, and a warning names them.
         message: the commits' message.
 
     Returns:
@@ -41,6 +48,7 @@ def push_pool(
     Raises:
         ValueError: if two members would get one repository name, or `private` is asked for and a repository of that
             name is public already.
+        FileExistsError: if a repository of such a name holds other weights, without `overwrite`; nothing is sent.
     """
     api = USUAL.api()
     pool = pool.usable(weights=True)
@@ -57,24 +65,56 @@ def push_pool(
             raise ValueError(
                 f"{public[0]} exists and is public: make it private on {api.endpoint}, or push elsewhere."
             )
-        pairs = zip(pool, targets, strict=True)
+        pairs = list(zip(pool, targets, strict=True))
+        stored = {target: _stored(api, target) for target in targets if target in there}
+        replaced = [target for entry, target in pairs if target in stored and _differs(pool, entry, stored[target])]
+        if replaced and not overwrite:
+            more = f" (and {len(replaced) - 1} more)" if len(replaced) > 1 else ""
+            raise FileExistsError(
+                f"{replaced[0]}{more} holds another member's weights already: replace them with --overwrite, or push "
+                "to another organisation, or give the members' folders other names."
+            )
         for entry, target in progress(pairs, description=f"Pushing to {org}", total=len(pool), unit="member"):
             with pool.on_disk(entry) as here:
                 files = _files(here, target)
-            shas.append(_push_member(api, files, target, there.get(target), private=private, message=message))
+            old = there.get(target)
+            shas.append(_push_member(api, files, target, old, stored.get(target), private=private, message=message))
+            if target in replaced and old:
+                logger.warning("Replaced: what %s held is still there as %s@%s.", target, target, old.sha)
     logger.info("%d members are at %s/%s.", len(shas), api.endpoint, org)
     return shas
 
 
+def _stored(api: HfApi, target: str) -> dict[str, RepoFile]:
+    """The files of a member that a repository has, by name."""
+    names = [CONFIG_NAME, PREPROCESSOR_NAME, README_NAME, WEIGHTS_NAME]
+    known = retry(lambda: api.get_paths_info(target, names))
+    return {file.path: file for file in known if isinstance(file, RepoFile)}
+
+
+def _differs(pool: ModelPool, entry: PoolEntry, stored: dict[str, RepoFile]) -> bool:
+    """Whether a repository has weights, and others than the member."""
+    if WEIGHTS_NAME not in stored:
+        return False
+    with pool.on_disk(entry) as here:
+        assert here.location is not None
+        return not _is_same((here.location / WEIGHTS_NAME).read_bytes(), stored[WEIGHTS_NAME])
+
+
 def _push_member(
-    api: HfApi, files: dict[str, bytes], target: str, there: ModelInfo | None, *, private: bool, message: str
+    api: HfApi,
+    files: dict[str, bytes],
+    target: str,
+    there: ModelInfo | None,
+    stored: dict[str, RepoFile] | None,
+    *,
+    private: bool,
+    message: str,
 ) -> str:
-    if there is None:
+    if there is None or stored is None:
         retry(lambda: api.create_repo(target, private=private, exist_ok=True))
     else:
-        known = retry(lambda: api.get_paths_info(target, list(files)))
-        found = {file.path: file for file in known if isinstance(file, RepoFile)}
-        files = {name: content for name, content in files.items() if not _is_same(content, found.get(name))}
+        files = {name: content for name, content in files.items() if not _is_same(content, stored.get(name))}
         if not files:
             assert there.sha is not None
             return there.sha

@@ -49,6 +49,23 @@ def test_nothing_unchanged_is_sent_again(hub, tmp_path):
     assert hub.count("POST", ".*/commit/") == 1
 
 
+def test_other_members_of_the_same_names_are_replaced_only_where_that_is_asked_for(hub, tmp_path, caplog):
+    """Pools that were built apart have members of the same default names."""
+    for name, seeds in (("one", (0, 1)), ("two", (0, 7))):
+        for index, seed in enumerate(seeds):
+            write_member(tmp_path / name / f"m-{index}", seed=seed)
+    first = push_pool(ModelPool.from_dir(tmp_path / "one"), "me")
+    with pytest.raises(FileExistsError, match="me/m-1 holds another member's weights already: .*--overwrite"):
+        push_pool(ModelPool.from_dir(tmp_path / "two"), "me")
+    assert [hub.repos[f"me/m-{index}"].branches["main"] for index in (0, 1)] == first
+    second = push_pool(ModelPool.from_dir(tmp_path / "two"), "me", overwrite=True)
+    assert second[0] == first[0] and second[1] != first[1]
+    assert caplog.messages == [f"Replaced: what me/m-1 held is still there as me/m-1@{first[1]}."]
+    again = ModelPool.from_hub([f"me/m-1@{first[1]}"]).load(0)
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(again(images), ModelPool.from_dir(tmp_path / "one").load(1)(images))
+
+
 def test_an_interrupted_push_is_repeated(hub, members):
     pool = ModelPool.from_dir(members)
     hub.fault = lambda request: Answer.error(403, "", "no") if "m-2/commit" in request.path else None
