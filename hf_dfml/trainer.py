@@ -26,7 +26,7 @@ from hf_dfml.pool.queries import QueryBudgetError, ServiceError
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
-from hf_dfml.utils.checkpoint import load_tree, remove_folder, save_tree
+from hf_dfml.utils.checkpoint import load_tree, newest_sound, remove_folder, replace_folder, save_tree
 from hf_dfml.utils.interrupt import INTERRUPTED, STOPPED, StopSignal
 from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.processes import Processes, ProcessLostError
@@ -295,20 +295,25 @@ class Trainer:
     def _resume(self) -> bool:
         """Stand at the checkpoint that was asked for; whether there is one."""
         asked = self.config.resume_from_checkpoint
-        to_answers = self.processes.once(lambda: str(self._newest() or ""))
-        newest = Path(to_answers) if to_answers else None
+        newest = self.processes.once(lambda: str(self._newest() or ""))
         if not asked:
             if newest:
                 raise FileExistsError(
-                    f"{self.folder} already holds a run (up to {newest.name}): go on with "
+                    f"{self.folder} already holds a run (up to {Path(newest).name}): go on with "
                     "--resume_from_checkpoint latest, or choose another --output_dir."
                 )
             return False
-        folder = newest if asked == "latest" else Path(asked)
-        if not folder:
+        if asked == "latest" and not newest:
             self.accelerator.print(f"No checkpoint under {self.folder} yet: starting from the beginning.")
             return False
+        folder, damaged, checkpoints = Path(asked), {}, self._checkpoints()
+        if asked == "latest":
+            name, damaged = self.processes.once(partial(newest_sound, checkpoints))
+            folder = checkpoints / name
         self.load_checkpoint(folder)
+        for name, reason in damaged.items():
+            self.accelerator.print(f"Warning: checkpoint {name} is damaged ({reason}): kept as damaged-{name}.")
+            self.processes.once(partial(replace_folder, checkpoints / name, checkpoints / f"damaged-{name}"))
         self.accelerator.print(f"Resumed from {folder} at step {self.progress.step}.")
         return True
 

@@ -95,6 +95,29 @@ def test_a_loss_that_was_no_number_once_does_not_stay_in_the_run(members, tmp_pa
     assert same(resumed.model.state_dict(), undisturbed)
 
 
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(members, tmp_path, undisturbed, capsys, how):
+    pool, checkpoints = ModelPool.from_dir(members), tmp_path / "checkpoints"
+    trainer_of(pool, tmp_path, steps=3).fit()
+
+    def spoil(name: str) -> None:
+        weights = checkpoints / name / "tree.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content[: len(content) // 2 if how == "cut" else None])
+
+    spoil("step-000003")
+    resumed = trainer_of(pool, tmp_path).fit()
+    printed = capsys.readouterr().out
+    assert re.search(r"Warning: checkpoint step-000003 is damaged \(tree.safetensors .*\): kept as damaged", printed)
+    assert "step-000002 at step 2." in printed and (checkpoints / "damaged-step-000003").is_dir()
+    assert resumed.finished and same(resumed.model.state_dict(), undisturbed)
+    for folder in checkpoints.glob("step-*"):
+        spoil(folder.name)
+    with pytest.raises(ValueError, match="All checkpoints in .* are damaged"):
+        trainer_of(pool, tmp_path).fit()
+
+
 def test_a_hub_that_is_lost_in_the_middle_is_found_again(hub, members, tmp_path, monkeypatch, capsys):
     for folder in sorted(members.iterdir()):
         hub.add_repo(f"org/{folder.name}", files_of(folder))

@@ -1,7 +1,12 @@
-"""State on disk: nested dictionaries of tensors and plain values, written atomically, never pickled."""
+"""State on disk: nested dictionaries of tensors and plain values, written atomically, never pickled.
+
+A folder holds `tree.json`, `tree.safetensors` and `sha256` (what `sha256sum -c` reads), so that a file that was cut
+off or changed later is found out.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 Tree = Any
 """A tensor, a JSON scalar, or a list, tuple or dictionary (keyed by strings or integers) of trees."""
+FILES = ("tree.safetensors", "tree.json")
+SUMS = "sha256"
 
 
 def save_tree(folder: Path | str, tree: Tree) -> None:
-    """Write `tree` as `tree.json` and `tree.safetensors` into `folder`, which appears complete or not at all.
+    """Write `tree` into `folder`, which appears complete or not at all.
 
     An existing folder of that name is replaced.
 
@@ -34,7 +41,9 @@ def save_tree(folder: Path | str, tree: Tree) -> None:
         temporary.mkdir(parents=True)
         save_tensors(tensors, temporary / "tree.safetensors")
         (temporary / "tree.json").write_text(json.dumps(structure))
-        for name in ("tree.safetensors", "tree.json"):
+        sums = "".join(f"{sha256_of_new(temporary / name)}  {name}\n" for name in FILES)
+        (temporary / SUMS).write_text(sums, encoding="utf-8")
+        for name in (*FILES, SUMS):
             _flush(temporary / name)
         replace_folder(temporary, folder)
     except (OSError, SafetensorError) as error:
@@ -47,12 +56,51 @@ def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
 
     Raises:
         FileNotFoundError: if `folder` holds no saved tree.
+        ValueError: if its files are damaged.
     """
     folder = Path(folder)
     if not (folder / "tree.json").is_file():
         raise FileNotFoundError(f"{folder} holds no saved state: expected tree.json and tree.safetensors in it.")
-    structure = json.loads((folder / "tree.json").read_text())
+    if reason := damage(folder):
+        raise ValueError(f"{folder} is damaged ({reason}): delete it, and start the same command again.")
+    structure = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
     return _restore(structure, load_file(folder / "tree.safetensors", device=str(device)))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a saved tree; None where they are as they were written."""
+    try:
+        if (folder / SUMS).is_file():
+            lines = [line.split() for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
+            wrong = [name for sum, name in lines if sha256_of_new(folder / name) != sum]
+            if wrong or sorted(name for _, name in lines) != sorted(FILES):
+                return f"{(wrong or [SUMS])[0]} is not what was written"
+        else:  # Of an earlier version.
+            json.loads((folder / "tree.json").read_text(encoding="utf-8"))
+            with safe_open(folder / "tree.safetensors", framework="pt"):
+                pass
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def newest_sound(folder: Path) -> tuple[str, dict[str, str]]:
+    """The name of the last of a folder's `step-*` that is not damaged, and what is wrong with each later one.
+
+    Raises:
+        ValueError: if all are damaged.
+    """
+    damaged: dict[str, str] = {}
+    for step in sorted(folder.glob("step-*"), reverse=True):
+        reason = damage(step)
+        if reason is None:
+            return step.name, damaged
+        damaged[step.name] = reason
+    each = "; ".join(f"{name}: {reason}" for name, reason in damaged.items())
+    raise ValueError(
+        f"All checkpoints in {folder} are damaged ({each}): restore one from a copy, or begin again in another "
+        "--output_dir."
+    )
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path | str, metadata: dict[str, str] | None = None) -> None:
@@ -134,6 +182,15 @@ def _restore(structure: Tree, tensors: dict[str, torch.Tensor]) -> Tree:
     if kind == "value":
         return content
     raise ValueError(f"A saved state has a part of kind '{kind}', which is not known: another version wrote it.")
+
+
+def sha256_of_new(path: Path) -> str:
+    """The sha256 of a file's content in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_dfml.utils.checkpoint import atomic_write, load_tree, save_tree
+from hf_dfml.utils.checkpoint import FILES, SUMS, atomic_write, damage, load_tree, newest_sound, save_tree
 
 
 def test_a_tree_comes_back_as_it_was(tmp_path):
@@ -79,3 +79,51 @@ def test_atomic_write_makes_folders_and_leaves_no_partial_file(tmp_path):
 def test_stored_tensors_can_be_read_by_others(tmp_path):
     save_tree(tmp_path / "state", {"value": torch.ones(1)})
     assert (tmp_path / "state" / "tree.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def spoil(file, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    elif how == "empty":
+        content = bytearray()
+    else:
+        content[-2] ^= 16
+    file.unlink() if how == "gone" else file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty", "gone"])
+@pytest.mark.parametrize("name", [*FILES, SUMS])
+def test_each_damage_is_found_out(tmp_path, name, how):
+    save_tree(tmp_path / "state", {"value": torch.arange(100.0), "step": 3})
+    assert damage(tmp_path / "state") is None
+    spoil(tmp_path / "state" / name, how)
+    if (name, how) == (SUMS, "gone"):  # As of a version that wrote none.
+        assert load_tree(tmp_path / "state")["step"] == 3
+        return
+    assert damage(tmp_path / "state")
+    if (name, how) != ("tree.json", "gone"):
+        with pytest.raises(ValueError, match=r"state is damaged \(.*\): delete it"):
+            load_tree(tmp_path / "state")
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+@pytest.mark.parametrize("name", FILES)
+def test_without_sums_what_cannot_be_read_is_damaged(tmp_path, name, how):
+    save_tree(tmp_path / "state", {"value": torch.ones(100)})
+    (tmp_path / "state" / SUMS).unlink()
+    spoil(tmp_path / "state" / name, how)
+    assert damage(tmp_path / "state")
+
+
+def test_the_newest_that_is_sound(tmp_path):
+    for step in (1, 2, 10):
+        save_tree(tmp_path / f"step-{step:06d}", {"step": step})
+    assert newest_sound(tmp_path) == ("step-000010", {})
+    spoil(tmp_path / "step-000010" / "tree.json", "cut")
+    name, damaged = newest_sound(tmp_path)
+    assert name == "step-000002" and list(damaged) == ["step-000010"]
+    for step in (1, 2):
+        spoil(tmp_path / f"step-{step:06d}" / "tree.safetensors", "flipped")
+    with pytest.raises(ValueError, match=r"All checkpoints in .* are damaged \(step-000010: .*; step-000001: .*\)"):
+        newest_sound(tmp_path)

@@ -7,22 +7,17 @@ from functools import lru_cache
 from pathlib import Path
 
 from hf_dfml.pool.entry import WEIGHTS_NAME, MemberError, PoolEntry
+from hf_dfml.utils.checkpoint import sha256_of_new
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content in hex; read once as long as the file's size and time of change stay."""
+    """The sha256 of a file's content in hex; read once as long as the file's size and time of change stay.
+
+    Of a file just written take `sha256_of_new`: its time of change is too coarse to distinguish it from another.
+    """
     path = path.resolve()
     state = path.stat()
     return _remembered(path, state.st_size, state.st_mtime_ns)
-
-
-def sha256_of_new(path: Path) -> str:
-    """`sha256_of` a file just written: its time of change is too coarse to distinguish it from another."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def weights_digest(entry: PoolEntry) -> str:

@@ -28,8 +28,9 @@ from hf_dfml.pool.sources.client import (
     retry,
     why_not_found,
 )
-from hf_dfml.pool.sources.digests import git_sha1_of, sha256_of_new
+from hf_dfml.pool.sources.digests import git_sha1_of
 from hf_dfml.pool.sources.local_cache import blob_of, cached_file, cached_revision, discard
+from hf_dfml.utils.checkpoint import sha256_of_new
 
 logger = logging.getLogger(__name__)
 
