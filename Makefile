@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-faults mutation benchmark quality format clean
+.PHONY: help install quickstart test test-slow test-faults fuzz mutation benchmark quality format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test-slow: $(STAMP)  ## The tests that take minutes each.
 
 test-faults: $(STAMP)  ## Kill runs at random moments, let processes die, fill a disk: every resume ends in the same weights.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s -m faults --timeout 1800
+
+fuzz: $(STAMP)  ## 10,000 damaged files and requests: each is used or refused with a sentence (under 15 minutes on 2 cores).
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 
 benchmark: $(STAMP)  ## Measure speed and memory, and write docs/benchmarks.md (under 10 minutes on 2 cores alone).
 	$(BIN)/python benchmarks/make_benchmarks.py

@@ -12,6 +12,7 @@ from hf_dfml.evaluation.results import Result, result_from_json, with_todays_hea
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.timm_network import OURS
 from hf_dfml.pool.entry import META_BLOCK, PoolEntry
+from hf_dfml.pool.formats.checks import reading_block
 from hf_dfml.utils.provenance import scrub_command
 from hf_dfml.version import __version__
 
@@ -115,7 +116,7 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
             "pool member (`ModelPool`), or becomes a meta-model with `MetaModel.of(network, ...)`."
         )
     _check_format(block, entry)
-    try:
+    with reading_block(entry.id, META_BLOCK):
         adapt = Adaptation(**with_todays_head(block["adapt"]))
         if adapt.steps > MAX_STEPS:
             raise ValueError(f"adapt.steps is {adapt.steps}, at most {MAX_STEPS} are done.")
@@ -136,8 +137,6 @@ def from_json(content: dict[str, Any], entry: PoolEntry) -> MetaConfig:
             results=tuple(result_from_json(row, entry.id) for row in block["results"]),
             version=str(block["version"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{entry.id}: the block '{META_BLOCK}' of its config.json cannot be read: {error}") from error
 
 
 def _answers(sizes: list[int], entry: PoolEntry) -> tuple[int, ...]:

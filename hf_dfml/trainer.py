@@ -306,7 +306,8 @@ class Trainer:
         if asked == "latest" and not newest:
             self.accelerator.print(f"No checkpoint under {self.folder} yet: starting from the beginning.")
             return False
-        folder, damaged, checkpoints = Path(asked), {}, self._checkpoints()
+        folder, checkpoints = Path(asked), self._checkpoints()
+        damaged: dict[str, str] = {}
         if asked == "latest":
             name, damaged = self.processes.once(partial(newest_sound, checkpoints))
             folder = checkpoints / name

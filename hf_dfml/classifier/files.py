@@ -10,8 +10,6 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -29,7 +27,7 @@ from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.networks.info import Representation, TransformersInfo, network_info
 from hf_dfml.networks.linear_on_features import ARCHITECTURE, LinearOnFeatures, with_linear_layer
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
-from hf_dfml.pool.formats.checks import read_json
+from hf_dfml.pool.formats.checks import read_json, reading_block
 from hf_dfml.pool.formats.loading import load_teacher
 from hf_dfml.pool.formats.reading import is_transformers, read_entry
 from hf_dfml.pool.model_pool import ModelPool
@@ -81,7 +79,7 @@ def read(name: str | Path, device: torch.device | str, **hub: Unpack[HubArgument
     folder, id, sha = locate(name, "classifier", options)
     config = read_json(id, folder / CONFIG_NAME)
     block = _check(config, id)
-    with _readable(id):
+    with reading_block(id, BLOCK):
         classes, left_out = tuple(block["classes"]), block["left_out"]
         known: dict[str, Any] = {
             "how": Adaptation(**block["how"]),
@@ -326,7 +324,7 @@ def _fetch_members(id: str, sha: str, options: HubOptions) -> None:
 
 
 def _members_elsewhere(folder: Path) -> list[str]:
-    rows = json.loads((folder / LOCK_NAME).read_text(encoding="utf-8"))["members"]
+    rows = read_json(folder.name, folder / LOCK_NAME)["members"]
     return [row["id"] for row in rows if "revision" not in row and not (folder / row["id"]).is_dir()]
 
 
@@ -349,14 +347,6 @@ def _check(config: dict[str, Any], id: str) -> dict[str, Any]:
             f"and reads format {FORMAT}: install a newer version (pip install --upgrade hf_dfml)",
         )
     return block
-
-
-@contextmanager
-def _readable(id: str) -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, TypeError, ValueError) as error:
-        raise MemberError(id, f"the block '{BLOCK}' of its config.json cannot be read: {error}") from error
 
 
 def _json_labels(classifier: Classifier) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from hf_dfml.evaluation.published import Published, published
+from hf_dfml.settings import options_of
 from hf_dfml.utils.checkpoint import atomic_write
+from hf_dfml.utils.json_files import read_json
 from hf_dfml.utils.pictures import bar_chart
 from hf_dfml.utils.provenance import scrub_command
 
@@ -140,10 +143,9 @@ def read_results(path: Path | str) -> list[Result]:
     path = path / RESULTS_NAME if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}: an evaluation (`hf-dfml evaluate`) writes it.")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a list of result rows, found a JSON {type(rows).__name__}.")
     return [result_from_json(row, str(path)) for row in rows]
 
 
@@ -158,7 +160,17 @@ def result_from_json(row: object, where: str) -> Result:
     if not isinstance(row, dict) or not needed <= set(row) <= needed | optional:
         found = sorted(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"{where}: expected result rows with the fields {sorted(needed | optional)}, found {found}.")
-    return Result(**with_todays_head(row))
+    row = with_todays_head(row)
+    try:
+        return Result(**{name: _value(name, value) for name, value in row.items()})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _value(name: str, value: Any) -> Any:
+    """A value of a row, checked; an interval of one episode is no number."""
+    unknown = isinstance(value, float) and math.isnan(value)
+    return value if unknown else options_of(Result)[name].read(value)
 
 
 def with_todays_head(row: dict[str, Any]) -> dict[str, Any]:

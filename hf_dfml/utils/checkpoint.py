@@ -63,8 +63,12 @@ def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
         raise FileNotFoundError(f"{folder} holds no saved state: expected tree.json and tree.safetensors in it.")
     if reason := damage(folder):
         raise ValueError(f"{folder} is damaged ({reason}): delete it, and start the same command again.")
-    structure = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
-    return _restore(structure, load_file(folder / "tree.safetensors", device=str(device)))
+    structure = json.loads((folder / "tree.json").read_text(encoding="utf-8"))  # Sound, as was just seen.
+    tensors = load_file(folder / "tree.safetensors", device=str(device))
+    try:
+        return _restore(structure, tensors)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # Not what `save_tree` writes.
+        raise ValueError(f"{folder} is no saved state of this version: {type(error).__name__}: {error}") from error
 
 
 def damage(folder: Path) -> str | None:

@@ -208,3 +208,27 @@ def test_labels_of_bars_name_a_head_once(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_chart_is_a_picture(tmp_path: Path) -> None:
     path = results_chart([ROW, replace(ROW, shots=5), replace(ROW, method="TGR")], tmp_path / "a" / "chart.png")
     assert min(Image.open(path).size) > 100
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[" * 100_000, "results.json is not readable as JSON"),
+        ("7", "expected a list of result rows, found a JSON int"),
+        ("[7]", "expected result rows with the fields"),
+    ],
+)
+def test_a_file_that_holds_no_rows_is_a_sentence(tmp_path, content, reason):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=reason):
+        read_results(tmp_path)
+
+
+def test_values_of_stored_rows_are_held_to_their_types(tmp_path):
+    for name, value in (("mean", "high"), ("ways", 2.5), ("metric", "luck"), ("bn", ["support"])):
+        (tmp_path / "results.json").write_text(json.dumps([asdict(ROW) | {name: value}]))
+        with pytest.raises(ValueError, match=f"results.json: {name} "):
+            read_results(tmp_path)
+    lonely = replace(ROW, ci95=float("nan"))  # The interval of one episode.
+    (tmp_path / "results.json").write_text(json.dumps([asdict(lonely)]))
+    assert asdict(read_results(tmp_path)[0])["mean"] == ROW.mean

@@ -100,6 +100,8 @@ class Service:
             raise NoServedPoolError(
                 f"{self.url} does not answer as `hf-dfml serve` does: it lists no models that can be used ({error!r})."
             ) from error
+        if not models:
+            raise NoServedPoolError(f"{self.url} serves a pool without members.")
         return models, output
 
     def ask(self, entry: PoolEntry, images: Tensor) -> Tensor:

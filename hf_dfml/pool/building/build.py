@@ -16,6 +16,7 @@ from hf_dfml.networks import create_network
 from hf_dfml.pool.building.training import PoolRecipe, train_member
 from hf_dfml.pool.building.writing import member_config, write_member
 from hf_dfml.pool.entry import CONFIG_NAME
+from hf_dfml.pool.formats.checks import read_json
 from hf_dfml.pool.formats.reading import read_entry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.memory import keep_freed_memory
@@ -161,7 +162,7 @@ def _train_and_held_out(
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    found = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")).get("dfml", {}).get("build", {})
+    found = read_json(folder.name, folder / CONFIG_NAME).get("dfml", {}).get("build", {})
     for name, wanted in settings.items():
         if found.get(name) != wanted:
             raise ValueError(

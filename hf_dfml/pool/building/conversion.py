@@ -7,7 +7,6 @@ come from strangers, are safetensors or are refused.
 
 from __future__ import annotations
 
-import json
 import logging
 import pickle
 import re
@@ -30,6 +29,7 @@ from hf_dfml.pool.entry import MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import check_labels, is_lfs_pointer, one_line
 from hf_dfml.pool.formats.loading import check_forward, load_teacher, misfit
 from hf_dfml.pool.formats.reading import read_entry
+from hf_dfml.utils.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -140,13 +140,9 @@ def read_labels(text: str) -> list[str]:
     path = Path(text).expanduser()
     if not path.is_file():
         return [name.strip() for name in text.split(",")]
-    content = path.read_text(encoding="utf-8")
     if path.suffix != ".json":
-        return [line.strip() for line in content.splitlines() if line.strip()]
-    try:
-        names = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable as JSON: {one_line(error)}.") from error
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    names = read_json(path)
     if isinstance(names, dict) and sorted(names) == sorted(map(str, range(len(names)))):
         return [names[str(index)] for index in range(len(names))]
     if not isinstance(names, list):

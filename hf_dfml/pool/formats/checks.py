@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hf_dfml.pool.entry import MemberError
+from hf_dfml.utils import json_files
 
-MAX_JSON_BYTES = 16 << 20
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 _LFS_START = b"version https://git-lfs"
 
@@ -21,19 +22,26 @@ def read_json(id: str, path: Path) -> dict[str, Any]:
         MemberError: if there is no such file, or it is not a JSON object of sensible size.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise MemberError(id, f"{path.name} has {path.stat().st_size} bytes, at most {MAX_JSON_BYTES} are read")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_files.read_json(path)
     except FileNotFoundError as error:
         raise MemberError(id, f"has no {path.name}") from error
-    # RecursionError: brackets nested thousands deep.
-    except (ValueError, RecursionError, OSError) as error:
-        if isinstance(error, MemberError):
-            raise
-        raise MemberError(id, f"{path.name} is not readable as JSON ({one_line(error)})") from error
+    except ValueError as error:
+        raise MemberError(id, one_line(error)) from error
     if not isinstance(content, dict):
         raise MemberError(id, f"{path.name} is a JSON {type(content).__name__}, expected an object")
     return content
+
+
+@contextmanager
+def reading_block(id: str, block: str) -> Iterator[None]:
+    """Whatever a reader makes of a block of a foreign `config.json` that is not what was written is a MemberError."""
+    try:
+        yield
+    except MemberError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        found = f"{error} is missing" if isinstance(error, KeyError) else one_line(error, 300)
+        raise MemberError(id, f"the block '{block}' of its config.json cannot be read: {found}") from error
 
 
 def check_labels(id: str, names: list[Any], num_classes: int) -> tuple[str, ...]:

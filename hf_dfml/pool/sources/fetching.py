@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError, PoolEntry
-from hf_dfml.pool.formats.checks import MAX_JSON_BYTES
 from hf_dfml.pool.formats.reading import read_entry
 from hf_dfml.pool.sources.digests import check_pinned
 from hf_dfml.pool.sources.download import MAX_FILE_BYTES, Admit
 from hf_dfml.pool.sources.parallel import in_parallel
+from hf_dfml.utils.json_files import MAX_JSON_BYTES
 
 
 def resolve(entry: PoolEntry) -> PoolEntry:

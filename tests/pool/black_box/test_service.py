@@ -94,6 +94,14 @@ def test_a_served_member_answers_as_the_same_black_box_here(members, output):
     assert there.queries.members == {"m-0": 7, "m-4": 7}
 
 
+def test_a_service_without_members_is_refused(members):
+    with served(members) as url:
+        server = Service(url)
+        server.request = lambda path: {"output": "probs", "models": []}
+        with pytest.raises(ServiceError, match="serves a pool without members"):
+            server.members()
+
+
 def test_images_are_rounded_to_eight_bits_and_the_pool_says_so(members):
     images = pictures() + 0.3 * PNG_STEP
     images[0, :, 0] = 1.2  # What is outside arrives as the nearest pixel.

@@ -14,11 +14,11 @@ from huggingface_hub import constants
 from hf_dfml import ModelPool
 from hf_dfml.pool import MemberError
 from hf_dfml.pool.building.publishing import push_pool
-from hf_dfml.pool.formats.checks import MAX_JSON_BYTES
 from hf_dfml.pool.model_pool import GB
 from hf_dfml.pool.sources.download import _promised_hash, download
 from hf_dfml.pool.sources.local_cache import cached_file, discard
 from hf_dfml.pool.sources.storage import Storage
+from hf_dfml.utils.json_files import MAX_JSON_BYTES
 from tests.hub_server import HubServer
 from tests.pool.members import files_of
 
