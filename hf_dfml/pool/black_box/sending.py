@@ -122,7 +122,7 @@ def _requested_wait(response: httpx.Response, usual: float) -> float:
     after = response.headers.get("Retry-After", "")
     try:
         wish = float(after) if after.isdecimal() else float(response.json()["estimated_time"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return usual
     return min(LONGEST_WAIT, max(0.0, wish))
 
@@ -131,6 +131,6 @@ def _reason(response: httpx.Response) -> str:
     """The server's own message, on one line; never an address or a header."""
     try:
         text = str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         text = response.reason_phrase
     return " ".join(text.split())[:200]

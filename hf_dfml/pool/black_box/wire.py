@@ -9,7 +9,6 @@ difference that points outwards is lost.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +18,7 @@ from hf_dfml.pool.queries import ServiceError
 from hf_dfml.utils.images import to_uint8
 
 PNG_STEP = 1 / 255
+LARGEST_SCORE = 1e30
 
 
 def as_png(images: Tensor) -> list[bytes]:
@@ -55,13 +55,15 @@ def answers_of(rows: Sequence[Sequence[tuple[str, float]]], count: int, classes:
         raise wrong(f"{len(rows)} answers to {count} images")
     answers = [[0.0] * len(places) for _ in rows]
     for answer, row in zip(answers, rows, strict=True):
+        if not all(isinstance(label, str) for label, _ in row):
+            raise wrong("a label in it is not a text")
         if len({label for label, _ in row}) < len(row):
             raise wrong("a label stands twice in it")
         for label, score in row:
             if label not in places:
                 known = ", ".join(repr(name) for name in list(places)[:5])
                 raise wrong(f"it names a class {label!r}, which is none of the member's {len(places)} ({known}, ...)")
-            if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+            if isinstance(score, bool) or not isinstance(score, int | float) or not abs(score) < LARGEST_SCORE:
                 raise wrong(f"the score of {label!r} is {score!r}")
             answer[places[label]] = score
     return torch.tensor(answers).reshape(len(rows), len(places))

@@ -3,7 +3,9 @@
 import threading
 
 import pytest
+from huggingface_hub.utils import httpx
 
+from hf_dfml.pool.black_box import sending
 from hf_dfml.pool.black_box.sending import Sender
 from hf_dfml.pool.queries import ServiceError
 
@@ -61,3 +63,17 @@ def test_an_error_does_not_wait_for_requests_that_are_under_way_and_ends_their_r
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="expected at least 1, at least 0, more than 0, and at least 0"):
         sender(**wrong)
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"estimated_time": 1' + b"0" * 400 + b"}", b'{"error": {}}', b"\xff"]
+)
+def test_a_refusal_whose_reason_cannot_be_read_is_a_refusal_all_the_same(monkeypatch, body):
+    monkeypatch.setattr(sending.time, "sleep", lambda seconds: None)
+
+    def call(_):
+        response = httpx.Response(503, content=body, request=httpx.Request("POST", "http://x"))
+        raise httpx.HTTPStatusError("503", request=response.request, response=response)
+
+    with pytest.raises(ServiceError, match="gives no answer after 1 retries: 503"):
+        sender(retries=1).map(call, [0])
