@@ -29,7 +29,7 @@ test: $(STAMP)  ## The test suite (under 12 minutes on 2 cores).
 test-slow: $(STAMP)  ## The tests that take minutes each.
 	$(PYTEST) -m slow --timeout 3600
 
-test-faults: $(STAMP)  ## Kill runs at random moments, let processes die, fill a disk: every resume ends in the same weights.
+test-faults: $(STAMP)  ## Kill runs, pushes and writing at any moment, let processes die, fill disks: nothing is lost.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s -m faults --timeout 1800
 
 fuzz: $(STAMP)  ## 10,000 damaged files and requests: each is used or refused with a sentence (under 15 minutes on 2 cores).
@@ -42,10 +42,11 @@ mutation: $(STAMP)  ## Small faults on purpose: which share of a seeded sample d
 	$(BIN)/python -m pip install --quiet 'mutmut>=3.8'
 	$(BIN)/python benchmarks/mutation.py
 
-quality: $(STAMP)  ## Lint, formatting and types.
+quality: $(STAMP)  ## Lint, formatting, types, known vulnerabilities of what is installed.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/audit.py
 
 format: $(STAMP)  ## Mend what ruff can mend.
 	$(BIN)/ruff check --fix .

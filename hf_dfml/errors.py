@@ -73,13 +73,15 @@ def interrupted(program: str, interrupt: KeyboardInterrupt) -> NoReturn:
 def explain(error: Exception) -> str | None:
     """One line about an error that a user can mend; None for any other, which is a fault of the program.
 
-    It names the member or file where `hf_dfml.utils.outside.about` noted one, or the error itself holds one.
+    It holds no token, and names the member or file where `hf_dfml.utils.outside.about` noted one, or the error itself.
     """
+    from hf_dfml.utils.provenance import hide_secrets
+
     sentence, name = _sentence(error), subject(error)
-    if name is None:
-        return sentence
-    sentence = sentence or f"{type(error).__name__}: {_one_line(error)}"
-    return sentence if name in sentence else f"{name}: {sentence}"
+    if name is not None:
+        sentence = sentence or f"{type(error).__name__}: {_one_line(error)}"
+        sentence = sentence if name in sentence else f"{name}: {sentence}"
+    return sentence and hide_secrets(sentence)
 
 
 def _sentence(error: Exception) -> str | None:

@@ -27,7 +27,7 @@ from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.networks.info import Representation, TransformersInfo, network_info
 from hf_dfml.networks.linear_on_features import ARCHITECTURE, LinearOnFeatures, with_linear_layer
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
-from hf_dfml.pool.formats.checks import read_json, reading_block
+from hf_dfml.pool.formats.checks import is_count, read_json, reading_block
 from hf_dfml.pool.formats.loading import load_teacher
 from hf_dfml.pool.formats.reading import is_transformers, read_entry
 from hf_dfml.pool.model_pool import ModelPool
@@ -83,7 +83,7 @@ def read(name: str | Path, device: torch.device | str, **hub: Unpack[HubArgument
         classes, left_out = tuple(block["classes"]), block["left_out"]
         known: dict[str, Any] = {
             "how": Adaptation(**block["how"]),
-            "size": tuple(map(int, block["size"])),
+            "size": _size(block["size"]),
             "origin": Origin(**{**block["origin"], "pool": tuple(block["origin"]["pool"])}),
             "shots": tuple(map(int, block["shots"])),
             "left_out": left_out and Accuracy(*map(int, left_out)),
@@ -347,6 +347,12 @@ def _check(config: dict[str, Any], id: str) -> dict[str, Any]:
             f"and reads format {FORMAT}: install a newer version (pip install --upgrade hf_dfml)",
         )
     return block
+
+
+def _size(sides: Any) -> tuple[int, int]:
+    if not (isinstance(sides, list) and len(sides) == 2 and all(is_count(side) and side <= 4096 for side in sides)):
+        raise ValueError(f"size is {sides!r}, expected height and width of 1 to 4096 pixels")
+    return sides[0], sides[1]
 
 
 def _json_labels(classifier: Classifier) -> list[Any]:

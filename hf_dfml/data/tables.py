@@ -80,7 +80,8 @@ def class_numbers(table: datasets.Dataset, column: str, name: str) -> tuple[list
     values = table.select_columns(column).with_format("arrow")[:][column]
     kind = getattr(feature, "dtype", type(feature).__name__)
     if isinstance(feature, ClassLabel):
-        names, numbers = list(feature.names), np.asarray(values.fill_null(-1).to_numpy(), dtype=np.int64)
+        names, numbers = list(feature.names), np.array(values.fill_null(-1).to_numpy(), dtype=np.int64)
+        numbers[(numbers < 0) | (numbers >= len(names))] = -1  # Of no class that has a name.
     elif kind in ("string", "large_string", "bool") or "int" in kind:
         cells = values.to_pylist()
         # Texts are sorted as such, numbers as such; null is no class.

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,22 @@ def remove_folder(folder: Path | str) -> None:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a file that is seen complete or not at all."""
+    """Write a file that is seen complete or not at all.
+
+    Raises:
+        OSError: if it cannot be written, as on a full disk; an earlier file of that name stays as it is.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    _flush(temporary)
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        _flush(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(f"{path} could not be written, and what was there is as it was: {error}") from error
 
 
 def _describe(tree: Tree, tensors: dict[str, torch.Tensor], path: str = "") -> Tree:

@@ -16,8 +16,24 @@ _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 _URL_QUERY = re.compile(r"(?<=\?)[^\s,?]+")
 _SECRET_OPTION = re.compile(r"--?[\w-]*(token|password|secret|api[-_]?key)[\w-]*", re.IGNORECASE)
 HIDDEN = "HIDDEN"
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_DFML_SERVE_TOKEN")
+"""Variables of the environment that hold tokens."""
 PUBLIC = ("recipes", "benchmarks", "hf_dfml")
 """Folders of this project: what lies in them is named as it is from the project's own folder."""
+
+
+def hide_secrets(text: str) -> str:
+    """A text without Hugging Face tokens, passwords in addresses, queries of addresses, and the tokens in use.
+
+    Examples:
+        >>> hide_secrets("http://ada:pw@host/x?key=1 refuses hf_abcdefgh12")
+        'http://HIDDEN@host/x?HIDDEN refuses HIDDEN'
+    """
+    for name in SECRETS:
+        if len(secret := os.environ.get(name) or "") >= 6:
+            text = text.replace(secret, HIDDEN)
+    text = _URL_SECRET.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
+    return re.sub(r"(?<=://)(\S+?\?)[^\s,?]+", rf"\1{HIDDEN}", text)
 
 
 def scrub_command(command: str) -> str:

@@ -132,7 +132,8 @@ def test_unsound_folders_are_refused_in_one_line(meta: MetaModel, tmp_path: Path
             Classifier.from_pretrained(folder)
 
     refused("in format 2, this is .*install a newer version", format=2)
-    refused("cannot be read", size=None)
+    for size in (None, [0, 0], [16], [16, 16.5], [16, 1 << 40]):
+        refused("cannot be read: size is .* expected height and width of 1 to 4096 pixels", size=size)
     refused("cannot be read: head='nonsense'", how={**good[files.BLOCK]["how"], "head": "nonsense"})
     refused("has 2 classes but 3 outputs", classes=["ant", "bee"])
     refused("takes 'pixels' of a pool's members", seen="pixels")

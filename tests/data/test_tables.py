@@ -109,3 +109,20 @@ def test_a_broken_readme_is_a_sentence(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: [mit\nconfigs:\n - : x\n---\n")
     with pytest.raises(ValueError, match="cannot be read .*the header of its README.md, is damaged"):
         load_table(tmp_path)
+
+
+def test_labels_of_no_class_are_left_out(tmp_path, caplog):
+    """A number beyond the names, as a damaged file may hold."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    sound = datasets.Dataset.from_dict({"image": [None] * 4, "label": [0, 1, 0, 1]}, features=features).data.table
+    numbers = pa.array([0, 1, 2**40, -7], pa.int64())
+    pq.write_table(
+        sound.set_column(1, "label", numbers).replace_schema_metadata(sound.schema.metadata), tmp_path / "x.parquet"
+    )
+    names, found = class_numbers(load_table(tmp_path)["train"], "label", "own")
+    assert names == ["a", "b"] and found.tolist() == [0, 1, -1, -1]
+    assert "2 images of data set 'own' without a label" in caplog.text

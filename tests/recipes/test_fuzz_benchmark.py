@@ -77,7 +77,7 @@ def test_the_driver_reports_tracebacks_and_what_is_done_outside(fuzz, targets, s
     folder = tmp_path / "own"
     folder.mkdir()
     watch = fuzz.Watch(folder)
-    fuzz.signal.signal(fuzz.signal.SIGALRM, fuzz.signal.SIG_IGN)
+    fuzz.signal.signal(fuzz.signal.SIGPROF, fuzz.signal.SIG_IGN)
 
     def found(target):
         monkeypatch.setitem(targets.TARGETS, "x", target)

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 
 from hf_dfml.pool.queries import RefusedError, ServiceError
+from hf_dfml.utils.provenance import hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Sender:
     """How requests are sent to one service.
 
     Attributes:
-        url: of the service, for messages.
+        url: of the service, for messages; without passwords.
         workers: requests at a time.
         retries: times that a request is sent again after no answer, 429 or a server's error; waits 0.5, 1, 2, ...
             (at most 8) seconds, or what the server asks for (at most `LONGEST_WAIT`).
@@ -51,6 +52,7 @@ class Sender:
                 f"{self.workers} requests at a time, retries={self.retries}, timeout={self.timeout}, "
                 f"loading={self.loading}: expected at least 1, at least 0, more than 0, and at least 0."
             )
+        object.__setattr__(self, "url", hide_secrets(self.url))
 
     def map(self, call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """`call(item)` of each item, in order, by `workers` threads; after an error nothing more is sent.
