@@ -177,7 +177,8 @@ def fuzz(options: argparse.Namespace, sound: Path) -> tuple[Counter[str], list[d
 
     for numbers in queues:
         start(numbers)
-    while running:
+    end = time.monotonic() + 60 * options.minutes
+    while running and time.monotonic() < end:
         for connection in wait(list(running), timeout=1):
             assert isinstance(connection, Connection)
             process, numbers, _, at = running[connection]
@@ -208,6 +209,8 @@ def fuzz(options: argparse.Namespace, sound: Path) -> tuple[Counter[str], list[d
         for process, _, last, _ in running.values():
             if time.monotonic() - last > 12 * SECONDS:  # In C code, which no signal interrupts, or waiting.
                 process.kill()  # Its case is noted as one in which it died.
+    for process, *_ in running.values():
+        process.kill()
     return counts, findings, most
 
 
@@ -215,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, print, and give the object of the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000, help="how many")
+    parser.add_argument("--minutes", type=float, default=15, help="after which no more are tried")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--only", help="one target")
