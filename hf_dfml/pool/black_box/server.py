@@ -19,10 +19,10 @@ import hmac
 import io
 import json
 import logging
-from abc import abstractmethod
 import math
 import re
 import threading
+from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
