@@ -29,7 +29,7 @@ test: $(STAMP)  ## The test suite (under 12 minutes on 2 cores).
 test-slow: $(STAMP)  ## The tests that take minutes each.
 	$(PYTEST) -m slow --timeout 3600
 
-test-faults: $(STAMP)  ## Kill runs, pushes and writing at any moment, let processes die, fill disks: nothing is lost.
+test-faults: $(STAMP)  ## Kill runs and pushes at any moment, let processes die, fill disks: nothing is lost.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -s -m faults --timeout 1800
 
 fuzz: $(STAMP)  ## 10,000 damaged files and requests: each is used or refused with a sentence (under 15 minutes on 2 cores).
