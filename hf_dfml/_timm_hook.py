@@ -15,11 +15,10 @@ NETWORKS = "hf_dfml.networks"
 
 
 def register_networks() -> None:
-    """Register our networks now where timm is loaded already, else as soon as somebody imports it."""
+    """Register our networks now where timm is loaded already, and whenever somebody imports it."""
     if "timm" in sys.modules:
         _tell_timm()
-    else:
-        sys.meta_path.insert(0, _AfterTimm())
+    sys.meta_path.insert(0, _AfterTimm())
 
 
 def _tell_timm() -> None:
@@ -28,15 +27,21 @@ def _tell_timm() -> None:
 
 
 class _AfterTimm(importlib.abc.MetaPathFinder):
-    """Finds timm as everyone else would, and imports our networks behind it. Steps aside after that."""
+    """Finds timm as everyone else would, whenever it is imported, and imports our networks behind it."""
+
+    def __init__(self) -> None:
+        self._asking_others = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: Any = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != "timm":
+        if name != "timm" or self._asking_others:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._asking_others = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asking_others = False
         if spec is not None and spec.loader is not None:
             spec.loader = _Then(spec.loader)
         return spec
