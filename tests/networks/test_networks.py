@@ -123,7 +123,7 @@ def test_an_unknown_architecture_is_named():
         create_network("conv5")
 
 
-AGAIN = (
+AGAIN = "import hf_dfml, timm, sys\n[sys.modules.pop(each) for each in [*sys.modules] if each[:4] == 'timm']\nimport timm"
     "import hf_dfml, timm, sys; [sys.modules.pop(name) for name in [*sys.modules] if name[:4] == 'timm']; import timm"
 )
 
