@@ -123,14 +123,17 @@ def test_an_unknown_architecture_is_named():
         create_network("conv5")
 
 
-AGAIN = "import hf_dfml, timm, sys\n[sys.modules.pop(each) for each in [*sys.modules] if each[:4] == 'timm']\nimport timm"
-    "import hf_dfml, timm, sys; [sys.modules.pop(name) for name in [*sys.modules] if name[:4] == 'timm']; import timm"
-)
+AGAIN = """
+import hf_dfml, timm, sys
+for name in [name for name in sys.modules if name.startswith("timm")]:
+    del sys.modules[name]
+import timm
+"""
 
 
 @pytest.mark.parametrize("order", ["import hf_dfml, timm", "import timm, hf_dfml", AGAIN])
 def test_timm_knows_our_networks_in_any_order_of_imports(order):
-    code = f"{order}; assert timm.create_model('conv4').num_features == 128"
+    code = f"{order}\nassert timm.create_model('conv4').num_features == 128"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
