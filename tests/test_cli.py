@@ -228,6 +228,7 @@ def test_a_classifier_is_kept_and_asked_again(capsys, meta_folder, tmp_path):
         (["pool", "ls", "pools/cifar"], "There is no folder pools/cifar, and the Hub (http"),
         (["pool", "ls", "pools/cifar,pools/cub"], "There is no folder pools/cifar, and the Hub (http"),
         (["pool", "build", "--num-models", "0", "--output", "x"], "num_models=0: a pool has at least one member"),
+        (["pool", "build", "--ways", "2-x", "--output", "x"], "--ways 2-x: expected a number of classes, or a range"),
         (["train", "tgr"], "No pool was named"),
         (["train", "tgr", "--config", "none.yaml"], "There is no configuration file none.yaml"),
     ],

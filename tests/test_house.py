@@ -33,6 +33,7 @@ ORDER = (
         "pool.sources.service",
         "pool.sources.registry",
         "pool.model_pool",
+        "pool.backbone",
         "pool.black_box.server",
         "pool.inspection",
         "pool.building",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from hf_dfml.cli.options import DataDir, PoolName, Seed
 from hf_dfml.utils.text import counted
+
+if TYPE_CHECKING:
+    from hf_dfml.pool.building.training import PoolRecipe
 
 pool_app = typer.Typer(help="Build, list, check and publish pools of pretrained classifiers.", no_args_is_help=True)
 
@@ -23,7 +26,16 @@ def pool_build(
     arch: Annotated[
         str, typer.Option(help="Architecture: conv4, resnet10, or any timm name; or several by comma.")
     ] = "conv4",
-    ways: Annotated[int, typer.Option(help="Classes of each member.")] = 5,
+    ways: Annotated[str, typer.Option(help="Classes of each member: a number, or a range such as 2-20.")] = "5",
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Fine-tune members from this network: a folder, a Hub id or a timm name; --arch is its own."
+        ),
+    ] = None,
+    train: Annotated[
+        Literal["head", "last_stage", "all"], typer.Option(help="What of that network is trained.")
+    ] = "all",
     fast: Annotated[
         bool, typer.Option(help="15 epochs, one-cycle learning rate, augmentation: better and quicker.")
     ] = False,
@@ -35,9 +47,8 @@ def pool_build(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, mps.")] = "cpu",
     seed: Seed = 42,
 ) -> None:
-    """Train a pool of small classifiers; an interrupted build goes on with the next unfinished member."""
+    """Train a pool of classifiers, from scratch or from a public network; an interrupted build goes on where it was."""
     from hf_dfml.pool.building.build import build_pool
-    from hf_dfml.pool.building.training import PoolRecipe
 
     members = 0
     kinds = [(name.strip(), network.strip()) for name in dataset.split(",") for network in arch.split(",")]
@@ -46,12 +57,13 @@ def pool_build(
             name,
             num_models=num_models,
             arch=network,
-            ways=ways,
+            ways=_ways(ways),
+            backbone=from_,
+            trained=train,
             output=output,
             data_dir=data_dir,
             image_size=image_size,
-            # A mirrored glyph may be another glyph.
-            recipe=PoolRecipe.fast(flip=name != "glyphs") if fast else None,
+            recipe=_recipe(name, fast=fast, fine_tuned=from_ is not None),
             epochs=epochs,
             # Each kind draws classes of its own.
             seed=seed + position,
@@ -59,6 +71,22 @@ def pool_build(
         )
         members += len(pool)
     typer.echo(f"{counted(members, 'member')} in {output}.")
+
+
+def _recipe(dataset: str, *, fast: bool, fine_tuned: bool) -> PoolRecipe | None:
+    from hf_dfml.pool.building.training import PoolRecipe
+
+    flip = dataset != "glyphs"  # A mirrored glyph may be another glyph.
+    if fine_tuned:
+        return PoolRecipe.fine_tuning(flip=flip)
+    return PoolRecipe.fast(flip=flip) if fast else None
+
+
+def _ways(text: str) -> int | tuple[int, int]:
+    least, dash, most = text.partition("-")
+    if not (least.isdecimal() and (most.isdecimal() if dash else not most)):
+        raise ValueError(f"--ways {text}: expected a number of classes, or a range such as 2-20.")
+    return (int(least), int(most)) if dash else int(least)
 
 
 @pool_app.command("add")

@@ -45,6 +45,9 @@ def create_network(
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **model_args}
     if arch in OURS:
         arguments["img_size"] = image_size
+    else:
+        # timm builds networks of a fixed size, such as ViTs, for this one.
+        arguments["pretrained_cfg_overlay"] = {"input_size": (in_chans, image_size, image_size)}
     with torch.random.fork_rng(devices=[], enabled=generator is not None):
         if generator is not None:
             # Not torch.manual_seed, which would seed the accelerators as well and leave them so.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from hf_dfml.data.few_shot import FewShotDataset, load_dataset
 from hf_dfml.networks import create_network
-from hf_dfml.pool.building.training import PoolRecipe, train_member
+from hf_dfml.networks.stages import Trained
+from hf_dfml.pool.backbone import open_backbone, started_from
+from hf_dfml.pool.building.training import PoolRecipe, fine_tune_member, train_member
 from hf_dfml.pool.building.writing import member_config, write_member
 from hf_dfml.pool.entry import CONFIG_NAME
 from hf_dfml.pool.formats.checks import read_json
 from hf_dfml.pool.formats.reading import read_entry
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher import Teacher
 from hf_dfml.utils.memory import keep_freed_memory
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.seeding import fork
@@ -32,12 +36,14 @@ def build_pool(
     output: Path | str,
     num_models: int = 100,
     arch: str = "conv4",
-    ways: int = 5,
+    ways: int | tuple[int, int] = 5,
     split: str = "train",
     data_dir: Path | str | None = None,
     image_size: int | None = None,
     recipe: PoolRecipe | None = None,
     epochs: int | None = None,
+    backbone: str | None = None,
+    trained: Trained = "all",
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> ModelPool:
@@ -52,12 +58,15 @@ def build_pool(
         output: the pool's folder; one sub-folder a member.
         num_models: how many members the pool has in the end.
         arch: a timm architecture, ours included.
-        ways: classes of a member.
+        ways: classes of a member; or the least and the most, between which each member draws its own.
         split: which classes are drawn from, where `dataset` is a name.
         data_dir: see `hf_dfml.data.load_dataset`.
         image_size: see `hf_dfml.data.load_dataset`.
         recipe: how members are trained; default the published recipe of `arch`.
         epochs: replaces the recipe's number of epochs.
+        backbone: members are fine-tuned from this network (`hf_dfml.pool.backbone.open_backbone`), whose architecture
+            and normalisation they have; `arch` plays no part.
+        trained: what of the backbone is trained.
         seed: of the whole pool.
         device: where to train.
 
@@ -72,28 +81,37 @@ def build_pool(
         raise ValueError(f"num_models={num_models}: a pool has at least one member.")
     if isinstance(dataset, str):
         dataset = load_dataset(dataset, split, data_dir=data_dir, image_size=image_size)
-    if not 2 <= ways <= len(dataset.class_names):
+    least, most = ways if isinstance(ways, tuple) else (ways, ways)
+    if not 2 <= least <= most <= len(dataset.class_names):
         raise ValueError(
             f"ways={ways}: data set '{dataset.name}' ({dataset.split}) has {len(dataset.class_names)} classes, "
             f"expected 2 to {len(dataset.class_names)} classes a member."
         )
     if torch.device(device).type == "cpu":
         keep_freed_memory()
-    recipe = recipe or PoolRecipe.published(arch)
+    teacher = open_backbone(backbone) if backbone else None
+    # The name of its network, wherever it lies: a folder's path says nothing to others.
+    origin = {"from": teacher.entry.id, "trained": trained} if teacher else {}
+    if teacher:
+        arch = teacher.architecture
+    recipe = recipe or (PoolRecipe.fine_tuning() if teacher else PoolRecipe.published(arch))
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     output = Path(output)
     built = 0
-    folders = [output / f"{dataset.name}-{arch}-{index:03d}" for index in range(num_models)]
+    kind = f"{dataset.name}-{arch}" + (f"-{trained}" if teacher else "")
+    folders = [output / f"{kind}-{index:03d}" for index in range(num_models)]
     bar = progress(folders, description=f"Building {output.name}", unit="member")
     try:
         for index, folder in enumerate(bar):
-            settings = {"seed": seed, "index": index, "ways": ways, "image_size": dataset.image_size, **asdict(recipe)}
+            own = _draw_ways(least, most, fork(seed, "ways", index))
+            settings = {"seed": seed, "index": index, "ways": own, "image_size": dataset.image_size, **origin}
+            settings |= asdict(recipe)
             settings = json.loads(json.dumps(settings))  # As it reads back: tuples are lists in JSON.
             if folder.is_dir():
                 _check_settings(folder, settings)
                 continue
-            accuracy = _build_member(folder, dataset, arch, recipe, settings, torch.device(device))
+            accuracy = _build_member(folder, dataset, teacher or arch, recipe, settings, torch.device(device))
             bar.set_postfix(accuracy=f"{accuracy:.3f}")
             built += 1
     except KeyboardInterrupt:
@@ -110,10 +128,14 @@ def draw_classes(dataset: FewShotDataset, ways: int, generator: torch.Generator)
     return torch.randperm(len(dataset.class_names), generator=generator)[:ways].tolist()
 
 
+def _draw_ways(least: int, most: int, generator: torch.Generator) -> int:
+    return int(torch.randint(least, most + 1, (), generator=generator))
+
+
 def _build_member(
     folder: Path,
     dataset: FewShotDataset,
-    arch: str,
+    start: Teacher | str,
     recipe: PoolRecipe,
     settings: dict[str, Any],
     device: torch.device,
@@ -122,11 +144,27 @@ def _build_member(
     classes = draw_classes(dataset, settings["ways"], generator)
     names = [dataset.class_names[label] for label in classes]
     train, held_out = _train_and_held_out(dataset, names, recipe.train_fraction, device)
-    network = create_network(arch, num_classes=len(names), image_size=dataset.image_size, generator=generator)
-    accuracy = train_member(
-        network.to(device), train, held_out, mean=dataset.mean, std=dataset.std, recipe=recipe, generator=generator
+    if isinstance(start, str):
+        arch, model_args, mean, std = start, {}, dataset.mean, dataset.std
+        network = create_network(arch, num_classes=len(names), image_size=dataset.image_size, generator=generator)
+        train_on = train_member
+    else:
+        arch, model_args = start.architecture, start.entry.model_args
+        mean, std = start.entry.mean, start.entry.std  # type: ignore[assignment]
+        network = started_from(start, num_classes=len(names), image_size=dataset.image_size, generator=generator)
+        train_on = partial(fine_tune_member, trained=settings["trained"])  # type: ignore[assignment]
+    accuracy = train_on(
+        network.to(device),
+        train=train,
+        held_out=held_out,
+        mean=mean,
+        std=std,
+        recipe=recipe,
+        generator=generator,
     )
-    config = member_config(network, arch, names, image_size=dataset.image_size, mean=dataset.mean, std=dataset.std)
+    config = member_config(
+        network, arch, names, image_size=dataset.image_size, mean=mean, std=std, model_args=model_args
+    )
     config["dfml"] = {
         "dataset": dataset.name,
         "split": dataset.split,
@@ -134,8 +172,14 @@ def _build_member(
         "val_accuracy": accuracy,
         "build": settings,
     }
-    write_member(folder, network, config)
+    write_member(folder, network, config, note=_origin(settings))
     return accuracy
+
+
+def _origin(settings: dict[str, Any]) -> str:
+    """What a member's card says of its start."""
+    what = {"head": "its classifier", "last_stage": "its last stage and classifier", "all": "all of it"}
+    return f"Fine-tuned from `{settings['from']}`, {what[settings['trained']]}." if "from" in settings else ""
 
 
 def _train_and_held_out(

@@ -19,7 +19,7 @@ A classifier of {ways} classes of {dataset}, a member of a pool for data-free me
 |---|---|
 {classes}
 
-Network: `{architecture}`, {size} pixels, normalised with mean {mean} and std {std}.{accuracy}
+Network: `{architecture}`, {size} pixels, normalised with mean {mean} and std {std}.{accuracy}{note}
 
 ```python
 import hf_dfml
@@ -30,12 +30,13 @@ network = timm.create_model("hf-hub:<this repository>", pretrained=True)
 """
 
 
-def member_card(name: str, entry: PoolEntry) -> str:
+def member_card(name: str, entry: PoolEntry, note: str = "") -> str:
     """A README with the Hub's metadata, made of what a member's config says.
 
     Args:
         name: what the member is called.
         entry: read from its config, without a problem.
+        note: a further sentence.
     """
     assert entry.input_size is not None and entry.mean is not None and entry.std is not None
     dataset, accuracy = entry.dataset, entry.val_accuracy
@@ -59,6 +60,7 @@ def member_card(name: str, entry: PoolEntry) -> str:
         size="x".join(str(side) for side in entry.input_size[1:]),
         mean=list(entry.mean),
         std=list(entry.std),
+        note=f" {note}" if note else "",
         accuracy=f" Accuracy on held-out images of its classes: {100 * accuracy:.1f} %."
         if accuracy is not None
         else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dfml.networks.info import network_info
+from hf_dfml.networks.stages import Trained, freeze, split, train_mode
 from hf_dfml.utils.images import to_unit
 
 
@@ -51,6 +54,11 @@ class PoolRecipe:
         """15 epochs that reach higher accuracy than the 60 published ones: one-cycle, shifted, mirrored."""
         return replace(cls(), epochs=15, schedule="one_cycle", flip=flip, shift=2)
 
+    @classmethod
+    def fine_tuning(cls, *, flip: bool = True) -> PoolRecipe:
+        """Ten epochs from a pretrained network; the images that frozen layers see are neither shifted nor mirrored."""
+        return replace(cls(), epochs=10, batch_size=32, lr=1e-3, schedule="one_cycle", flip=flip, shift=4)
+
 
 def train_member(
     network: nn.Module,
@@ -80,28 +88,93 @@ def train_member(
         Accuracy of the kept weights on the held-out images, in [0, 1].
     """
     network.to(memory_format=torch.channels_last)
-    optimizer = _optimizer(network, recipe)
     # Stored with channels last, so that picking, shifting and mirroring a batch is one gather (see `_augmented`).
-    images, labels = train[0].permute(0, 2, 3, 1).contiguous(), train[1]
+    images = train[0].permute(0, 2, 3, 1).contiguous()
+
+    def draw(rows: Tensor) -> Tensor:
+        return _normalise(_augmented(images, rows, recipe, generator), mean, std)
+
+    def measure() -> float:
+        return accuracy_of(network, *held_out, mean=mean, std=std)
+
+    return _fit(network, draw, train[1], measure, recipe, generator)
+
+
+def fine_tune_member(
+    network: nn.Module,
+    trained: Trained,
+    train: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    recipe: PoolRecipe,
+    generator: torch.Generator,
+) -> float:
+    """`train_member` of a part of a pretrained network; what its frozen layers give is computed once for each image.
+
+    A network that cannot be cut before its last stage (`networks.stages.split`) is trained as a whole with frozen
+    layers, which is the same but for augmentation and takes longer.
+    """
+    freeze(network, trained)
+    parts = split(network) if trained == "last_stage" else None
+    layer = next(iter(network_info(network).classifiers.values()))
+    before: Callable[[Tensor], Tensor]
+    rest: nn.Module
+    if trained == "head" and isinstance(layer, nn.Linear):
+        before, rest = network_info(network).features, layer
+    elif parts is not None:
+        before, rest = parts, parts.rest
+    else:
+        return train_member(network, train, held_out, mean=mean, std=std, recipe=recipe, generator=generator)
+    network.eval()
+
+    @torch.no_grad()
+    def seen(images: Tensor) -> Tensor:
+        return torch.cat([before(_normalise(batch, mean, std)) for batch in images.split(64)])
+
+    given, kept = seen(train[0]), seen(held_out[0])
+
+    @torch.no_grad()
+    def measure() -> float:
+        rest.eval()
+        right = [rest(batch).argmax(1) for batch in kept.split(512)]
+        return float((torch.cat(right) == held_out[1]).float().mean())
+
+    _fit(rest, lambda rows: given[rows.to(given.device)], train[1], measure, recipe, generator)
+    if parts is not None:
+        parts.join()
+    return accuracy_of(network, *held_out, mean=mean, std=std)
+
+
+def _fit(
+    network: nn.Module,
+    draw: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    measure: Callable[[], float],
+    recipe: PoolRecipe,
+    generator: torch.Generator,
+) -> float:
+    """Train on batches that `draw` makes of rows, and keep the weights of the epoch that `measure` says is best."""
+    optimizer = _optimizer(network, recipe)
     batches = _batches(len(labels), recipe, generator)
     schedule = _schedule(optimizer, recipe, steps_per_epoch=len(batches))
     best, best_state = -1.0, {}
     for epoch in range(recipe.epochs):
-        network.train()
+        train_mode(network)
         for rows in batches if epoch == 0 else _batches(len(labels), recipe, generator):
-            batch = _augmented(images, rows, recipe, generator)
-            loss = F.cross_entropy(network(_normalise(batch, mean, std)), labels[rows.to(labels.device)])
+            loss = F.cross_entropy(network(draw(rows)), labels[rows.to(labels.device)])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)
             optimizer.step()
             schedule.step()
-        accuracy = accuracy_of(network, *held_out, mean=mean, std=std)
+        accuracy = measure()
         if accuracy > best:
             best = accuracy
             best_state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(best_state)
-    return accuracy_of(network, *held_out, mean=mean, std=std)
+    return measure()
 
 
 @torch.no_grad()
@@ -144,10 +217,11 @@ def _normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
 
 
 def _optimizer(network: nn.Module, recipe: PoolRecipe) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.Adam(trained, recipe.lr, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(network.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(trained, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
     raise ValueError(f"optimizer is '{recipe.optimizer}': expected adam or sgd.")
 
 

@@ -60,7 +60,11 @@ def member_config(
 
 
 def write_member(
-    folder: Path, network: nn.Module, config: dict[str, Any], verify: Callable[[Path], None] | None = None
+    folder: Path,
+    network: nn.Module,
+    config: dict[str, Any],
+    verify: Callable[[Path], None] | None = None,
+    note: str = "",
 ) -> None:
     """Write `config.json`, `model.safetensors` and a card.
 
@@ -69,6 +73,7 @@ def write_member(
         network: its weights.
         config: the content of `config.json`.
         verify: is given the written folder before it appears under its name; nothing appears if it raises.
+        note: a sentence of the card.
 
     Raises:
         MemberError: if the config is not that of a usable member.
@@ -83,7 +88,7 @@ def write_member(
         entry = read_entry(folder.name, temporary)
         if entry.problem is not None:
             raise MemberError(entry.id, entry.problem)
-        (temporary / "README.md").write_text(member_card(folder.name, entry), encoding="utf-8")
+        (temporary / "README.md").write_text(member_card(folder.name, entry, note), encoding="utf-8")
         if verify is not None:
             verify(temporary)
         temporary.rename(folder)
