@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.timm_network import is_model
@@ -16,12 +16,25 @@ from hf_dfml.pool import ModelPool, opening
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.settings import options_of
+from hf_dfml.utils.memory import bytes_for_backward
 from hf_dfml.utils.progress import duration
 
 PROBED_IMAGES = 8
 """Images of a batch by which the speed of a network is measured."""
 IMAGES_OF_A_MEMBER = 200
 """Images recovered at once from a member of many classes, which has fewer of each."""
+SHRINKING = {
+    "num_images": (1000, 0),
+    "batch_size": (8, 0),
+    "classes_per_member": (5, 0),
+    "recovery_memory_gb": (0.2, 1),
+}
+"""Options that the memory depends on: the least value worth proposing, and its decimals."""
+LARGE_PIXELS = 100
+RECOVERING = frozenset("training_images recovery recovery_steps recoveries joint_rounds joint_updates".split())
+"""Options by which a user asks for recovered images."""
+LARGE_IMAGES_AT_ONCE = 32
+"""Images of a batch of the student where they are large."""
 FEWEST_IMAGES = 4000
 """Training images where they are large."""
 
@@ -32,10 +45,14 @@ class Cost(NamedTuple):
     Attributes:
         seconds: without the evaluation.
         memory: bytes beside those of the program itself.
+        settings: the options that the memory depends on, and their values.
+        needs: the memory with other values of them.
     """
 
     seconds: float
     memory: int
+    settings: dict[str, float]
+    needs: Callable[[Mapping[str, float]], int]
 
     def __str__(self) -> str:
         return f"about {duration(self.seconds)} without the evaluation, and {self.memory / 1e9:.1f} GB of memory"
@@ -64,16 +81,22 @@ def fitted_to_pool(config: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
     size = max(entry.input_size[-1] for entry in entries if entry.input_size)
     classes = max(entry.num_classes or 0 for entry in entries)
     values: dict[str, Any] = {"arch": student_of(entries, size)}
-    each = values["images_per_class"] = max(1, min(usual["images_per_class"], IMAGES_OF_A_MEMBER // classes))
-    recovered = each * sum(entry.num_classes or 0 for entry in entries)
+    most = int(typed.get("classes_per_member", usual["classes_per_member"])) or classes
+    each = values["images_per_class"] = max(
+        1, min(usual["images_per_class"], IMAGES_OF_A_MEMBER // min(classes, most))
+    )
+    recovered = each * sum(min(most, entry.num_classes or 0) for entry in entries)
     images = usual["num_images"] * min(1.0, (32 / size) ** 2)
     values["num_images"] = int(min(usual["num_images"], max(FEWEST_IMAGES, images), max(1000, 10 * recovered)))
+    if size > LARGE_PIXELS:
+        values |= {"batch_size": LARGE_IMAGES_AT_ONCE, "joint_rounds": 0}
+        if not RECOVERING & typed.keys():
+            # Recovery goes forth and back through a member some hundred times an image.
+            values["training_images"] = "procedural"
     values["steps"] = usual["steps"] if size <= 40 else max(4, usual["steps"] // (2 if size <= 100 else 4))
     final = values | dict(typed)
-    print(
-        f"From the pool: {len(entries)} members of up to {classes} classes at {size} pixels -> --arch {final['arch']} "
-        f"--images_per_class {final['images_per_class']} --num_images {final['num_images']} --steps {final['steps']}"
-    )
+    said = " ".join(f"--{name} {final[name]}" for name in values)
+    print(f"From the pool: {len(entries)} members of up to {classes} classes at {size} pixels -> {said}")
     return values
 
 
@@ -107,18 +130,17 @@ def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping
     info = network_info(student)
     size, images = info.image_size, int(options["num_images"])
     recovery = looking = 0.0
-    memory = 0
-    names: set[str] = set()
+    member_activations, classes = 0, [entry.num_classes or 1 for entry in pool]
+    most, each = int(options["classes_per_member"]), int(options["images_per_class"])
+    recovers = options["training_images"] != "procedural"
     for count, entry in _kinds(pool):
         teacher = pool.load(entry)  # type: ignore[arg-type]
-        classes = entry.num_classes or 1
-        names.update(entry.class_names)
-        batch = classes * int(options["images_per_class"])
+        batch = min(most or entry.num_classes or 1, entry.num_classes or 1) * each if recovers else 0
         forth, back, activations = _speed(teacher, teacher.device, size)
         once = (forth + back) * batch * int(options["recovery_steps"])
         recovery += count * int(options["recoveries"]) * once
         looking += count * forth * images
-        memory = max(memory, batch * activations)
+        member_activations = max(member_activations, activations)
         # Each class is moved by the members that know it, one an update.
         recovery += (
             count
@@ -129,8 +151,53 @@ def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping
         )
     forth, back, activations = _speed(student, next(student.parameters()).device, size)
     learning = (forth + back) * images * int(options["steps"])
-    memory = max(memory, int(options["batch_size"]) * activations) + 2 * 3 * size * size * images
-    return Cost(recovery + looking + learning, memory)
+    pixels, rounds, recoveries = 3 * size * size, int(options["joint_rounds"]), int(options["recoveries"])
+    twice = max(1.0, _members_a_class(pool))
+
+    def needs(values: Mapping[str, float]) -> int:
+        shown = [min(values["classes_per_member"] or outputs, outputs) if recovers else 0 for outputs in classes]
+        names = sum(shown) / twice
+        # Pixels and Adam's moments of a round; of a member also the gradient and the cheapest images so far.
+        floats = 4 * pixels * each * max(3 * names * bool(rounds), 5 * max(shown) * bool(recoveries))
+        passes = min(max(shown) * each * member_activations, values["recovery_memory_gb"] * 1e9)
+        kept = pixels * each * (names * rounds + sum(shown) * recoveries) + 2 * pixels * values["num_images"]
+        return int(max(values["batch_size"] * activations, floats + passes) + kept)
+
+    values = {name: float(options[name]) for name in SHRINKING} | {"classes_per_member": float(most or max(classes))}
+    return Cost(recovery + looking + learning, needs(values), values, needs)
+
+
+def check_memory(cost: Cost, available: int | None) -> None:
+    """Make sure that a run fits into the memory that there is.
+
+    Args:
+        cost: of the run.
+        available: bytes; None where that is not known.
+
+    Raises:
+        ValueError: if it does not; names the setting that would.
+    """
+    if available is None or cost.memory <= available:
+        return
+    tries = [
+        {name: _smaller(name, value, share / 10) for name, value in cost.settings.items() if name in chosen}
+        for chosen in (*([name] for name in cost.settings), list(cost.settings))
+        for share in range(9, 0, -1)
+    ]
+    fitting = [change for change in tries if cost.needs({**cost.settings, **change}) <= available]
+    # Alone and as little as possible, if one option is enough.
+    fitting.sort(key=lambda change: (len(change), -min(change[name] / cost.settings[name] for name in change)))
+    options = " ".join(f"--{name} {value:g}" for name, value in fitting[0].items()) if fitting else ""
+    fits = f"set {options}" if fitting else "use a machine with more, or smaller images and members"
+    raise ValueError(
+        f"The run needs about {cost.memory / 1e9:.1f} GB of memory beside the program itself, and "
+        f"{available / 1e9:.1f} GB are available: {fits}."
+    )
+
+
+def _smaller(name: str, value: float, share: float) -> float:
+    least, digits = SHRINKING[name]
+    return min(value, max(least, round(value * share, digits or None)))
 
 
 def _kinds(pool: TeacherPool) -> Iterator[tuple[int, PoolEntry]]:
@@ -150,27 +217,21 @@ def _members_a_class(pool: TeacherPool) -> float:
 def _speed(network: Any, device: torch.device, size: int) -> tuple[float, float, int]:
     """Seconds an image of a forward and of a backward pass, and bytes an image that are kept between them."""
     images = torch.full((PROBED_IMAGES, 3, size, size), 0.5, device=device, requires_grad=True)
-    kept: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        kept.append(tensor.nbytes)
-        return tensor
-
     best = (float("inf"), float("inf"))
     was_training = network.training if isinstance(network, nn.Module) else False
     if isinstance(network, nn.Module):
         network.eval()
     for _ in range(2):  # The first one warms up.
-        kept.clear()
         started = _now(device)
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.enable_grad():
             total = network(images).sum()
         between = _now(device)
         torch.autograd.grad(total, images)
         best = min(best[0], between - started), min(best[1], _now(device) - between)
+    kept = bytes_for_backward(network, size, device)
     if isinstance(network, nn.Module):
         network.train(was_training)
-    return best[0] / PROBED_IMAGES, best[1] / PROBED_IMAGES, sum(kept) // PROBED_IMAGES
+    return best[0] / PROBED_IMAGES, best[1] / PROBED_IMAGES, kept
 
 
 def _now(device: torch.device) -> float:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from hf_dfml.estimate import cost_of_distillation
+from hf_dfml.estimate import check_memory, cost_of_distillation
 from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, print_table, results_chart, write_results
 from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
 from hf_dfml.evaluation.selection import best_head, validation
@@ -34,6 +34,7 @@ from hf_dfml.settings import flat
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
 from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.folder_lock import folder_in_use
+from hf_dfml.utils.memory import available_memory
 from hf_dfml.utils.pictures import curves
 from hf_dfml.utils.processes import Processes
 from hf_dfml.utils.progress import whole_run
@@ -129,7 +130,9 @@ def _run(
     data = evaluation_data(config, protocol, size)
     processes.once(lambda: check_disk(folder, network, flat(method_config), config, size))
     if isinstance(method, PoolDistillation) and not pool.answers_only and not (folder / "checkpoints").exists():
-        accelerator.print(f"Estimate: {cost_of_distillation(pool, network, flat(method_config))}.")
+        cost = cost_of_distillation(pool, network, flat(method_config))
+        accelerator.print(f"Estimate: {cost}.")
+        check_memory(cost, available_memory() if processes.device.type == "cpu" else None)
     validate = validation(data.validation, validating, suits, processes) if data.validation else None
     accelerator.config = hyper_parameters(
         method=method.name, options=method_config, run=config, members=len(pool), pool=scrub_command(config.pool)

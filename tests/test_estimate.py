@@ -1,6 +1,10 @@
 """Pool distillation made to measure."""
 
-from hf_dfml.estimate import cost_of_distillation, fitted_to_pool, without_batch_terms
+import re
+
+import pytest
+
+from hf_dfml.estimate import check_memory, cost_of_distillation, fitted_to_pool, without_batch_terms
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
 from hf_dfml.pool import ModelPool
 from hf_dfml.settings import flat, options_of
@@ -38,3 +42,33 @@ def test_the_cost_grows_with_the_work_and_changes_nothing(tmp_path):
     assert "without the evaluation" in str(small) and "GB of memory" in str(small)
     assert student.training is training
     assert all(value.equal(before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_run_that_does_not_fit_is_refused_with_the_setting_that_would(tmp_path):
+    make_mixed_pool(tmp_path)
+    pool = ModelPool.from_dir(tmp_path / "mixed")
+
+    def cost(**changes):
+        return cost_of_distillation(pool, make_model(), flat(PoolDistillationConfig(**changes)))
+
+    wanted = cost(num_images=100_000)
+    check_memory(wanted, wanted.memory)
+    check_memory(wanted, None)
+    with pytest.raises(
+        ValueError, match=r"needs about .* GB of memory .* are available: set --num_images (\d+)\."
+    ) as no:
+        check_memory(wanted, wanted.memory // 2)
+    fitting = int(re.search(r"--num_images (\d+)", str(no.value))[1])
+    assert cost(num_images=fitting).memory <= wanted.memory // 2, "what the sentence says is right"
+    with pytest.raises(ValueError, match="use a machine with more"):
+        check_memory(wanted, 0)
+
+
+def test_members_of_large_images_are_asked_about_procedural_ones_unless_recovery_is_asked_for(tmp_path, capsys):
+    make_pool(tmp_path, 1)
+    config = tmp_path / "pool" / next(path.name for path in (tmp_path / "pool").iterdir()) / "config.json"
+    config.write_text(config.read_text().replace("[3, 16, 16]", "[3, 160, 160]"))
+    typed = {"pool": str(tmp_path / "pool")}
+    found = fitted_to_pool(PoolDistillationConfig, typed)
+    assert found["training_images"] == "procedural" and found["joint_rounds"] == 0 and found["batch_size"] == 32
+    assert "training_images" not in fitted_to_pool(PoolDistillationConfig, typed | {"recovery_steps": 5})

@@ -47,7 +47,7 @@ def pool_build(
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, mps.")] = "cpu",
     seed: Seed = 42,
 ) -> None:
-    """Train a pool of classifiers, from scratch or from a public network; an interrupted build goes on where it was."""
+    """Train a pool of classifiers, from scratch or from a public network; an interrupted one goes on."""
     from hf_dfml.pool.building.build import build_pool
 
     members = 0

@@ -22,6 +22,7 @@ from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
 from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
 from hf_dfml.recovery.joint import JointConfig, joint_classes, recover_jointly
+from hf_dfml.recovery.many_classes import ALWAYS, chosen_classes, images_at_once, in_parts
 from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
 from hf_dfml.recovery.procedural import procedural_images
 from hf_dfml.settings import Settings, flat, option, part
@@ -52,6 +53,12 @@ class PoolImagesConfig(Settings):
         5, "Rounds of joint recovery, each of `images_per_class` images for every class name; 0: none.", least=0
     )
     joint_updates: int = option(200, "Updates of each image of a joint recovery.", least=1)
+    classes_per_member: int = option(
+        50, "Classes shown by a recovery: of a member with more, so many at random, others each time; 0: all.", least=0
+    )
+    recovery_memory_gb: float = option(
+        1.5, "Memory of a member's forward and backward pass: more images are recovered in parts.", above=0
+    )
     inversion: RecoveryConfig = part(
         RecoveryConfig,
         recovery="pixels",
@@ -152,7 +159,8 @@ def _recovered(pool: TeacherPool, config: PoolImagesConfig, size: int, context: 
     images = torch.cat([found["images"].flatten(0, -4) for found in parts + jointly])
     stream, flip = fork(context.seed, "mixing"), config.inversion.flip
     mixed = mix_recovered(images, torch.cat(members), config.mixing, stream, flip=flip)
-    return mixed, _sample_of_classes(jointly, pool) if jointly else _sample_of_members(parts, pool)
+    known = joint_classes(pool, classes_shown(pool, config, context.seed))
+    return mixed, _sample_of_classes(jointly, known) if jointly else _sample_of_members(parts, pool)
 
 
 def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context, index: int) -> Tree:
@@ -166,18 +174,31 @@ def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, conte
         assert isinstance(source, ZeroOrderGradient)
         source.resolution = pool.resolution
         # Nothing is spent on a member whose recovery the budget would cut short.
-        images = config.recoveries * teacher.num_classes * config.inversion.images_per_class
+        images = config.recoveries * _shown(config, teacher.num_classes) * config.inversion.images_per_class
         pool.queries.require(images * config.inversion.recovery_steps * source.queries_per_image)
 
+    each, further = config.inversion.images_per_class, {}
+    shown = _shown(config, teacher.num_classes)
+    most = shown * each
+
     def recovered() -> Tree:
-        tasks = [recover(teacher, config.inversion, size, generator, source=source) for _ in range(config.recoveries)]
-        return {
-            "images": to_uint8(torch.cat([task.images for task in tasks])),
-            "labels": torch.cat([task.labels for task in tasks]),
-        }
+        images, labels = [], []
+        for _ in range(config.recoveries):
+            classes = chosen_classes(teacher.num_classes, shown, generator)
+            for some, count in in_parts(classes, each, most):
+                options = replace(config.inversion, images_per_class=count)
+                task = recover(teacher, options, size, generator, outputs=some, source=source)
+                images.append(to_uint8(task.images))
+                labels.append(torch.tensor(some, device=task.labels.device)[task.labels])
+        return {"images": torch.cat(images), "labels": torch.cat(labels)}
 
     if config.estimation.gradient == "zero_order":
         return recovered()
+    most = images_at_once(teacher, most, config.recovery_memory_gb)
+    if shown < teacher.num_classes:
+        further["classes_per_member"] = shown
+    if most < shown * each:
+        further["at_once"] = most
     with context.autocast():
         return context.cached(
             {
@@ -188,6 +209,7 @@ def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, conte
                 "member": weights_digest(teacher.entry),
                 "seed": context.seed,
                 "index": index,
+                **further,
             },
             recovered,
         )
@@ -195,6 +217,9 @@ def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, conte
 
 def recover_round(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context, index: int) -> Tree:
     """`images` `(classes, images_per_class, 3, size, size)` uint8 of a round of joint recovery; perhaps cached."""
+    shown = classes_shown(pool, config, context.seed)
+    at_once = _at_once(pool, config, shown)
+    further = {"shown": shown, "at_once": at_once} if shown or at_once else {}
     with context.autocast():
         return context.cached(
             {
@@ -205,11 +230,42 @@ def recover_round(pool: TeacherPool, config: PoolImagesConfig, size: int, contex
                 "members": [weights_digest(entry) for entry in pool],
                 "seed": context.seed,
                 "index": index,
+                **further,
             },
             lambda: {
-                "images": to_uint8(recover_jointly(pool, config.joint, size, fork(context.seed, "joint", index)))
+                "images": to_uint8(
+                    recover_jointly(
+                        pool, config.joint, size, fork(context.seed, "joint", index), shown=shown, at_once=at_once
+                    )
+                )
             },
         )
+
+
+def classes_shown(pool: TeacherPool, config: PoolImagesConfig, seed: int) -> list[list[int]] | None:
+    """The outputs of each member that joint recovery shows; None where it shows all. The same in every round."""
+    most = config.classes_per_member
+    if not most or all((entry.num_classes or 0) <= most for entry in pool):
+        return None
+    return [chosen_classes(entry.num_classes or 0, most, fork(seed, "classes", i)) for i, entry in enumerate(pool)]
+
+
+def _shown(config: PoolImagesConfig, num_classes: int) -> int:
+    return min(config.classes_per_member or num_classes, num_classes)
+
+
+def _at_once(pool: TeacherPool, config: PoolImagesConfig, shown: list[list[int]] | None) -> list[int] | None:
+    """Images that fit the memory of a recovery, for each member; None where all images do."""
+    wanted = [_shown(config, entry.num_classes or 0) * config.inversion.images_per_class for entry in pool]
+    if max(wanted) <= ALWAYS:
+        return None
+    found: dict[tuple, int] = {}
+    for entry, images in zip(pool, wanted, strict=True):
+        kind = (entry.architecture, entry.num_classes, entry.input_size)
+        if kind not in found:
+            found[kind] = images_at_once(pool.load(entry.id), images, config.recovery_memory_gb)
+    at_once = [found[entry.architecture, entry.num_classes, entry.input_size] for entry in pool]
+    return None if at_once == wanted else at_once
 
 
 def _recovery_options(config: PoolImagesConfig) -> Tree:
@@ -233,9 +289,8 @@ def _ask(pool: TeacherPool, images: Tensor, context: Context, index: int) -> Tre
         return {"answers": answers_of(pool.load(index), images).half()}
 
 
-def _sample_of_classes(rounds: list[Tree], pool: TeacherPool) -> Tree:
+def _sample_of_classes(rounds: list[Tree], known: dict[str, list[int]]) -> Tree:
     """Images of the classes that most members know, and the name above each."""
-    known = joint_classes(pool)
     names = sorted(known, key=lambda name: -len(known[name]))[:SHOWN]
     bank = torch.cat([found["images"] for found in rounds], dim=1)[:, :SHOWN]
     rows = torch.cat([bank[list(known).index(name)] for name in names]).cpu()
@@ -246,7 +301,8 @@ def _sample_of_members(parts: list[Tree], pool: TeacherPool) -> Tree:
     """Images of one class of each of the first members, and its name above each."""
     rows, titles = [], []
     for entry, found in zip(pool, parts[:SHOWN], strict=False):
-        row = found["images"][found["labels"] == 0][:SHOWN]
+        first = int(found["labels"][0])
+        row = found["images"][found["labels"] == first][:SHOWN]
         rows.append(row)
-        titles += [f"{entry.id}: {entry.class_names[0]}"] * len(row)
+        titles += [f"{entry.id}: {entry.class_names[first]}"] * len(row)
     return {"images": torch.cat(rows).cpu(), "titles": titles}

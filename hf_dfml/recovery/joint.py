@@ -9,12 +9,14 @@ one member alone knows (as all classes without names are) is moved by that membe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.augment import random_roll
 from hf_dfml.recovery.objective import InversionWeights, inversion_loss
@@ -56,16 +58,33 @@ class JointConfig:
             )
 
 
-def joint_classes(pool: TeacherPool) -> dict[str, list[int]]:
-    """Class names in the order of their first member, and the members that know each."""
+def joint_classes(pool: TeacherPool, shown: Sequence[Sequence[int]] | None = None) -> dict[str, list[int]]:
+    """Class names in the order of their first member, and the members that know each.
+
+    Args:
+        pool: the members.
+        shown: of each member, which of its outputs are looked at; by default all.
+    """
     known: dict[str, list[int]] = {}
     for index, entry in enumerate(pool):
-        for name in entry.class_names:
+        for name in _names(entry, shown[index] if shown else None):
             known.setdefault(name, []).append(index)
     return known
 
 
-def recover_jointly(pool: TeacherPool, config: JointConfig, size: int, generator: torch.Generator) -> Tensor:
+def _names(entry: PoolEntry, shown: Sequence[int] | None) -> Sequence[str]:
+    return entry.class_names if shown is None else [entry.class_names[output] for output in shown]
+
+
+def recover_jointly(
+    pool: TeacherPool,
+    config: JointConfig,
+    size: int,
+    generator: torch.Generator,
+    *,
+    shown: Sequence[Sequence[int]] | None = None,
+    at_once: Sequence[int] | None = None,
+) -> Tensor:
     """One round: some images of every class of a pool.
 
     A step takes the class with the fewest updates, one of the members that know it, and all images of each of this
@@ -77,13 +96,20 @@ def recover_jointly(pool: TeacherPool, config: JointConfig, size: int, generator
         config: how many images, and how they are moved.
         size: height and width of the images; each member resizes to its own.
         generator: the source of all randomness, on the CPU.
+        shown: of each member, which of its outputs have images; by default all.
+        at_once: images that each member sees at once at most (those of one class at least): of more classes those
+            with the fewest updates are taken. By default all.
 
     Returns:
         `(classes, images, 3, size, size)` in [0, 1], classes in the order of `joint_classes`.
     """
-    known = joint_classes(pool)
+    known = joint_classes(pool, shown)
     position = {name: index for index, name in enumerate(known)}
-    members = [torch.tensor([position[name] for name in entry.class_names]) for entry in pool]
+    outputs = [torch.tensor(list(of)) for of in shown or (range(entry.num_classes or 0) for entry in pool)]
+    members = [
+        torch.tensor([position[entry.class_names[output]] for output in of.tolist()])
+        for entry, of in zip(pool, outputs, strict=True)
+    ]
     knowing = list(known.values())
     mean, std = (
         torch.tensor([getattr(entry, which) for entry in pool]).mean(0).view(3, 1, 1).to(pool.device)
@@ -97,12 +123,16 @@ def recover_jointly(pool: TeacherPool, config: JointConfig, size: int, generator
     done = torch.zeros(len(known), dtype=torch.long)
     while int(done.min()) < config.updates:
         member = _next_member(done.clamp_max(config.updates), members, knowing, generator)
-        teacher, classes = pool.load(member), members[member]
-        labels = torch.arange(len(classes), device=pool.device).repeat_interleave(config.images)
-        shown = images[classes.to(pool.device)].flatten(0, 1).requires_grad_()
-        seen = random_roll(shown, generator, pixels=config.shift, flip=config.flip)
+        teacher, classes, labels = pool.load(member), members[member], outputs[member]
+        most = max(1, at_once[member] // config.images) if at_once else len(classes)
+        if most < len(classes):
+            behind = done[classes].argsort(stable=True)[:most]
+            classes, labels = classes[behind], labels[behind]
+        labels = labels.to(pool.device).repeat_interleave(config.images)
+        given = images[classes.to(pool.device)].flatten(0, 1).requires_grad_()
+        seen = random_roll(given, generator, pixels=config.shift, flip=config.flip)
         loss, _ = inversion_loss(teacher, seen, labels, config.weights)
-        gradient = torch.autograd.grad(loss, shown)[0].view(len(classes), *images.shape[1:])
+        gradient = torch.autograd.grad(loss, given)[0].view(len(classes), *images.shape[1:])
         # The mean over the batch made each image's share small; Adam does not mind the scale.
         for row, index in enumerate(classes.tolist()):
             if done[index] < config.updates:

@@ -1,9 +1,14 @@
-"""What becomes of the memory of tensors that are no longer needed."""
+"""Memory: how much there is, what a network keeps for its backward pass, and what becomes of freed tensors."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -18,3 +23,46 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, 32 << 20)  # glibc takes no more.
         mallopt(M_TRIM_THRESHOLD, 512 << 20)
+
+
+def bytes_for_backward(network: Callable[[Tensor], Tensor], size: int, device: torch.device | str) -> int:
+    """Bytes that a network keeps of one image `(3, size, size)` between its forward and its backward pass."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    def of(count: int) -> int:
+        kept.clear()
+        images = torch.full((count, 3, size, size), 0.5, device=device, requires_grad=True)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            network(images)
+        return sum(kept.values())
+
+    # The weights are kept as well, once for all images.
+    return max(0, of(2) - of(1))
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: what is free, within the limits of a container and of `ulimit -v`.
+
+    None where the system does not say (it is asked as Linux has it).
+    """
+    found = []
+    try:
+        import resource
+
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")]
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit != resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            found.append(limit - pages * resource.getpagesize())
+        group = Path("/sys/fs/cgroup")
+        if (most := (group / "memory.max")).is_file() and most.read_text(encoding="ascii").strip() != "max":
+            used = int((group / "memory.current").read_text(encoding="ascii"))
+            found.append(int(most.read_text(encoding="ascii")) - used)
+    except (ImportError, OSError, ValueError):
+        pass
+    return max(0, min(found)) if found else None
