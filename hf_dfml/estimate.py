@@ -80,7 +80,7 @@ def fitted_to_pool(config: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
     usual = {each: option.default for each, option in options_of(config).items()}
     size = max(entry.input_size[-1] for entry in entries if entry.input_size)
     classes = max(entry.num_classes or 0 for entry in entries)
-    values: dict[str, Any] = {"arch": student_of(entries, size)}
+    values: dict[str, Any] = {} if typed.get("student_from") else {"arch": student_of(entries, size)}
     most = int(typed.get("classes_per_member", usual["classes_per_member"])) or classes
     each = values["images_per_class"] = max(
         1, min(usual["images_per_class"], IMAGES_OF_A_MEMBER // min(classes, most))
@@ -150,7 +150,10 @@ def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping
             * (int(options.get("joint_updates") or 0) / max(1.0, _members_a_class(pool)))
         )
     forth, back, activations = _speed(student, next(student.parameters()).device, size)
-    learning = (forth + back) * images * int(options["steps"])
+    passes_of_images = int(options["steps"])
+    if options["train_student"] in ("head", "beside"):
+        passes_of_images, back = 1, 0.0  # The frozen network sees each image once.
+    learning = (forth + back) * images * passes_of_images
     pixels, rounds, recoveries = 3 * size * size, int(options["joint_rounds"]), int(options["recoveries"])
     twice = max(1.0, _members_a_class(pool))
 

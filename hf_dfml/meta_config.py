@@ -82,7 +82,8 @@ class MetaConfig:
             "model_args": self.model_args,
             "pretrained_cfg": {
                 "input_size": list(self.input_size),
-                "fixed_input_size": True,
+                # timm would give the size to any architecture as an argument, which few have.
+                "fixed_input_size": "img_size" in self.model_args,
                 "interpolation": "bilinear",
                 "crop_pct": 1.0,
                 "mean": list(self.mean),
@@ -172,6 +173,8 @@ def describe_network(network: nn.Module, model_args: dict[str, Any] | None = Non
     """
     info = network_info(network)
     if model_args is None:
-        model_args = {"img_size": info.image_size} if info.architecture in OURS else {}
+        model_args = info.settings.get("model_args") or (
+            {"img_size": info.image_size} if info.architecture in OURS else {}
+        )
     fields = ("architecture", "num_classes", "num_features", "input_size", "mean", "std", "answers")
     return {name: getattr(info, name) for name in fields} | {"model_args": model_args}

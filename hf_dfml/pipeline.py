@@ -28,6 +28,7 @@ from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks import create_network
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
+from hf_dfml.pool.backbone import open_backbone, started_from
 from hf_dfml.preflight import check_disk, check_folder, check_push, evaluation_data, names_of_datasets
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
@@ -245,13 +246,30 @@ def open_pool(config: RunConfig) -> ModelPool:
 
 
 def meta_network(pool: TeacherPool, config: RunConfig) -> nn.Module:
-    """A fresh network for the meta-model: the pool's largest image size, the mean of its normalisations."""
+    """The network of the meta-model.
+
+    One from `config.student_from`, with its image size and normalisation; or a fresh one of the pool's largest image
+    size and the mean of its normalisations.
+
+    Raises:
+        ValueError: if the public network cannot be used, or not with images of `config.image_size`.
+        FileNotFoundError: if there is none of that name.
+    """
+    if config.student_from:
+        backbone = open_backbone(config.student_from)
+        own = (backbone.entry.input_size or (3, 224, 224))[-1]
+        return started_from(
+            backbone,
+            num_classes=config.ways,
+            image_size=config.image_size or own,
+            generator=fork(config.seed, "network"),
+        )
     count = len(pool)
     mean, std = (
         tuple(sum(getattr(entry, name)[channel] for entry in pool) / count for channel in range(3))
         for name in ("mean", "std")
     )
-    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
+    size = config.image_size or max(entry.input_size[-1] for entry in pool if entry.input_size)
     return create_network(
         config.arch,
         num_classes=config.ways,

@@ -52,6 +52,16 @@ class RunConfig(Settings):
     image_column: str | None = option(None, "Of a data set in --data: its column of images.")
     label_column: str | None = option(None, "Of a data set in --data: its column of classes.")
     arch: str = option("conv4", "Network of the meta-model: conv4, conv4_64, resnet12, ...")
+    student_from: str | None = option(
+        None,
+        "Start the meta-model from this public network, not a fresh one of `arch`: a folder, a Hub id or a timm name.",
+        common=True,
+    )
+    image_size: int = option(
+        0,
+        "Height and width of the meta-model's images; 0: the members' largest, or the public network's own.",
+        least=0,
+    )
     ways: int = option(5, "Classes of an episode.", least=2, common=True)
     shots: list[int] = option([1, 5], "Support images a class in the evaluation.", least=1, common=True)
     queries: int = option(15, "Query images a class in the evaluation.", least=1)

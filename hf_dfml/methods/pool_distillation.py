@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.learning.answers import AnswerHeads, Heads, answer_loss, softened, with_answers
 from hf_dfml.learning.optimisation import one_cycle
+from hf_dfml.learning.student import Student, TrainedPart
 from hf_dfml.methods.base import Context, Method, in_mixed_precision
 from hf_dfml.methods.pool_images import SHOWN, PoolImagesConfig, pool_images
-from hf_dfml.networks.functional import normalise
+from hf_dfml.networks.beside import answers_beside
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.settings import Settings, flat, option, part
@@ -52,8 +54,16 @@ class PoolDistillationConfig(Settings):
     batch_size: int = option(100, "Images of a batch; an incomplete one is left out.", least=2)
     lr: float = option(1e-2, "Highest learning rate of the student's Adam (one cycle over the run).", above=0)
     start: Literal["member", "random"] = option(
-        "member", "Start from the best member of the student's architecture (if there is one), or at random."
+        "member",
+        "Start from the best member of the student's architecture (if there is one), or at random; not where "
+        "--student_from names a start.",
     )
+    train_student: TrainedPart = option(
+        "all",
+        "What learns: `all` of the student, its `last_stage`, the `head`s alone, or a branch `beside` the frozen "
+        "student, whose answers are put beside the student's features.",
+    )
+    answer_weight: float = option(0.5, "Weight of the answers that are put beside features.", above=0)
     answer_heads: Heads = option(
         "member", "Rows of the heads: one for each class of each `member`, or one for each class `name`."
     )
@@ -87,6 +97,7 @@ class PoolDistillation(Method):
     eval_bn = "running"
 
     heads: AnswerHeads
+    student: Student
 
     def __init__(self, config: PoolDistillationConfig, model: nn.Module) -> None:
         count = config.training_set.mixing.num_images
@@ -95,7 +106,7 @@ class PoolDistillation(Method):
         super().__init__(config, model)
         self.eval_representation = config.representation
         info = network_info(model)
-        self.size, self.width = info.image_size, info.num_features
+        self.size = info.image_size
         self.images = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         self.answers = torch.empty(0, 0, dtype=torch.float16)
         self.recovered: Tree = {"images": self.images, "titles": []}
@@ -104,7 +115,13 @@ class PoolDistillation(Method):
     def config_for(cls, config: PoolDistillationConfig, pool: TeacherPool) -> PoolDistillationConfig:
         """With estimated gradients, for members that only answer; and the representation that suits their number."""
         if config.representation == "auto":
-            config = replace(config, representation="both" if len(pool) > FEW_MEMBERS else "features")
+            many = len(pool) > FEW_MEMBERS and config.train_student != "beside"
+            config = replace(config, representation="both" if many else "features")
+        if config.train_student == "beside" and config.representation != "features":
+            raise ValueError(
+                "--train_student beside puts the answers into the student's features: leave --representation "
+                f"{config.representation} out."
+            )
         return replace(config, **flat(config.training_set.for_black_boxes())) if pool.answers_only else config
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
@@ -115,18 +132,33 @@ class PoolDistillation(Method):
             QueryBudgetError: if black boxes may not be asked for the next member's part; none of it was asked.
         """
         self._make_heads(pool, context)
-        if self.config.start == "member" and not pool.answers_only:
+        public = network_info(self.model).settings.get("started_from")
+        if self.config.start == "member" and not public and not pool.answers_only:
             start_from_member(self.model, pool)
-        self.images, self.answers, self.recovered = pool_images(pool, self.config.training_set, self.size, context)
+            self.student.restore()
+        self.images, self.answers, self.recovered = pool_images(
+            pool, self.config.training_set, self._size_of_images(pool), context
+        )
+        self._look(context)
+
+    def _size_of_images(self, pool: TeacherPool) -> int:
+        """The student's, or the members' largest where that is less: the student enlarges what they see."""
+        sizes = [max(entry.input_size[1:]) for entry in pool if entry.input_size]
+        return min(self.size, max(sizes, default=self.size))
+
+    def _look(self, context: Context) -> None:
+        with context.autocast():
+            self.student.look(self.images)
 
     def _make_heads(self, pool: TeacherPool, context: Context) -> None:
         config, device = self.config, next(self.model.parameters()).device
         names = [entry.class_names for entry in pool]
         # Drawn on the CPU, where the generator is: the same start on every device.
-        self.heads = AnswerHeads(self.width, names, config.answer_heads, config.scale, fork(context.seed, "heads")).to(
-            device
-        )
-        self.optimizer = torch.optim.Adam([*self.model.parameters(), *self.heads.parameters()], config.lr)
+        self.student = Student(self.model, self.config.train_student, fork(context.seed, "branch"))
+        self.heads = AnswerHeads(
+            self.student.width, names, config.answer_heads, config.scale, fork(context.seed, "heads")
+        ).to(device)
+        self.optimizer = torch.optim.Adam([*self.student.parameters(), *self.heads.parameters()], config.lr)
 
     @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:
@@ -139,33 +171,51 @@ class PoolDistillation(Method):
         batches = len(self.images) // config.batch_size
         order = torch.randperm(len(self.images), generator=context.generator).to(self.images.device)
         total = torch.zeros((), device=self.images.device)
-        self.model.train()
+        self.student.train()
+        seen = self.student.seen
         for index in range(batches):
             rows = order[index * config.batch_size : (index + 1) * config.batch_size]
             rate = config.lr * one_cycle((context.step * batches + index) / (self.num_steps * batches))
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss = self.loss(to_unit(self.images[rows]), self.answers[rows].float())
+            given = seen[rows].float() if len(seen) else to_unit(self.images[rows])
+            loss = self.loss(given, self.answers[rows].float())
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             total += loss.detach()
-        self.model.eval()
+        self.student.eval()
         mean = float(total) / batches
         if not math.isfinite(mean):
             raise FloatingPointError("The loss is not finite (NaN or infinity): lower --lr.")
         return {"loss": mean, "lr": rate}
 
-    def loss(self, images: Tensor, answers: Tensor) -> Tensor:
-        """Mean divergence of the heads of images `(B, 3, H, W)` in [0, 1] from the members' answers `(B, K)`."""
-        features = features_of(self.model, images)
+    def loss(self, given: Tensor, answers: Tensor) -> Tensor:
+        """Mean divergence of the heads from the members' answers `(B, K)`.
+
+        Args:
+            given: images `(B, 3, H, W)` in [0, 1], or what the student's frozen layers give of them.
+            answers: to these images.
+        """
+        features = self.student.features(given)
         with torch.autocast(features.device.type, enabled=False):
             wanted = softened(answers, self.heads.sizes, self.config.temperature)
             return answer_loss(self.heads(features.float()), wanted, self.heads.sizes)
 
     def snapshot(self, context: Context) -> nn.Module:
-        """A copy of the student whose classifier is the heads of all members."""
-        return with_answers(self.model, self.heads)
+        """A copy of the student whose classifier is the heads of all members, or whose features hold their answers."""
+        branch, heads = self.student.branch, self.heads
+        if branch is None:
+            return with_answers(self.model, heads)
+        return answers_beside(
+            self.model,
+            branch,
+            heads.scale * F.normalize(heads.rows.detach(), dim=-1)[heads.columns],
+            heads.sizes,
+            weight=self.config.answer_weight,
+            seen=self.student.seen,
+            num_classes=network_info(self.model).num_classes,
+        )
 
     def state_dict(self) -> Tree:
         """Student, heads, optimiser and the training set with its answers."""
@@ -176,6 +226,7 @@ class PoolDistillation(Method):
             "images": self.images,
             "answers": self.answers,
             "recovered": self.recovered,
+            "branch": self.student.branch.state_dict() if self.student.branch else {},
         }
 
     def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
@@ -186,6 +237,10 @@ class PoolDistillation(Method):
         self.optimizer.load_state_dict(state["optimizer"])
         self.images, self.answers = state["images"].to(context.device), state["answers"].to(context.device)
         self.recovered = state["recovered"]
+        self.student.restore()
+        if self.student.branch is not None:
+            self.student.branch.load_state_dict(state["branch"])
+        self._look(context)
 
     def pictures(self, folder: Path) -> list[Path]:
         """Recovered images, one row a class, and images of the training set."""
@@ -214,11 +269,3 @@ def start_from_member(model: nn.Module, pool: TeacherPool) -> None:
         if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
             model.load_state_dict(model.state_dict() | {name: weights[name] for name in own})
             return
-
-
-def features_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Penultimate features `(B, D)` of images `(B, 3, H, W)` in [0, 1]; batch norm is in the network's own mode."""
-    pixels = normalise(model, images)
-    if pixels.device.type == "cpu":
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-    return network_info(model).features(pixels)

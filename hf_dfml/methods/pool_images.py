@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_dfml.data.unlabelled import unlabelled_images
 from hf_dfml.methods.base import Context
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.sources.digests import weights_digest
@@ -47,6 +48,9 @@ class PoolImagesConfig(Settings):
         "auto",
         "Where images come from: `recovered` from the members (and mixed), or `procedural` ones, which "
         "cost nothing; `auto` recovers from weights, and not from answers.",
+    )
+    images: str | None = option(
+        None, "Folder of unlabelled images, of anything, that are used in place of recovered or procedural ones."
     )
     recoveries: int = option(1, "Recoveries from each member alone.", least=0)
     joint_rounds: int = option(
@@ -131,7 +135,8 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
             raise ValueError(
                 f"{context.processes.count} processes would ask black boxes and each count for itself: run one."
             )
-    images, sample = (_drawn if config.training_images == "procedural" else _recovered)(pool, config, size, context)
+    make = _drawn if config.training_images == "procedural" else _recovered
+    images, sample = (_found if config.images else make)(pool, config, size, context)
     asked = context.map_members("answers", partial(_ask, pool, images, context), pool, "Asking the members")
     return PoolImages(images, torch.cat([part["answers"] for part in asked], dim=-1), sample)
 
@@ -139,6 +144,22 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
 def _drawn(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
     stream = fork(context.seed, "procedural")
     kept = context.memo("procedural", lambda: {"images": procedural_images(config.mixing.num_images, size, stream)})
+    return kept["images"], {"images": kept["images"][:0], "titles": []}
+
+
+def _found(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
+    """Images of a folder; of fewer than are wanted crops and mixtures."""
+
+    def read() -> Tree:
+        stream, wanted = fork(context.seed, "folder"), config.mixing.num_images
+        images = unlabelled_images(str(config.images), wanted, size, stream)
+        if len(images) == wanted:
+            return {"images": images}
+        alone = torch.zeros(len(images), dtype=torch.long)
+        options = replace(config.mixing, mix_members=False)
+        return {"images": mix_recovered(images, alone, options, stream, flip=config.inversion.flip)}
+
+    kept = context.memo("folder", read)
     return kept["images"], {"images": kept["images"][:0], "titles": []}
 
 

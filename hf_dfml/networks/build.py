@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_dfml.networks.info import set_input
+from hf_dfml.networks.info import network_info, set_input
 from hf_dfml.networks.timm_network import OURS, create_model, is_model
 
 
@@ -54,5 +54,8 @@ def create_network(
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         network: nn.Module = create_model(arch, **arguments)
     half = (0.5,) * in_chans
-    set_input(network, (in_chans, image_size, image_size), mean or half, std or half, num_classes=num_classes)
+    further: dict[str, Any] = {"num_classes": num_classes}
+    if arch not in OURS and network_info(network).settings.get("fixed_input_size"):
+        further["model_args"] = {**model_args, "img_size": image_size}
+    set_input(network, (in_chans, image_size, image_size), mean or half, std or half, **further)
     return network

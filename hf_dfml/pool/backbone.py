@@ -50,6 +50,7 @@ def started_from(backbone: Teacher, *, num_classes: int, image_size: int, genera
         ValueError: if the backbone takes images of one size only, and not of this one.
     """
     entry, network = backbone.entry, copy.deepcopy(backbone.network)
+    model_args = dict(entry.model_args)
     assert entry.input_size is not None and entry.mean is not None and entry.std is not None
     if entry.input_size[1:] != (image_size, image_size) and entry.fixed_input_size:
         if not hasattr(network, "set_input_size"):
@@ -59,10 +60,12 @@ def started_from(backbone: Teacher, *, num_classes: int, image_size: int, genera
                 f"{height}, or name another backbone; found {image_size}."
             )
         network.set_input_size(img_size=image_size)  # type: ignore[operator]
+        model_args["img_size"] = image_size
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         network_info(network).reset_classifier(num_classes)
-    set_input(network, (3, image_size, image_size), entry.mean, entry.std, num_classes=num_classes)
+    further = {"num_classes": num_classes, "model_args": model_args, "started_from": entry.id}
+    set_input(network, (3, image_size, image_size), entry.mean, entry.std, **further)
     return network.requires_grad_(True)
 
 

@@ -15,9 +15,10 @@ from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import selection
 from hf_dfml.learning.answers import answer_loss, predicted_answers, probabilities
 from hf_dfml.learning.optimisation import one_cycle
+from hf_dfml.learning.student import features_of
 from hf_dfml.methods import pool_distillation, pool_images
 from hf_dfml.methods.catalogue import METHODS
-from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig, features_of
+from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
@@ -263,7 +264,7 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
 def test_any_architecture_with_timms_interface_can_be_the_student(tmp_path):
     method, context = make_method(size=20, arch="resnet10"), make_context()
     method.setup(make_mixed_pool(tmp_path), context)
-    assert method.step(context)["loss"] > 0 and method.width == method.model.num_features
+    assert method.step(context)["loss"] > 0 and method.student.width == method.model.num_features
 
 
 @pytest.mark.parametrize("answer_heads", ["member", "name"])

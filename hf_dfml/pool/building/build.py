@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_dfml.data.few_shot import FewShotDataset, load_dataset
 from hf_dfml.networks import create_network
+from hf_dfml.networks.info import network_info
 from hf_dfml.networks.stages import Trained
 from hf_dfml.pool.backbone import open_backbone, started_from
 from hf_dfml.pool.building.training import PoolRecipe, fine_tune_member, train_member
@@ -149,9 +150,10 @@ def _build_member(
         network = create_network(arch, num_classes=len(names), image_size=dataset.image_size, generator=generator)
         train_on = train_member
     else:
-        arch, model_args = start.architecture, start.entry.model_args
+        arch = start.architecture
         mean, std = start.entry.mean, start.entry.std  # type: ignore[assignment]
         network = started_from(start, num_classes=len(names), image_size=dataset.image_size, generator=generator)
+        model_args = network_info(network).settings["model_args"]
         train_on = partial(fine_tune_member, trained=settings["trained"])  # type: ignore[assignment]
     accuracy = train_on(
         network.to(device),

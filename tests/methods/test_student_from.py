@@ -1,0 +1,127 @@
+"""A student that starts from a public network: what learns, what stays, and the network that comes out."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from hf_dfml import MetaModel
+from hf_dfml.data.unlabelled import unlabelled_images
+from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
+from hf_dfml.networks import create_network
+from hf_dfml.networks.info import network_info
+from hf_dfml.pipeline import meta_network
+from hf_dfml.pool.building.writing import member_config, write_member
+from hf_dfml.run_config import RunConfig
+from tests.methods.pools import make_context, make_mixed_pool, make_pool, run_steps
+
+TINY = {"training_images": "procedural", "num_images": 64, "batch_size": 16, "steps": 4}
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory) -> str:
+    """A random ResNet of 32 pixels in a folder."""
+    folder = tmp_path_factory.mktemp("public") / "resnet"
+    network = create_network("resnet10t", num_classes=7, image_size=32, generator=torch.Generator().manual_seed(1))
+    names = [f"n{index}" for index in range(7)]
+    write_member(folder, network, member_config(network, "resnet10t", names, image_size=32, mean=MEAN, std=STD))
+    return str(folder)
+
+
+def method_of(pool, public: str, image_size: int = 0, **options) -> PoolDistillation:
+    network = meta_network(pool, RunConfig(student_from=public, image_size=image_size))
+    config = PoolDistillation.config_for(PoolDistillationConfig(**{**TINY, **options}), pool)
+    return PoolDistillation(config, network)
+
+
+@pytest.mark.parametrize("trained", ["all", "last_stage", "head", "beside"])
+def test_what_is_frozen_stays_the_public_networks(tmp_path, public, trained):
+    pool, context = make_mixed_pool(tmp_path), make_context()
+    method = method_of(pool, public, train_student=trained)
+    start = {name: value.clone() for name, value in method.model.state_dict().items()}
+    method.setup(pool, context)
+    assert method.images.shape[-1] == 20, "images are as large as the members', and the student enlarges them"
+    losses = [row["loss"] for row in run_steps(method, context, 0, 4)]
+    assert losses[-1] < losses[0]
+    changed = {
+        name.split(".")[0]
+        for name, value in method.model.state_dict().items()
+        if name not in ("fc.weight", "fc.bias") and not value.equal(start[name])
+    }
+    everything = {name.split(".")[0] for name in start} - {"fc"}
+    assert changed == {"all": everything, "last_stage": {"layer4"}, "head": set(), "beside": set()}[trained]
+
+
+@pytest.mark.parametrize("trained", ["last_stage", "beside"])
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, public, trained):
+    pool = make_pool(tmp_path, 2)
+    whole, context = method_of(pool, public, train_student=trained), make_context()
+    whole.setup(pool, context)
+    run_steps(whole, context, 0, 2)
+    state, later = whole.state_dict(), make_context()
+    later.generator.set_state(context.generator.get_state())
+    again = method_of(pool, public, train_student=trained)
+    again.load_state_dict(deepcopy(state), pool, later)
+    assert run_steps(again, later, 2, 4) == run_steps(whole, context, 2, 4)
+    ours, theirs = whole.snapshot(context).state_dict(), again.snapshot(later).state_dict()
+    assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
+def test_answers_beside_the_backbone_are_one_network_that_plain_timm_loads(tmp_path, public):
+    pool, context = make_mixed_pool(tmp_path), make_context()
+    method = method_of(pool, public, image_size=48, train_student="beside", answer_weight=0.5)
+    method.setup(pool, context)
+    run_steps(method, context, 0, 4)
+    network = method.snapshot(context)
+    images = torch.rand(5, 3, 48, 48)
+    pixels = (images - 0.5) / 0.25
+    info = network_info(network)
+    features = info.features(pixels)
+    frozen = network_info(method.model).features(pixels)
+    assert info.num_features == frozen.shape[1] + 8 and features.shape == (5, info.num_features)
+    seen = method.student.seen.float()
+    torch.testing.assert_close(features[:, :-8], F.normalize(frozen - seen.mean(0), dim=-1))
+    # Beside them what the heads answer, centred on the training images, with half of the weight.
+    torch.testing.assert_close(features[:, -8:].norm(dim=-1), torch.full((5,), 0.5))
+    logits = method.heads(method.student.branch(torch.cat([frozen, seen])))
+    answers = torch.cat([part.softmax(-1) for part in logits.split(method.heads.sizes, -1)], -1)
+    torch.testing.assert_close(
+        features[:, -8:], 0.5 * F.normalize(answers[:5] - answers[5:].mean(0), dim=-1), atol=1e-4, rtol=1e-3
+    )
+    meta = MetaModel.of(network, method="Pool distillation", pool=pool)
+    meta.save_pretrained(tmp_path / "meta")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'meta'}", pretrained=True).eval()
+    torch.testing.assert_close(network_info(loaded).features(pixels), features)
+    classifier = MetaModel.from_pretrained(tmp_path / "meta").adapt(images[:4], ["a", "a", "b", "b"], head="prototype")
+    assert set(classifier.predict(images)) <= {"a", "b"}
+
+
+def test_features_that_hold_the_answers_are_what_is_used(tmp_path, public):
+    pool = make_pool(tmp_path, 12)
+    assert method_of(pool, public, train_student="beside").eval_representation == "features"
+    assert method_of(pool, public).eval_representation == "answers"
+    with pytest.raises(ValueError, match="leave --representation answers out"):
+        method_of(pool, public, train_student="beside", representation="answers")
+
+
+def test_a_folder_of_any_images_is_the_training_set(tmp_path, public):
+    folder = tmp_path / "photos"
+    for index in range(6):
+        (folder / f"sub-{index % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 20), (40 * index, 0, 0)).save(folder / f"sub-{index % 2}" / f"{index}.png")
+    (folder / "notes.txt").write_text("no image")
+    every = unlabelled_images(folder, 100, 8, torch.Generator().manual_seed(0))
+    assert sorted(every[:, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160, 200] and every.shape == (6, 3, 8, 8)
+    assert len(unlabelled_images(folder, 4, 8, torch.Generator())) == 4
+    pool, context = make_pool(tmp_path, 2), make_context()
+    method = method_of(pool, public, images=str(folder), training_images="auto")
+    method.setup(pool, context)
+    assert method.images.shape == (64, 3, 16, 16) and not method.images[:, 1:].any(), "red ones and their mixtures"
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        unlabelled_images(tmp_path / "pool", 4, 8, torch.Generator())
