@@ -213,7 +213,7 @@ def _kinds(pool: TeacherPool) -> Iterator[tuple[int, PoolEntry]]:
 
 
 def _members_a_class(pool: TeacherPool) -> float:
-    names = [name for entry in pool for name in entry.class_names]
+    names = [name for entry in pool for name in entry.class_keys]
     return len(names) / max(1, len(set(names)))
 
 

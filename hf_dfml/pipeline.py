@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
 from hf_dfml.pool.backbone import open_backbone, started_from
 from hf_dfml.preflight import check_disk, check_folder, check_push, evaluation_data, names_of_datasets
+from hf_dfml.recovery.soundness import unsound_members
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
@@ -41,6 +43,8 @@ from hf_dfml.utils.processes import Processes
 from hf_dfml.utils.progress import whole_run
 from hf_dfml.utils.provenance import describe_machine, scrub_command, this_command
 from hf_dfml.utils.seeding import deterministic, fork
+
+logger = logging.getLogger(__name__)
 
 
 class RunResults(list[Result]):
@@ -239,10 +243,19 @@ def open_pool(config: RunConfig) -> ModelPool:
     pool = pool.with_limits(memory_gb=config.pool_memory_gb, disk_gb=config.pool_disk_gb or None).resolve()
     if config.num_members:
         pool = pool[: config.num_members]
-    usable = pool.usable().pinned()
-    if not len(usable):
-        raise ValueError(f"None of the {len(pool)} members of {config.pool} can be used: see `hf-dfml pool check`.")
-    return usable
+    usable = pool.usable()
+    if config.check_members and config.black_box == "none":
+        usable = sound(usable, config.seed)
+    return usable.pinned()
+
+
+def sound(pool: ModelPool, seed: int) -> ModelPool:
+    """The members worth learning from; a warning says of each other why not. Not asked: those not on this disk yet."""
+    asked = pool.filter(lambda entry: entry.on_disk)
+    found = unsound_members(asked, fork(seed, "soundness")) if len(asked) > 1 else {}
+    for id, reason in found.items():
+        logger.warning("Pool member left out: %s: %s. --check_members false keeps it.", id, reason)
+    return pool.filter(lambda entry: entry.id not in found) if found else pool
 
 
 def meta_network(pool: TeacherPool, config: RunConfig) -> nn.Module:

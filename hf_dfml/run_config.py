@@ -26,6 +26,9 @@ class RunConfig(Settings):
         least=0,
     )
     num_members: int = option(0, "Use the first so many members only; 0 for all.", least=0)
+    check_members: bool = option(
+        True, "Leave out members that answer alike to every image, are copies, or contradict the others."
+    )
     black_box: Literal["none", "logits", "probs", "topk", "label"] = option(
         "none", "Treat the members as prediction-only services with this output and nothing else."
     )

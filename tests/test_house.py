@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "hf_dfml"
 ORDER = (
     *("networks", "data"),
     *(
+        "pool.names",
         "pool.entry",
         "pool.members",
         "pool.queries",

@@ -117,7 +117,12 @@ def pool_add(
 
 
 @pool_app.command("ls")
-def pool_ls(pool: PoolName) -> None:
+def pool_ls(
+    pool: PoolName,
+    classes: Annotated[
+        bool, typer.Option("--classes", help="List the classes instead, and the members that know each.")
+    ] = False,
+) -> None:
     """List the members: id, architecture, classes, input, accuracy, revision, and why one cannot be used.
 
     Configs are read, weights are not; `hf-dfml pool check` opens these. Of a served pool (its URL) what it returns.
@@ -125,8 +130,14 @@ def pool_ls(pool: PoolName) -> None:
     from rich.console import Console
 
     from hf_dfml.pool import open_pool, pool_table
+    from hf_dfml.pool.inspection import class_table
+    from hf_dfml.pool.names import NAME_RULE
 
     members = open_pool(pool)
+    if classes:
+        Console().print(class_table(members))
+        typer.echo(f"Classes of different members are one class where their names are the same: {NAME_RULE}.")
+        return
     Console().print(pool_table(members))
     if members.answers_only:
         typer.echo(f"Black boxes: their answers are {members.output}, and nothing else is known of them.")
@@ -141,11 +152,23 @@ def pool_check(
         float | None, typer.Option(help="Disk for the weights of a Hub pool: those used longest ago are deleted.")
     ] = None,
 ) -> None:
-    """Load every member safely, classify images with it, say which are unusable and why; exit code 1 if any is."""
+    """Load every member safely, classify images with it, say which are unusable and why; exit code 1 if any is.
+
+    Members that answer alike to every image, are sure of everything, are copies or contradict the others are refused
+    as well: a run leaves them out.
+    """
     from hf_dfml.pool import ModelPool
     from hf_dfml.pool.inspection import check_pool
+    from hf_dfml.recovery.soundness import unsound_members
+    from hf_dfml.utils.seeding import fork
 
-    checked = check_pool(ModelPool.open(pool).with_limits(disk_gb=disk_gb))
+    members = ModelPool.open(pool).with_limits(disk_gb=disk_gb)
+    checked = check_pool(members)
+    loaded = {entry.id for entry, problem in checked if not problem}
+    unsound: dict[str, str] = {}
+    if len(loaded) > 1:
+        unsound = unsound_members(members.filter(lambda entry: entry.id in loaded), fork(42, "soundness"))
+    checked = [(entry, problem or unsound.get(entry.id)) for entry, problem in checked]
     refused = [(entry, problem) for entry, problem in checked if problem]
     for entry, problem in refused:
         typer.echo(f"refused  {entry.id}: {problem}")

@@ -152,7 +152,7 @@ class PoolDistillation(Method):
 
     def _make_heads(self, pool: TeacherPool, context: Context) -> None:
         config, device = self.config, next(self.model.parameters()).device
-        names = [entry.class_names for entry in pool]
+        names = [entry.class_keys for entry in pool]
         # Drawn on the CPU, where the generator is: the same start on every device.
         self.student = Student(self.model, self.config.train_student, fork(context.seed, "branch"))
         self.heads = AnswerHeads(

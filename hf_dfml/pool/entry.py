@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_dfml.pool.names import class_keys
+
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -156,3 +158,8 @@ class PoolEntry:
         Names tie the classes of different members together, so a class without a name is nobody else's class.
         """
         return self.label_names or tuple(f"{self.id}#{k}" for k in range(self.num_classes or 0))
+
+    @property
+    def class_keys(self) -> tuple[str, ...]:
+        """What `class_names` are compared by, so that classes of different members are one: `hf_dfml.pool.names`."""
+        return class_keys(self.class_names) if self.label_names else self.class_names

@@ -13,12 +13,34 @@ from hf_dfml.utils.text import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
+SHOWN = 3
+"""Members that are named beside a class."""
+
 
 def check_pool(pool: ModelPool) -> list[tuple[PoolEntry, str | None]]:
     """Load every member safely; each comes back with one line that says why it cannot be used, or None."""
     pool = pool.fetch()
     order = progress(pool.walk(), description="Checking members", total=len(pool), unit="member")
     return [(pool[index], pool.check(index)) for index in order]
+
+
+def class_table(pool: TeacherPool) -> Table:
+    """A table of the classes as they are matched (`hf_dfml.pool.names`), the most widely known first."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    known: dict[str, list[tuple[str, str]]] = {}
+    for entry in pool.resolve():
+        for key, name in zip(entry.class_keys, entry.class_names, strict=True):
+            known.setdefault(key, []).append((entry.id, name))
+    table = Table(title=f"{len(known)} classes")
+    for column in ("class", "members", "called", "by"):
+        table.add_column(column, overflow="fold", justify="right" if column == "members" else "left")
+    for key, members in sorted(known.items(), key=lambda item: (-len(item[1]), item[0])):
+        called = ", ".join(dict.fromkeys(name for _, name in members))
+        by = ", ".join(id for id, _ in members[:SHOWN]) + (", ..." if len(members) > SHOWN else "")
+        table.add_row(escape(key), str(len(members)), escape(called), escape(by))
+    return table
 
 
 def pool_table(pool: TeacherPool) -> Table:

@@ -73,7 +73,7 @@ def joint_classes(pool: TeacherPool, shown: Sequence[Sequence[int]] | None = Non
 
 
 def _names(entry: PoolEntry, shown: Sequence[int] | None) -> Sequence[str]:
-    return entry.class_names if shown is None else [entry.class_names[output] for output in shown]
+    return entry.class_keys if shown is None else [entry.class_keys[output] for output in shown]
 
 
 def recover_jointly(
@@ -107,7 +107,7 @@ def recover_jointly(
     position = {name: index for index, name in enumerate(known)}
     outputs = [torch.tensor(list(of)) for of in shown or (range(entry.num_classes or 0) for entry in pool)]
     members = [
-        torch.tensor([position[entry.class_names[output]] for output in of.tolist()])
+        torch.tensor([position[entry.class_keys[output]] for output in of.tolist()])
         for entry, of in zip(pool, outputs, strict=True)
     ]
     knowing = list(known.values())

@@ -1,0 +1,137 @@
+"""Members that are worth nothing, found by what they answer to images that show nothing: no data is needed.
+
+A pool may hold networks that were never trained, answer the same to every image, have their labels in another order,
+are sure of everything (weights out of scale), or are copies of each other. They cost as much as others and teach what
+is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.sources.digests import weights_digest
+from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.recovery.procedural import procedural_images
+from hf_dfml.utils.images import to_unit
+from hf_dfml.utils.progress import progress
+
+FEW = 5
+"""Of fewer members none is compared with the others."""
+LITTLE = 0.02
+"""Share of the pool's median information in an answer below which a member is left out."""
+SURE = 0.02
+"""Share of the pool's median entropy of an answer below which a member is left out."""
+ALIKE = 1e-3
+"""Largest difference of two members' probabilities that makes one a copy of the other."""
+AGREEMENT = 0.25
+"""Share of the pool's median agreement below which a member is left out."""
+
+
+def unsound_members(pool: TeacherPool, generator: torch.Generator) -> dict[str, str]:
+    """The members that a run should not learn from, by id, and one line of each that says why.
+
+    Each member is asked about procedural images. Members are compared with the median of the pool, so that a pool of
+    one kind is never refused as a whole; see `reasons`.
+
+    Args:
+        pool: members whose weights are seen.
+        generator: the source of the images, on the CPU.
+    """
+    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
+    count = 256 if size <= 40 else 128 if size <= 100 else 48
+    images = procedural_images(count, size, generator)
+    answers = []
+    for teacher in progress(pool.stream(), description="Asking members", total=len(pool), unit="member"):
+        with torch.no_grad():
+            parts = [teacher(to_unit(part).to(pool.device)).float().softmax(-1).cpu() for part in images.split(16)]
+        answers.append(torch.cat(parts))
+    digests = [weights_digest(entry) for entry in pool]
+    return {pool[index].id: reason for index, reason in reasons(list(pool), answers, digests).items()}
+
+
+def reasons(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Sequence[str]) -> dict[int, str]:
+    """Why members should be left out, by position.
+
+    Args:
+        entries: the members.
+        answers: of each member, the probabilities `(N, C)` of the same images.
+        digests: of each member's weights; the same for copies.
+    """
+    found = _copies(entries, answers, digests)
+    information = torch.tensor([float(_information(each)) for each in answers])
+    entropy = torch.tensor([float(_entropy(each).mean()) for each in answers])
+    least = LITTLE * float(information.median()) if len(entries) >= FEW else 0.0
+    for index, value in enumerate(information.tolist()):
+        if value <= max(1e-7, least):
+            found.setdefault(index, "answers nearly the same to every image: it is not trained, or broken")
+    if len(entries) < FEW:
+        return found
+    for index, value in enumerate(entropy.tolist()):
+        if value < SURE * float(entropy.median()):
+            found.setdefault(index, "is certain of every image, as networks with weights out of scale are")
+    agreement = _agreement(entries, answers, left_out=set(found))
+    known = agreement[agreement.isfinite()]
+    for index, value in enumerate(agreement.tolist()):
+        if len(known) >= FEW and value < AGREEMENT * float(known.median()):
+            found.setdefault(
+                index,
+                f"disagrees with the members that know the same classes (correlation {value:.2f}, of others "
+                f"{float(known.median()):.2f}): its labels may be in another order, or wrong",
+            )
+    return found
+
+
+def _copies(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Sequence[str]) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for index in range(len(entries)):
+        for other in range(index):
+            if other in found or entries[index].class_keys != entries[other].class_keys:
+                continue
+            if digests[index] == digests[other]:
+                found[index] = f"is a copy of {entries[other].id}: the same weights"
+            # Answers that tell nothing are alike, too.
+            elif _information(answers[index]) > 1e-3 and _apart(answers[index], answers[other]) < ALIKE:
+                found[index] = f"is a copy of {entries[other].id}: the same answers"
+    return found
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max())
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return -torch.xlogy(probabilities, probabilities).sum(-1)
+
+
+def _information(answers: Tensor) -> Tensor:
+    """Nats that an answer tells of the image: entropy of the mean answer less mean entropy of the answers."""
+    return (_entropy(answers.mean(0)) - _entropy(answers).mean()).clamp_min(0)
+
+
+def _agreement(entries: Sequence[PoolEntry], answers: Sequence[Tensor], left_out: set[int]) -> Tensor:
+    """Mean correlation, over images, of a member's probabilities of its classes with those of others: `(M,)`.
+
+    Not a number of members that share no class with another one.
+    """
+    columns: dict[str, list[tuple[int, Tensor]]] = {}
+    for index, (entry, values) in enumerate(zip(entries, answers, strict=True)):
+        if index in left_out:
+            continue
+        centred = values - values.mean(0)
+        unit = centred / centred.norm(dim=0).clamp_min(1e-12)
+        for name, column in zip(entry.class_keys, unit.T, strict=True):
+            columns.setdefault(name, []).append((index, column))
+    totals, counts = torch.zeros(len(entries)), torch.zeros(len(entries))
+    for shared in columns.values():
+        stacked = torch.stack([column for _, column in shared])
+        others = stacked.sum(0) - stacked
+        if len(shared) > 1:
+            products = (stacked * others).sum(-1) / (len(shared) - 1)
+            members = torch.tensor([index for index, _ in shared])
+            totals.index_add_(0, members, products)
+            counts.index_add_(0, members, torch.ones(len(shared)))
+    return totals / counts.where(counts > 0, torch.nan)
