@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from hf_dfml.networks.beside import Branch
+from hf_dfml.networks.beside import Branch, middle
 from hf_dfml.networks.functional import normalise
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.stages import Split, freeze, split, train_mode
@@ -17,7 +17,7 @@ from hf_dfml.utils.images import resize, to_unit
 TrainedPart = Literal["all", "last_stage", "head", "beside"]
 """Everything; the last stage and the heads; the heads alone; a branch beside the frozen network, and the heads."""
 
-HIDDEN, WIDTH = 512, 256
+HIDDEN, WIDTH = 128, 256
 """Of the branch."""
 PIXELS_AT_ONCE = 8 * 224 * 224
 
@@ -47,13 +47,24 @@ class Student:
         if trained == "beside":
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                self.branch = Branch(self.width, HIDDEN, WIDTH).to(next(model.parameters()).device)
+                self.branch = Branch(self._middle(model), HIDDEN, WIDTH).to(next(model.parameters()).device)
             self.width = WIDTH
         if trained in ("head", "beside"):
             model.requires_grad_(False).eval()
         elif trained == "last_stage":
             freeze(model, "last_stage")
             self._parts = split(model)
+
+    @staticmethod
+    @torch.no_grad()
+    def _middle(model: nn.Module) -> int:
+        """Channels of the maps that a branch takes."""
+        size = network_info(model).image_size
+        images = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+        was_training = model.training
+        maps, _ = network_info(model.eval()).maps_and_features(images)
+        model.train(was_training)
+        return maps.shape[1]
 
     def parameters(self) -> Iterable[nn.Parameter]:
         """What is trained."""
@@ -69,7 +80,10 @@ class Student:
             return
         self.model.eval()
         batch = max(1, PIXELS_AT_ONCE // network_info(self.model).image_size ** 2)
-        look = self._parts or network_info(self.model).features
+        look: Callable[[Tensor], Tensor] = self._parts or network_info(self.model).features
+        if self.trained == "beside":
+            info = network_info(self.model)
+            look = lambda pixels: middle(info.maps_and_features(pixels)[0])  # noqa: E731
         self.seen = torch.cat([look(pixels_of(self.model, to_unit(part))).half() for part in images.split(batch)])
 
     def features(self, given: Tensor) -> Tensor:

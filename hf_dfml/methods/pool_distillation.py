@@ -213,7 +213,6 @@ class PoolDistillation(Method):
             heads.scale * F.normalize(heads.rows.detach(), dim=-1)[heads.columns],
             heads.sizes,
             weight=self.config.answer_weight,
-            seen=self.student.seen,
             num_classes=network_info(self.model).num_classes,
         )
 

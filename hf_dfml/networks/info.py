@@ -158,6 +158,26 @@ class NetworkInfo:
         """Normalised images `(B, C, H, W)` -> penultimate features `(B, num_features)`."""
         return self.network.forward_head(self.network.forward_features(pixels), pre_logits=True)
 
+    def maps_and_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps `(B, C, h, w)` of the middle of the network, and what `features` gives, in one pass.
+
+        The maps are the last ones that are larger than those of the end; of a network whose maps keep their size, such
+        as a vision transformer, those after two thirds of its depth.
+
+        Raises:
+            ValueError: if the network does not say what is in its middle (timm's `forward_intermediates`).
+        """
+        if not hasattr(self.network, "forward_intermediates"):
+            raise ValueError(
+                f"{self.architecture} does not give the maps of its middle: use another network of timm's, or "
+                "--train_student head, last_stage or all."
+            )
+        end, maps = self.network.forward_intermediates(pixels)
+        places = [each.shape[-2] * each.shape[-1] for each in maps]
+        larger = [each for each, count in zip(maps, places, strict=True) if count > places[-1]]
+        middle = larger[-1] if larger else maps[2 * len(maps) // 3]
+        return middle, self.network.forward_head(end, pre_logits=True)
+
 
 class TransformersInfo(NetworkInfo):
     """What an image classifier of transformers says of itself (`TimmWrapperForImageClassification` included)."""
