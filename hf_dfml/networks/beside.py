@@ -10,15 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, register_model
 from torch import Tensor, nn
 
 from hf_dfml.networks.functional import with_state
 from hf_dfml.networks.info import network_info, set_input
-from hf_dfml.networks.timm_network import TimmNetwork, default_settings
+from hf_dfml.networks.timm_network import (
+    TimmNetwork,
+    build_with_settings,
+    create_model,
+    default_settings,
+    is_model,
+    register_any,
+)
 
 ARCHITECTURE = "answers_beside_backbone"
 """Its name in timm."""
@@ -142,14 +147,14 @@ def _build(
     num_classes: int = 5,
     **arguments: Any,
 ) -> AnswersBesideBackbone:
-    if not timm.is_model(backbone):
+    if not is_model(backbone):
         raise ValueError(f"backbone='{backbone}': expected a name from timm.list_models().")
-    network = timm.create_model(backbone, num_classes=0, **arguments)
+    network = create_model(backbone, num_classes=0, **arguments)
     return AnswersBesideBackbone(network, Branch(channels, hidden, width), width, answers, num_classes)
 
 
-@register_model
+@register_any
 def answers_beside_backbone(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
     """`backbone` (a name of timm's), `channels`, `hidden`, `width`, `answers`, and the arguments of the backbone."""
     settings = pretrained_cfg or default_settings(classifier="fc", first_conv="") | {"fixed_input_size": False}
-    return build_model_with_cfg(_build, ARCHITECTURE, pretrained, pretrained_cfg=settings, **kwargs)
+    return build_with_settings(_build, ARCHITECTURE, pretrained, pretrained_cfg=settings, **kwargs)

@@ -10,7 +10,6 @@ import re
 from typing import Any, Literal
 
 import torch
-from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -148,5 +147,7 @@ def _groups(network: nn.Module) -> dict[str, Any]:
     """A group of layers for each parameter."""
     matcher = getattr(network, "group_matcher", None)
     if matcher is not None:
+        from timm.models import group_parameters
+
         return group_parameters(network, matcher(coarse=True), reverse=True)
     return {name: _GROUP.match(name)[0] for name, _ in network.named_parameters()}  # type: ignore[index]

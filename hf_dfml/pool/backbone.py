@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
-import timm
 import torch
 from torch import nn
 
@@ -70,6 +69,8 @@ def started_from(backbone: Teacher, *, num_classes: int, image_size: int, genera
 
 
 def _address(name: str) -> str:
+    import timm
+
     if Path(name).exists() or "/" in name or not timm.is_model(name):
         return name
     known = timm.get_pretrained_cfg(name)

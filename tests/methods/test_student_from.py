@@ -103,7 +103,7 @@ def test_answers_beside_the_backbone_are_one_network_that_plain_timm_loads(tmp_p
 def test_features_that_hold_the_answers_are_what_is_used(tmp_path, public):
     pool = make_pool(tmp_path, 12)
     assert method_of(pool, public, train_student="beside").eval_representation == "features"
-    assert method_of(pool, public).eval_representation == "answers"
+    assert method_of(pool, public).eval_representation == "both"
     with pytest.raises(ValueError, match="leave --representation answers out"):
         method_of(pool, public, train_student="beside", representation="answers")
 
