@@ -75,7 +75,7 @@ def test_the_temperature_softens_what_is_learnt(tmp_path):
         method = make_method(temperature=temperature)
         method.setup(pool, make_context())
         images, answers = to_unit(method.images[:8]), method.answers[:8].float()
-        logits = method.heads(pool_distillation.features_of(method.model, images))
+        logits = method.heads(features_of(method.model, images))
         wanted = probabilities(answers.log() / temperature, method.heads.sizes)
         wanted_loss = answer_loss(logits, wanted, method.heads.sizes)
         torch.testing.assert_close(method.loss(images, answers), wanted_loss, atol=1e-3, rtol=0)  # Half precision.
