@@ -102,10 +102,16 @@ def open_model(name: str, device: torch.device | str = "cpu", **hub: Unpack[HubA
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if it is one model that cannot be used.
     """
     pool = open_pool(name, **hub).resolve()
-    if len(pool) == 1 and pool[0].problem == IS_META_MODEL:
+    problem = pool[0].problem if len(pool) == 1 else None
+    if problem == IS_META_MODEL:
         return MetaModel.from_pretrained(name.removeprefix("dir:").removeprefix("hf:"), device=device, **hub)
+    if problem and Path(name.removeprefix("dir:")).expanduser().exists():
+        raise ValueError(f"{name} {problem}.")
+    if problem:
+        raise FileNotFoundError(f"There is no folder {name}, and {name} {problem}.")
     return pool.to(device)
 
 
