@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.networks import create_network
+from hf_dfml.utils import progress
 
 CLASSES, PER_CLASS, SIZE = 8, 20, 16
 
@@ -39,3 +42,10 @@ def network() -> nn.Module:
     with torch.no_grad():
         network(torch.randn(32, 3, SIZE, SIZE, generator=generator))
     return network.eval()
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress is shown, and at once; the tests' own environment turns it off."""
+    monkeypatch.setattr(progress, "SECONDS", 1e-3)
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "are_progress_bars_disabled", lambda _: False)

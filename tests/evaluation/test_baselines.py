@@ -16,6 +16,7 @@ from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_baselines,
 from hf_dfml.evaluation.baselines import (
     BASELINES,
     all_answers,
+    all_features,
     average_network,
     largest_kind,
     pool_kind,
@@ -90,6 +91,11 @@ def test_rows_with_flips_are_made_on_request_and_each_baseline_is_recorded(pool,
     assert ours["Best member + prototype", "prototype, flips"] == features.mean
     of_all = {how for method, how in ours if method.startswith("All")}
     assert of_all == {"prototype", "prototype, flips", "prototype, answers", "prototype, answers, flips"}
+
+
+def test_progress_counts_the_members(pool: ModelPool, dataset: FewShotDataset, bars: None, capsys) -> None:
+    evaluate_baselines(pool, dataset, PROTOCOL, baselines=(all_features,))
+    assert "All 2 members + prototype: 2 of 2 extractors" in capsys.readouterr().err
 
 
 def test_kinds_of_pools_are_told_apart() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_features
 from hf_dfml.evaluation.protocol import draw_episodes
 from hf_dfml.evaluation.reporting import evaluate_stored
-from hf_dfml.utils import progress
+from hf_dfml.evaluation.selection import validation
 from hf_dfml.utils.images import resize, to_uint8, to_unit
 
 PROTOCOL = EvaluationProtocol(ways=3, shots=[1, 2], queries=4, episodes=12)
@@ -101,12 +100,15 @@ def test_rows_say_how_they_were_obtained(dataset: FewShotDataset, network: nn.Mo
     assert frozen.command == "python x.py" and 0 <= frozen.seconds <= time.monotonic() - started
 
 
-def test_progress_counts_chunks_of_the_contestant(dataset, network, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(progress, "SECONDS", 1e-3)
-    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "are_progress_bars_disabled", lambda _: False)
+def test_progress_counts_chunks_of_the_contestant(dataset, network, bars, capsys) -> None:
     evaluate(network, dataset, replace(PROTOCOL, episodes=4, shots=[1]), method="TGR", chunk_size=2)
     assert "TGR, 1-shot: 2 of 2 chunks" in capsys.readouterr().err
     evaluate(network, dataset, replace(PROTOCOL, episodes=4, shots=[1]), method="TGR", chunk_size=2, progress=False)
+    assert not capsys.readouterr().err
+
+
+def test_a_validation_shows_no_progress(dataset, network, bars, capsys) -> None:
+    validation([dataset], replace(PROTOCOL, episodes=4), PROTOCOL.adaptation)(network)
     assert not capsys.readouterr().err
 
 
