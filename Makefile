@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-faults fuzz mutation benchmark quality audit format clean
+.PHONY: help install quickstart test test-slow test-faults fuzz mutation benchmark docs quality audit format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,10 @@ benchmark: $(STAMP)  ## Measure speed and memory, and write docs/benchmarks.md (
 mutation: $(STAMP)  ## Small faults on purpose: which share of a seeded sample do the tests catch (at most 40 minutes)?
 	$(BIN)/python -m pip install --quiet 'mutmut>=3.8'
 	$(BIN)/python benchmarks/mutation.py
+
+docs: $(STAMP)  ## Build the site into site/; warnings are errors.
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 quality: $(STAMP)  ## Lint, formatting, types, known vulnerabilities of what is installed.
 	$(BIN)/ruff check .

@@ -144,12 +144,15 @@ def _metadata(config: MetaConfig, title: str, license: str | None) -> ModelCardD
     """The card's metadata, with a `model-index` of this model's own rows (not the baselines')."""
     hub_ids = [DATASETS[name].hub_id for name in (config.dataset or "").split(",") if name in DATASETS]
     results = [eval_result(row) for row in own_results(config)]
+    members = [source.id for source in config.pool if source.revision and "/" in source.id]
     return ModelCardData(
         library_name=LIBRARY_NAME,
         pipeline_tag="image-classification",
         tags=[*TAGS, slug(config.method or "meta-model")],
         license=license,
-        base_model=[source.id for source in config.pool if source.revision and "/" in source.id] or None,
+        base_model=members or None,
+        # Of the relations that the Hub knows, the one of a model that was made of several.
+        **({"base_model_relation": "merge"} if members else {}),
         datasets=[hub_id for hub_id in hub_ids if hub_id] or None,
         metrics=["accuracy"] if results else None,
         model_name=title if results else None,
@@ -232,6 +235,9 @@ def _facts(config: MetaConfig, training: Training) -> dict[str, str]:
         if queries is None
         else f"{queries:,} images were sent to the classifiers, which returned {training.answers}",
         "machine": training.machine and _cell(training.machine),
+        "carbon": seconds
+        and training.machine
+        and "not measured: the time, times the machine's power, times the carbon intensity of its grid",
     }
     return {name: value for name, value in facts.items() if value}
 

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_dfml"]
+#
+# [tool.uv.sources]
+# hf_dfml = { path = "..", editable = true }
+# ///
 """What a pool's weights give without meta-learning, and what its data would: one table, one evaluation.
 
     python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_dfml"]
+#
+# [tool.uv.sources]
+# hf_dfml = { path = "..", editable = true }
+# ///
 """BiDf-MKD: bi-level distillation (Hu et al., ICML 2023) over a pool of pretrained classifiers, or of black boxes.
 
     accelerate launch recipes/bidf_mkd.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/bidf-mkd

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_dfml"]
+#
+# [tool.uv.sources]
+# hf_dfml = { path = "..", editable = true }
+# ///
 """DRO: distributionally robust model fusion (Wang et al., UAI 2022): a meta-model from the members' weights alone.
 
     accelerate launch recipes/dro.py --pool pools/cifar-fs --dataset cifar-fs --shots 1 5 10 20 --output_dir runs/dro

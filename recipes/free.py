@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_dfml"]
+#
+# [tool.uv.sources]
+# hf_dfml = { path = "..", editable = true }
+# ///
 """FREE: faster and better data-free meta-learning (Wei et al., CVPR 2024) over a pool of pretrained classifiers.
 
     accelerate launch recipes/free.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/free

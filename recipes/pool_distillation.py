@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_dfml"]
+#
+# [tool.uv.sources]
+# hf_dfml = { path = "..", editable = true }
+# ///
 """Pool distillation: one network that answers as every member of a pool of pretrained classifiers does.
 
     accelerate launch recipes/pool_distillation.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/pool

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_dfml"]
+#
+# [tool.uv.sources]
+# hf_dfml = { path = "..", editable = true }
+# ///
 """PURER: episode curriculum inversion and ICFIL (Hu et al., CVPR 2023) over a pool of pretrained classifiers.
 
     accelerate launch recipes/purer.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/purer

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_dfml"]
+#
+# [tool.uv.sources]
+# hf_dfml = { path = "..", editable = true }
+# ///
 """DRO's sinusoid benchmark (UAI 2022, table 1): methods that fuse weights, beside MAML, which sees the data.
 
     python recipes/sinusoid.py

@@ -1,3 +1,10 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["hf_dfml"]
+#
+# [tool.uv.sources]
+# hf_dfml = { path = "..", editable = true }
+# ///
 """TGR: task groupings regularisation (Wei et al., ICML 2024) over a pool of pretrained classifiers.
 
     accelerate launch recipes/tgr.py --pool pools/cifar-fs --dataset cifar-fs --output_dir runs/tgr

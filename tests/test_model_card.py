@@ -43,6 +43,7 @@ def test_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
     )
     assert data.datasets == ["uoft-cs/cifar100"]
     assert data.base_model == ["org/a"]  # A folder's name is no repository.
+    assert data["base_model_relation"] == "merge"
     assert data.model_name == "tgr"
     assert [(row.dataset_config, row.metric_value) for row in data.eval_results] == [
         ("5-way 1-shot", 38.5),

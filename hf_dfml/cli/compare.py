@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from hf_dfml.cli.options import AsJson
+
 
 def compare(
     support: Annotated[str, typer.Option(help="Folder with one folder of images for each class, or a Hub data set.")],
@@ -21,7 +23,7 @@ def compare(
     image_column: Annotated[str | None, typer.Option(help="Of a data set: its column of images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of a data set: its column of classes.")] = None,
     device: Annotated[str, typer.Option(help="Where the work is done, such as cuda.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a tool that reads.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Rank best member, all members, meta-models and a public backbone on your images.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hf_dfml.cli.options import DataDir, Flips, HeadName, Representation, Seed
+from hf_dfml.cli.options import AsJson, DataDir, Flips, HeadName, Representation, Seed
 
 
 def evaluate(
@@ -45,6 +47,7 @@ def evaluate(
     image_column: Annotated[str | None, typer.Option(help="Of a data set: its column of images.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Of a data set: its column of classes.")] = None,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Measure mean accuracy and 95 % interval over episodes: of a data set's classes, or of your own images.
 
@@ -59,13 +62,16 @@ def evaluate(
     from hf_dfml.evaluation import EvaluationProtocol
     from hf_dfml.evaluation.heads import find_head
     from hf_dfml.evaluation.reporting import evaluate_stored
+    from hf_dfml.evaluation.results import RESULTS_NAME
     from hf_dfml.meta_model import MetaModel
     from hf_dfml.pool import ModelPool
 
     if (dataset is None) == (data is None):
         raise ValueError("Name the images: --dataset for a known set, or --data for a folder of yours (not both).")
     if data and is_classifier(model):
-        typer.echo(f"Of the images in {data}: {Classifier.from_pretrained(model).evaluate(data)}.")
+        accuracy = Classifier.from_pretrained(model).evaluate(data)
+        counts = {"right": accuracy.correct, "images": accuracy.total}
+        typer.echo(json.dumps(counts) if as_json else f"Of the images in {data}: {accuracy}.")
         return
     found = open_model(model)
     protocol = EvaluationProtocol(ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed, split=split)
@@ -87,17 +93,16 @@ def evaluate(
             )
         size = max(entry.input_size[-1] for entry in members if entry.input_size)
         folder = output_dir or Path("evaluations")
-        evaluate_stored(None, read(image_size=size), protocol, folder, pool=members, flips=flips == "true")
-        return
-    how = found.config.adapt.but(
-        find_head(head), flips=flips and flips == "true", representation=representation, bn=bn
-    )
-    evaluate_stored(
-        found.network,
-        read(image_size=found.config.input_size[-1]),
-        protocol.under(how),
-        output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations",
-        method=found.config.method,
-        pool=ModelPool.open(pool) if pool else None,
-        kind=next((row.pool for row in found.config.results if row.pool), None),
-    )
+        what: dict[str, Any] = {"pool": members, "flips": flips == "true"}
+        network = None
+    else:
+        how = found.config.adapt.but(
+            find_head(head), flips=flips and flips == "true", representation=representation, bn=bn
+        )
+        network, protocol, size = found.network, protocol.under(how), found.config.input_size[-1]
+        folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"
+        kind = next((row.pool for row in found.config.results if row.pool), None)
+        what = {"method": found.config.method, "pool": ModelPool.open(pool) if pool else None, "kind": kind}
+    rows = evaluate_stored(network, read(image_size=size), protocol, folder, show=not as_json, **what)
+    if as_json:
+        typer.echo(json.dumps({"rows": [asdict(row) for row in rows], "file": str(folder / RESULTS_NAME)}))

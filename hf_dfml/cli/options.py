@@ -14,6 +14,9 @@ PoolName = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(help="Folder of local copies of the data sets (else HF_DFML_DATA, else the Hub).")
 ]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object in place of a table, for a tool that reads.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 HeadName = Annotated[
     str | None, typer.Option(help="Head: one of those below, or FILE.py:CLASS; the model's own by default.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hf_dfml.cli.options import DataDir, PoolName, Seed
+from hf_dfml.cli.options import AsJson, DataDir, PoolName, Seed
 from hf_dfml.utils.text import counted
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def pool_ls(
     classes: Annotated[
         bool, typer.Option("--classes", help="List the classes instead, and the members that know each.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the members: id, architecture, classes, input, accuracy, revision, and why one cannot be used.
 
@@ -130,10 +132,13 @@ def pool_ls(
     from rich.console import Console
 
     from hf_dfml.pool import open_pool, pool_table
-    from hf_dfml.pool.inspection import class_table
+    from hf_dfml.pool.inspection import class_table, pool_as_json
     from hf_dfml.pool.names import NAME_RULE
 
     members = open_pool(pool)
+    if as_json:  # Its members have their classes: `--classes` adds nothing.
+        typer.echo(json.dumps({"pool": pool, **pool_as_json(members)}))
+        return
     if classes:
         Console().print(class_table(members))
         typer.echo(f"Classes of different members are one class where their names are the same: {NAME_RULE}.")
@@ -151,6 +156,7 @@ def pool_check(
     disk_gb: Annotated[
         float | None, typer.Option(help="Disk for the weights of a Hub pool: those used longest ago are deleted.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Load every member safely, classify images with it, say which are unusable and why; exit code 1 if any is.
 
@@ -170,9 +176,14 @@ def pool_check(
         unsound = unsound_members(members.filter(lambda entry: entry.id in loaded), fork(42, "soundness"))
     checked = [(entry, problem or unsound.get(entry.id)) for entry, problem in checked]
     refused = [(entry, problem) for entry, problem in checked if problem]
-    for entry, problem in refused:
-        typer.echo(f"refused  {entry.id}: {problem}")
-    typer.echo(f"{len(checked) - len(refused)} of {counted(len(checked), 'member')} can be used.")
+    usable = len(checked) - len(refused)
+    if as_json:
+        found = [{"id": entry.id, "usable": not problem, "problem": problem} for entry, problem in checked]
+        typer.echo(json.dumps({"pool": pool, "usable": usable, "members": found}))
+    else:
+        for entry, problem in refused:
+            typer.echo(f"refused  {entry.id}: {problem}")
+        typer.echo(f"{usable} of {counted(len(checked), 'member')} can be used.")
     if refused:
         raise typer.Exit(1)
 

@@ -113,6 +113,7 @@ def evaluate_stored(
     pool: ModelPool | None = None,
     kind: str | None = None,
     flips: bool = False,
+    show: bool = True,
 ) -> list[Result]:
     """Evaluate a stored meta-model, a pool, or both; prints the table and adds its rows to `results.json`.
 
@@ -127,6 +128,7 @@ def evaluate_stored(
         pool: a pool for the baselines.
         kind: what kind of pool the meta-model was learnt from (`pool_kind`), where that is known.
         flips: whether the pool's rows on features are made with flips too.
+        show: whether the table is printed.
     """
     # First, as what cannot be read, written or drawn must not cost an evaluation.
     check_episodes(dataset, protocol)
@@ -145,8 +147,9 @@ def evaluate_stored(
             record([replace(row, pool=kind) for row in evaluate(network, dataset, each, method=method)])
     if members is not None:
         evaluate_baselines(members, dataset, protocols[0], flips=flips, record=record)
-    print_table(results)
-    kept = len(merged(earlier, results)) - len(results)
-    beside = f", beside {counted(kept, 'earlier row')}" if kept else ""
-    print(f"Wrote {Path(folder) / RESULTS_NAME}{beside}.")
+    if show:
+        print_table(results)
+        kept = len(merged(earlier, results)) - len(results)
+        beside = f", beside {counted(kept, 'earlier row')}" if kept else ""
+        print(f"Wrote {Path(folder) / RESULTS_NAME}{beside}.")
     return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
@@ -64,6 +64,16 @@ def pool_table(pool: TeacherPool) -> Table:
         # Names and problems quote foreign text, which is no markup.
         table.add_row(*(escape(row[column]) for column in kept), style="red" if entry.problem else None)
     return table
+
+
+def pool_as_json(pool: TeacherPool) -> dict[str, Any]:
+    """What `pool_table` shows, for a tool that reads: `answers` of black boxes, and `members`. No weights are read."""
+    keys = ("id", "architecture", "num_classes", "input_size", "val_accuracy", "revision", "problem")
+    members = [
+        {**{key: getattr(entry, key) for key in keys}, "class_names": list(entry.label_names)}
+        for entry in pool.resolve()
+    ]
+    return {"answers": pool.output if pool.answers_only else None, "members": members}
 
 
 _COLUMNS = ("id", "arch", "classes", "input", "accuracy", "revision", "problem")
