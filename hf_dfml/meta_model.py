@@ -117,7 +117,8 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         """Load a meta-model from a folder or from the Hub. Only safetensors is opened.
 
         Args:
-            pretrained_model_name_or_path: a folder, `org/name`, or `org/name@revision`.
+            pretrained_model_name_or_path: a folder, `org/name`, `org/name@revision`, or `zoo:NAME` for a model that
+                comes with the library (`hf_dfml.zoo.manifest`).
             revision: branch, tag or commit on the Hub; it is resolved to a commit once, so that config and weights are
                 of the same one.
             token: of the user; None or True: the stored one; False: none is sent.

@@ -339,6 +339,26 @@ def _collection(hub: HubServer, request: Request, slug: str) -> Answer:
     return Answer.json({**about, "items": items})
 
 
+def _new_collection(hub: HubServer, request: Request) -> Answer:
+    if not hub.may_write(request):
+        return Answer.error(401, "", "Invalid username or password.")
+    asked = request.json()
+    words = re.sub(r"\W+", "-", asked["title"].lower())
+    slug = f"{asked['namespace']}/{words}-{hashlib.sha256(asked['title'].encode()).hexdigest()[:24]}"
+    if slug in hub.collections:
+        return Answer(409, json.dumps({"slug": slug}).encode())
+    hub.add_collection(slug, [])
+    return _collection(hub, request, slug)
+
+
+def _collect(hub: HubServer, request: Request, slug: str) -> Answer:
+    item = request.json()["item"]
+    if (item["type"], item["id"]) in hub.collections[slug]:
+        return Answer.error(409, "", "The item is in the collection.")
+    hub.collections[slug].append((item["type"], item["id"]))
+    return _collection(hub, request, slug)
+
+
 def _resolve(hub: HubServer, request: Request, id: str, rev: str, path: str) -> Answer:
     _, commit = hub.find(request, id, rev)
     headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
@@ -378,6 +398,8 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("GET", rf"/api/models/{_ID}/refs", _refs),
     ("GET", rf"/api/models/{_ID}/revision/{_REV}", _info),
     ("GET", rf"/api/models/{_ID}", _info),
+    ("POST", r"/api/collections", _new_collection),
+    ("POST", r"/api/collections/(?P<slug>[^/]+/[^/]+)/items", _collect),
     ("GET", r"/api/collections/(?P<slug>[^/]+/[^/]+)", _collection),
     ("POST", rf"/{_ID}\.git/info/lfs/objects/batch", _lfs_batch),
     ("POST", rf"/{_ID}\.git/info/lfs/verify", _lfs_verify),

@@ -56,7 +56,7 @@ ORDER = (
 )
 """A module imports from its own line and from those before it; `pool` itself is what `pool/__init__.py` offers."""
 
-SHARED = ("utils", "errors", "version", "settings", "arguments", "run_config", "_timm_hook")
+SHARED = ("utils", "errors", "version", "zoo", "settings", "arguments", "run_config", "_timm_hook")
 """Usable by all, so that they import from each other alone."""
 
 HEAVY = {"torchvision", "matplotlib", "datasets", "ot", "gradio", "sklearn", "scipy", "transformers", "onnx"}

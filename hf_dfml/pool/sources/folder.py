@@ -1,10 +1,11 @@
-"""Members in folders of this disk: `dir:pools/x`, or any name of a folder that exists."""
+"""Members in folders of this disk: `dir:pools/x`, `zoo:glyphs`, or any name of a folder that exists."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+from hf_dfml import zoo
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, PoolEntry, PoolSource
 from hf_dfml.pool.formats.loading import PICKLE_SUFFIXES, missing_weights
 from hf_dfml.pool.formats.reading import read_entry
@@ -18,10 +19,12 @@ class Folder(PoolSource):
     @staticmethod
     def matches(name: str) -> bool:
         """Also what can only be a path, so that a misspelt one is not looked for on the Hub."""
-        return name.startswith((PREFIX, ".", "/", "~")) or Path(name).is_dir()
+        return name.startswith((PREFIX, zoo.PREFIX, ".", "/", "~")) or Path(name).is_dir()
 
     def entries(self, name: str) -> list[PoolEntry]:
         """Members whose files are there; of each that has none, the reason."""
+        if name.startswith(zoo.PREFIX):
+            name = str(zoo.folder_of(name))
         folder = Path(name.removeprefix(PREFIX)).expanduser().absolute()
         if not folder.is_dir():
             raise FileNotFoundError(

@@ -4,7 +4,7 @@
 |---|---|
 | `http://...`, `https://...`, `x.yaml` | a service; the address of a page of the Hub is what the page is of |
 | `lock:x.json`, or a file that exists | a lock file |
-| `dir:x`, `./x`, `/x`, `~/x`, or a folder that exists | a folder |
+| `dir:x`, `./x`, `/x`, `~/x`, or a folder that exists; `zoo:x` | a folder |
 | `collection:org/slug`, or a slug that ends with 24 hexadecimal digits | a collection of the Hub |
 | `hf:org/name`, `org/name`, either with `@revision` | a repository of the Hub |
 | `hf:org`, `org` | a user or organisation of the Hub |

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, RepoUrl
 
+from hf_dfml import zoo
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.sources.client import HubOptions, check_id, looking_for, retry
 from hf_dfml.pool.sources.download import download, resolve_revision
@@ -15,7 +16,7 @@ def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = Fa
     """Folder on this disk, id and commit of a stored model; fetches its two files.
 
     Args:
-        name: a folder, `org/name`, or `org/name@revision`.
+        name: a folder, `org/name`, `org/name@revision`, or `zoo:NAME`.
         what: a word for it in errors, such as "meta-model".
         options: how the Hub is asked.
         force: whether files are downloaded although they are in the cache.
@@ -24,6 +25,8 @@ def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = Fa
         FileNotFoundError: if there is no such folder, or no model in it.
         MemberError: if there is no such repository, or it lacks one of the files.
     """
+    if str(name).startswith(zoo.PREFIX):
+        return zoo.folder_of(str(name)), str(name), None
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / CONFIG_NAME).is_file():
