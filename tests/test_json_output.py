@@ -67,4 +67,6 @@ def test_the_page_lists_the_keys():
     assert lines["pool ls"] - {"pool", "answers", "members"} == set(MEMBER)
     assert lines["pool check"] == {"pool", "usable", "members", "id", "problem"}
     assert lines["compare"] - {"rows", "verdict", "compare"} == {field.name for field in fields(Comparison)}
-    assert lines["evaluate"] - {"rows", "file", "evaluate", "right", "images"} <= {field.name for field in fields(Result)}
+    assert lines["evaluate"] - {"rows", "file", "evaluate", "right", "images"} <= {
+        field.name for field in fields(Result)
+    }

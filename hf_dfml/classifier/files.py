@@ -338,7 +338,9 @@ def _is_classifier(folder: Path) -> bool:
 def _check(config: dict[str, Any], id: str) -> dict[str, Any]:
     block = config.get(BLOCK)
     if not isinstance(block, dict):
-        raise MemberError(id, f"is not a classifier: its config.json has no block '{BLOCK}' (`hf-dfml adapt --save` makes one)")
+        raise MemberError(
+            id, f"is not a classifier: its config.json has no block '{BLOCK}' (`hf-dfml adapt --save` makes one)"
+        )
     written = block.get("format")
     if written != FORMAT:
         raise MemberError(
