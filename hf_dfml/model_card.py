@@ -152,7 +152,7 @@ def _metadata(config: MetaConfig, title: str, license: str | None) -> ModelCardD
         license=license,
         base_model=members or None,
         # Of the relations that the Hub knows, the one of a model that was made of several.
-        **({"base_model_relation": "merge"} if members else {}),
+        base_model_relation="merge" if members else None,
         datasets=[hub_id for hub_id in hub_ids if hub_id] or None,
         metrics=["accuracy"] if results else None,
         model_name=title if results else None,

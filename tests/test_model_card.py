@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from hf_dfml.evaluation import Result
 from hf_dfml.meta_config import MetaConfig, Source
-from hf_dfml.model_card import Training, limits, write_card
+from hf_dfml.model_card import Training, limits, make_card, write_card
 
 SHA = "0123456789" * 4
 OURS = Result(
@@ -44,6 +44,8 @@ def test_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
     assert data.datasets == ["uoft-cs/cifar100"]
     assert data.base_model == ["org/a"]  # A folder's name is no repository.
     assert data["base_model_relation"] == "merge"
+    local = make_card(replace(CONFIG, pool=(Source("local"),))).data.to_dict()
+    assert not {"base_model", "base_model_relation"} & set(local)
     assert data.model_name == "tgr"
     assert [(row.dataset_config, row.metric_value) for row in data.eval_results] == [
         ("5-way 1-shot", 38.5),

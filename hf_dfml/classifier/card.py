@@ -40,7 +40,7 @@ def make_card(classifier: Classifier, name: str) -> str:
                 *(["timm"] if one_network and not of_transformers else []),
             ],
             base_model=origin.name if origin.revision else None,
-            **({"base_model_relation": "finetune"} if origin.revision else {}),
+            base_model_relation="finetune" if origin.revision else None,
         ),
         template_str=resources.files(__package__).joinpath("card_template.md").read_text(encoding="utf-8"),
         title=name.split("/")[-1],
