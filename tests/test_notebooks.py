@@ -9,9 +9,15 @@ from types import ModuleType
 
 import pytest
 
+from hf_dfml.methods.pool_distillation import PoolDistillationConfig
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SIZES = "MEMBERS, EPOCHS, PASSES, IMAGES, EPISODES = "
 TINY = {f"{SIZES}20, 6, 8, 3000, 100": f"{SIZES}2, 1, 1, 200, 2"}
+TINY_POOL = {
+    "num_models=6,": "num_models=2, epochs=1,",
+    "run(PoolDistillation, distillation_config()": "run(PoolDistillation, tiny()",
+}
 
 
 def cells(notebook: Path) -> list[str]:
@@ -39,8 +45,18 @@ def test_outputs_are_stripped(path):
         assert cell["cell_type"] == "markdown" or (cell["outputs"] == [] and cell["execution_count"] is None)
 
 
+def tiny() -> PoolDistillationConfig:
+    """Pool distillation for seconds."""
+    return PoolDistillationConfig(
+        steps=1, num_images=200, recoveries=1, recovery_steps=2, images_per_class=2, joint_rounds=0, flip=False
+    )
+
+
 def run_cells(path: Path, changes: dict[str, str]) -> dict:
-    names: dict = {}
+    """The names that are left when the cells have run; each text of `changes` must be in one of them."""
+    for old in changes:
+        assert sum(old in code for code in cells(path)) == 1, f"{old}: this is what makes it tiny"
+    names: dict = {"tiny": tiny}
     for code in cells(path):
         for old, new in changes.items():
             code = code.replace(old, new)
@@ -50,13 +66,19 @@ def run_cells(path: Path, changes: dict[str, str]) -> dict:
 
 def test_the_quickstart_runs_at_a_tiny_size(ipython, capsys):
     path = next(each for each in NOTEBOOKS if each.stem == "quickstart")
-    (old,) = TINY
-    assert sum(old in code for code in cells(path)) == 1, "the line of sizes is what makes it tiny"
     names = run_cells(path, TINY)
     assert len(names["pool"]) == 2 and len(names["meta"].config.pool) == 2
     assert ipython, "pictures of what was recovered"
     assert {row.method for row in names["rows"]} >= {"Pool distillation", "Best member + prototype"}
     assert len(names["classifier"].classes) == 3 and Path("runs/notebook/classifier/config.json").is_file()
+
+
+def test_your_pool_runs_at_a_tiny_size(ipython, capsys):
+    path = next(each for each in NOTEBOOKS if each.stem == "your_pool")
+    names = run_cells(path, TINY_POOL)
+    assert {"Best member", "All 2 members"} & {row.name.split(",")[0].split(" (")[0] for row in names["rows"]}
+    assert "can be used" in capsys.readouterr().out
+    assert len(names["classifier"].classes) == 5 and Path("runs/your-pool/classifier/config.json").is_file()
 
 
 @pytest.mark.slow
