@@ -135,12 +135,13 @@ def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
     """Members of two sizes and architectures from two folders; an evaluation on each of two data sets."""
     glyph_pool(tmp_path / "small", 1)
     make_mixed_pool(tmp_path)
-    load = preflight.load_dataset
+    read = preflight.open_data
+    monkeypatch.setattr(preflight, "own_splits", lambda name: ())
     monkeypatch.setattr(preflight, "dataset_info", lambda name: None)
     monkeypatch.setattr(
         preflight,
-        "load_dataset",
-        lambda name, split, **sizes: replace(load("glyphs", split, **sizes), name=name),
+        "open_data",
+        lambda name, split, **options: replace(read("glyphs", split, **options), name=name),
     )
     pools = f"{tmp_path / 'small'},{tmp_path / 'mixed'}"
     pool = ModelPool.open(pools)

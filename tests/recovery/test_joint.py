@@ -33,6 +33,17 @@ def test_classes_are_those_of_all_members_by_name(pool):
     assert images.shape == (5, 4, 3, 16, 16) and images.min() >= 0 and images.max() <= 1
 
 
+def test_images_start_as_noise_with_the_members_mean_and_deviation(pool):
+    images = images_of(pool, updates=0)
+    assert images.min() >= 0 and images.max() <= 1
+    mean, std = (torch.tensor([getattr(entry, name) for entry in pool]).mean(0) for name in ("mean", "std"))
+    inside = (images > 0) & (images < 1)
+    for channel in range(3):
+        values = images[:, :, channel]
+        assert abs(float(values.median()) - mean[channel]) < 0.1 * std[channel]
+        assert 0.5 * std[channel] < values[inside[:, :, channel]].std() < std[channel]
+
+
 def test_every_image_gets_the_same_number_of_updates(pool, monkeypatch):
     updates, adam = [], joint._adam
 
