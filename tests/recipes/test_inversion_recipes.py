@@ -136,7 +136,8 @@ def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
     glyph_pool(tmp_path / "small", 1)
     make_mixed_pool(tmp_path)
     read = preflight.open_data
-    monkeypatch.setattr(preflight, "own_splits", lambda name: ())
+    monkeypatch.setattr(preflight, "own_splits", lambda name: ("validation", "test"))
+    monkeypatch.setattr(preflight, "DATASETS", ("glyphs", "runes"))
     monkeypatch.setattr(preflight, "dataset_info", lambda name: None)
     monkeypatch.setattr(
         preflight,
