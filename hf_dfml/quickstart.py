@@ -70,13 +70,8 @@ def in_short(rows: list[Result], folder: Path) -> list[Result]:
 
 def _of_tgr(folder: Path) -> list[Result]:
     network = MetaModel.from_pretrained(str(folder / "tgr")).network
-    protocol = EvaluationProtocol(episodes=EPISODES)
-    test = load_dataset("glyphs", "test")
-    return [
-        row
-        for each in (protocol, replace(protocol, head="prototype"))
-        for row in evaluate(network, test, each, method=TGR.name, command=" ".join(COMMAND))
-    ]
+    protocol = EvaluationProtocol(episodes=EPISODES, head="prototype")
+    return evaluate(network, load_dataset("glyphs", "test"), protocol, method=TGR.name, command=" ".join(COMMAND))
 
 
 def distillation_config() -> PoolDistillationConfig:
