@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hf_dfml import MetaModel
+from hf_dfml.evaluation import read_results
 from hf_dfml.networks import create_network
 from hf_dfml.utils import checkpoint
 from hf_dfml.utils.checkpoint import atomic_write
+from tests.methods.tiny_tgr import TINY
+from tests.pool.members import write_pool
 from tests.processes.launch import ROOT, start
+from tests.test_survival import words
 
 CLI = ("-m", "hf_dfml.cli")
+EVALUATED = {**TINY, "steps": 1, "dataset": "glyphs", "episodes": 8, "validation_episodes": 4, "shots": 1}
 NAME_SPACE = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 
 
@@ -68,6 +76,33 @@ def test_kills_during_a_push_leave_all_or_nothing_and_the_next_push_succeeds(hub
     assert start(1, *CLI, "push", stored, "tester/run").wait(timeout=200) == 0
     published = hub.repos["tester/run"].at("main").files["model.safetensors"].content
     assert published == (stored / "model.safetensors").read_bytes()
+
+
+@pytest.mark.faults
+def test_kills_while_results_and_model_are_written(tmp_path):
+    """Whenever it comes, `results.json` and the weights are whole or not there, and the same command ends the run."""
+    members = write_pool(tmp_path / "pool", 4)
+    assert start(1, *words(members, tmp_path / "whole", EVALUATED)).wait(timeout=300) == 0
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    rows = {(row.method, row.head, row.bn): row.mean for row in read_results(tmp_path / "whole")}
+    moments = random.Random(0)
+    for kill in range(3):
+        folder = tmp_path / f"killed-{kill}"
+        run = start(1, *words(members, folder, EVALUATED))
+        results = folder / "results.json"
+        while run.poll() is None and not results.exists():
+            time.sleep(0.001)
+        if kill:  # The first one in the very moment, the others while further rows and the model are written.
+            time.sleep(moments.uniform(0, 1.5))
+        run.kill()
+        run.wait()
+        assert all(row in rows for row in ((row.method, row.head, row.bn) for row in read_results(results)))
+        if (folder / "model.safetensors").exists():
+            assert load_file(folder / "model.safetensors").keys() == expected.keys()
+        assert start(1, *words(members, folder, EVALUATED)).wait(timeout=300) == 0
+        again = load_file(folder / "model.safetensors")
+        assert all(torch.equal(again[name], value) for name, value in expected.items())
+        assert {(row.method, row.head, row.bn): row.mean for row in read_results(folder)} == rows
 
 
 def on_a_full_disk(small: Path, *command: object) -> subprocess.CompletedProcess:
