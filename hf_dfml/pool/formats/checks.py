@@ -93,8 +93,8 @@ def check_input(id: str, size: Any, mean: Any, std: Any) -> dict[str, Any]:
     Raises:
         MemberError: if the size is not that of an RGB image or the scale is not three numbers with positive std.
     """
-    if not (_is_list(size, 3) and all(is_count(side) for side in size) and max(size) <= 4096):
-        raise MemberError(id, f"input_size is {size!r}, expected [3, height, width] with sides of 1 to 4096 pixels")
+    if not (_is_list(size, 3) and all(is_count(side) for side in size) and max(size) <= 2048):
+        raise MemberError(id, f"input_size is {size!r}, expected [3, height, width] with sides of 1 to 2048 pixels")
     if size[0] != 3:
         raise MemberError(id, f"takes images of {size[0]} channels, expected 3 (RGB)")
     for name, values in (("mean", mean), ("std", std)):
