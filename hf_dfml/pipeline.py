@@ -20,6 +20,7 @@ from torch import nn
 
 from hf_dfml.estimate import check_memory, cost_of_distillation
 from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, print_table, results_chart, write_results
+from hf_dfml.evaluation.baselines import BASELINES
 from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
 from hf_dfml.evaluation.selection import best_head, validation
 from hf_dfml.meta_model import MetaModel
@@ -130,6 +131,8 @@ def _run(
     protocol = EvaluationProtocol(
         ways=config.ways, shots=config.shots, queries=config.queries, episodes=config.episodes
     )
+    if not config.finetuned_rows:
+        protocol = replace(protocol, head="prototype", bn="running")
     validating = replace(protocol, episodes=config.validation_episodes, split="validation")
     size = network_info(network).image_size
     data = evaluation_data(config, protocol, size)
@@ -159,9 +162,11 @@ def _run(
         results.exit_code = outcome.exit_code
         if outcome.finished and data.validation:
             protocols = protocols_of_run(protocol, (suits,), config.icfil_episodes)
-            whole.begin("evaluation", pieces=1 + len(data.validation) * (len(protocols) + 1 + 5 * config.baselines))
+            rows = len(protocols) + 1 + len(BASELINES) * config.baselines
+            whole.begin("evaluation", pieces=1 + len(data.validation) * rows)
             try:
-                adapt = best_head(outcome.model, data.validation, validating, processes)
+                heads = None if config.finetuned_rows else ("prototype",)
+                adapt = best_head(outcome.model, data.validation, validating, processes, heads=heads)
                 whole.next_piece()
                 meta_test(
                     outcome.model,

@@ -75,6 +75,11 @@ class RunConfig(Settings):
     baselines: bool = option(
         True, "Evaluate random initialisation, average and members too; `false` where their rows exist."
     )
+    finetuned_rows: bool = option(
+        True,
+        "Evaluate fine-tuning too; `false`: nearest class means alone, and the meta-model's own adaptation is chosen "
+        "among them, in a small part of the time.",
+    )
     validation_episodes: int = option(100, "Episodes of each look at the validation classes.", least=2)
     num_threads: int = option(0, "CPU threads of a process; 0 leaves PyTorch's choice.", least=0)
     mixed_precision: Literal["no", "bf16"] | None = option(

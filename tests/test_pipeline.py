@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hf_dfml.cli import main
 from hf_dfml.evaluation import read_results, reporting
+from hf_dfml.meta_model import MetaModel
 from hf_dfml.pipeline import meta_network, run
 from hf_dfml.pool import ModelPool
 from hf_dfml.run_config import RunConfig
@@ -43,6 +44,17 @@ def test_a_method_of_ones_own_runs_to_its_card(members, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "A. Uthor. Nudging. Workshop 2026" in card
     assert json.loads((tmp_path / "config.json").read_text())["hf_dfml"]["method_config"] == {"steps": 2, "size": 0.1}
+
+
+def test_without_fine_tuned_rows_all_are_nearest_class_means_but_the_methods_own(members, tmp_path):
+    results = run(Nudge, NudgeConfig(), config_of(members, tmp_path, finetuned_rows=False), argv=["test"])
+    ours = {(row.head, row.bn) for row in results if row.method == "Nudge"}
+    assert {row.head for row in results if row.method != "Nudge"} == {"prototype"}
+    assert ours <= {
+        (Nudge.eval_head, Nudge.eval_bn),
+        *(("prototype", bn) for bn in ("support", "running", "transductive")),
+    }
+    assert MetaModel.from_pretrained(str(tmp_path)).config.adapt.head == "prototype"
 
 
 def test_a_method_of_ones_own_goes_on_where_it_was(members, tmp_path):

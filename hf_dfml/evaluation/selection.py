@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -49,7 +49,12 @@ def validation(
 
 
 def best_head(
-    model: nn.Module, datasets: Sequence[FewShotDataset], protocol: EvaluationProtocol, processes: Processes = ALONE
+    model: nn.Module,
+    datasets: Sequence[FewShotDataset],
+    protocol: EvaluationProtocol,
+    processes: Processes = ALONE,
+    *,
+    heads: Collection[str] | None = None,
 ) -> Adaptation:
     """The default of `MetaModel.adapt`: the inductive adaptation that is best on the validation classes.
 
@@ -58,13 +63,14 @@ def best_head(
         datasets: validation classes.
         protocol: episodes; the steps of heads that adapt the network.
         processes: among which each evaluation is divided.
+        heads: names of the heads to choose from; None: all that may be a default.
     """
     ours = protocol.adaptation
     representations = REPRESENTATIONS if network_info(model).answers else REPRESENTATIONS[:1]
     candidates = [
         replace(ours, head=name, bn=bn, flips=flips, representation=representation)
         for name, head in sorted(HEADS.items())
-        if head.by_default
+        if (name in heads if heads is not None else head.by_default)
         for representation in (representations if head.on_features else REPRESENTATIONS[:1])
         for flips in ((False, True) if head.on_features else (False,))
         for bn in BATCH_NORMS[:2]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import InferenceClient, get_token
+from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
@@ -58,6 +58,8 @@ class RemoteModel:
         token = token_for(url) if token is None else token
         # An empty header rather than none: the client would fill in the user's Hugging Face token.
         headers = {"authorization": f"Bearer {token}" if token else "", "user-agent": user_agent()}
+        from huggingface_hub import InferenceClient  # Its types take a quarter of a second to import.
+
         self._of_files = InferenceClient(timeout=timeout, headers={**headers, "content-type": "image/png"})
         self._of_json = InferenceClient(timeout=timeout, headers=headers)
         self._files_only = False

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
-from huggingface_hub import InferenceTimeoutError
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 from huggingface_hub.utils import httpx
 
 from hf_dfml.pool.queries import RefusedError, ServiceError
