@@ -38,9 +38,10 @@ from torch import nn
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, Result, evaluate, print_table, read_results, write_results
+from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
 from hf_dfml.networks.info import network_info
-from hf_dfml.pipeline import RunConfig, meta_network, open_pool
+from hf_dfml.pipeline import RunConfig, open_pool
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.black_box.service import open_service
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient

@@ -16,8 +16,9 @@ from torch import nn
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate, print_table, read_results, write_results
+from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
-from hf_dfml.pipeline import RunConfig, meta_network, open_pool
+from hf_dfml.pipeline import RunConfig, open_pool
 from hf_dfml.pool import ModelPool
 from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import atomic_write

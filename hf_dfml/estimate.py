@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 from hf_dfml.networks.info import network_info
-from hf_dfml.networks.timm_network import is_model
 from hf_dfml.pool import ModelPool, opening
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
@@ -59,7 +57,7 @@ class Cost(NamedTuple):
 
 
 def fitted_to_pool(config: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Architecture, images and passes of pool distillation for a pool, printed; the method's defaults fit 32 pixels.
+    """Images and passes of pool distillation for a pool, printed; the method's defaults fit 32 pixels.
 
     Args:
         config: the class of the method's options.
@@ -80,7 +78,7 @@ def fitted_to_pool(config: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
     usual = {each: option.default for each, option in options_of(config).items()}
     size = max(entry.input_size[-1] for entry in entries if entry.input_size)
     classes = max(entry.num_classes or 0 for entry in entries)
-    values: dict[str, Any] = {} if typed.get("student_from") else {"arch": student_of(entries, size)}
+    values: dict[str, Any] = {}
     most = int(typed.get("classes_per_member", usual["classes_per_member"])) or classes
     each = values["images_per_class"] = max(
         1, min(usual["images_per_class"], IMAGES_OF_A_MEMBER // min(classes, most))
@@ -108,15 +106,6 @@ def answers_only(typed: Mapping[str, Any]) -> bool:
 def without_batch_terms(typed: Mapping[str, Any]) -> dict[str, Any]:
     """Of black boxes nothing but answers is known: the terms of an objective that need more are off."""
     return dict.fromkeys(("bn_weight", "tv_weight", "l2_weight"), 0.0) if answers_only(typed) else {}
-
-
-def student_of(entries: list[PoolEntry], size: int) -> str:
-    """The most common architecture that timm builds; else a small one for the size."""
-    counts = Counter(entry.architecture for entry in entries if entry.library == "timm" and entry.architecture)
-    for architecture, _ in counts.most_common():
-        if is_model(architecture):
-            return architecture
-    return "conv4" if size <= 84 else "resnet18"
 
 
 def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping[str, Any]) -> Cost:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from torch import nn
 
 from hf_dfml.estimate import check_memory, cost_of_distillation
 from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, print_table, results_chart, write_results
@@ -24,13 +23,12 @@ from hf_dfml.evaluation.baselines import BASELINES
 from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
 from hf_dfml.evaluation.selection import best_head, validation
 from hf_dfml.meta_model import MetaModel
+from hf_dfml.meta_network import choose_network, meta_network
 from hf_dfml.methods.base import Method, refuse_black_boxes
 from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.model_card import Training, write_card
-from hf_dfml.networks import create_network
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
-from hf_dfml.pool.backbone import open_backbone, started_from
 from hf_dfml.preflight import check_disk, check_folder, check_push, evaluation_data, names_of_datasets
 from hf_dfml.recovery.soundness import unsound_members
 from hf_dfml.run_config import RunConfig
@@ -123,7 +121,8 @@ def _run(
         refuse_black_boxes(method_class)
     pool = open_teachers(config, processes.device)
     method_config = method_class.config_for(method_config, pool)
-    network = meta_network(pool, config).to(processes.device)
+    choice = choose_network(pool, config)
+    network = meta_network(pool, config, choice).to(processes.device)
     method = method_class(method_config, network)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
@@ -134,6 +133,8 @@ def _run(
     if not config.finetuned_rows:
         protocol = replace(protocol, head="prototype", bn="running")
     validating = replace(protocol, episodes=config.validation_episodes, split="validation")
+    if choice.reason:
+        accelerator.print(f"Student: {choice.arch} of {choice.image_size} pixels, {choice.reason}.")
     size = network_info(network).image_size
     data = evaluation_data(config, protocol, size)
     processes.once(lambda: check_disk(folder, network, flat(method_config), config, size))
@@ -261,41 +262,6 @@ def sound(pool: ModelPool, seed: int) -> ModelPool:
     for id, reason in found.items():
         logger.warning("Pool member left out: %s: %s. --check_members false keeps it.", id, reason)
     return pool.filter(lambda entry: entry.id not in found) if found else pool
-
-
-def meta_network(pool: TeacherPool, config: RunConfig) -> nn.Module:
-    """The network of the meta-model.
-
-    One from `config.student_from`, with its image size and normalisation; or a fresh one of the pool's largest image
-    size and the mean of its normalisations.
-
-    Raises:
-        ValueError: if the public network cannot be used, or not with images of `config.image_size`.
-        FileNotFoundError: if there is none of that name.
-    """
-    if config.student_from:
-        backbone = open_backbone(config.student_from)
-        own = (backbone.entry.input_size or (3, 224, 224))[-1]
-        return started_from(
-            backbone,
-            num_classes=config.ways,
-            image_size=config.image_size or own,
-            generator=fork(config.seed, "network"),
-        )
-    count = len(pool)
-    mean, std = (
-        tuple(sum(getattr(entry, name)[channel] for entry in pool) / count for channel in range(3))
-        for name in ("mean", "std")
-    )
-    size = config.image_size or max(entry.input_size[-1] for entry in pool if entry.input_size)
-    return create_network(
-        config.arch,
-        num_classes=config.ways,
-        image_size=size,
-        mean=mean,
-        std=std,
-        generator=fork(config.seed, "network"),
-    )
 
 
 def open_teachers(config: RunConfig, device: torch.device | str = "cpu") -> TeacherPool:

@@ -54,7 +54,12 @@ class RunConfig(Settings):
     )
     image_column: str | None = option(None, "Of a data set in --data: its column of images.")
     label_column: str | None = option(None, "Of a data set in --data: its column of classes.")
-    arch: str = option("conv4", "Network of the meta-model: conv4, conv4_64, resnet12, ...")
+    arch: str = option(
+        "auto",
+        "Network of the meta-model: conv4, conv4_64, resnet12, any timm name, or `auto`: that of most members, "
+        "conv4 where they only answer.",
+        common=True,
+    )
     student_from: str | None = option(
         None,
         "Start the meta-model from this public network, not a fresh one of `arch`: a folder, a Hub id or a timm name.",
@@ -62,7 +67,8 @@ class RunConfig(Settings):
     )
     image_size: int = option(
         0,
-        "Height and width of the meta-model's images; 0: the members' largest, or the public network's own.",
+        "Height and width of the meta-model's images; 0: the largest of the members of its architecture, else of all, "
+        "or the public network's own.",
         least=0,
     )
     ways: int = option(5, "Classes of an episode.", least=2, common=True)

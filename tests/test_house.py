@@ -46,6 +46,7 @@ ORDER = (
         "hub_results",
         "model_card",
         "meta_model",
+        "meta_network",
         "adapting",
         "comparing",
         "preflight",

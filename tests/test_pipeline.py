@@ -12,12 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hf_dfml.cli import main
 from hf_dfml.evaluation import read_results, reporting
 from hf_dfml.meta_model import MetaModel
-from hf_dfml.pipeline import meta_network, run
-from hf_dfml.pool import ModelPool
+from hf_dfml.pipeline import run
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trackers import trackers_of
 from tests.methods.own import Nudge, NudgeConfig
-from tests.pool.members import write_member, write_pool
+from tests.pool.members import write_pool
 
 
 @pytest.fixture(scope="module")
@@ -178,14 +177,3 @@ def test_the_method_of_the_documentation_runs_from_the_command_line(members, tmp
     assert end.value.code == 0 and "--outer_lr" in out and "Share of the way that the meta-model moves." in out
     with pytest.raises(SystemExit, match="pool_reptile.py has no class 'Pool': its methods are PoolReptile"):
         main(["train", "pool_reptile.py:Pool", *words])
-
-
-def test_the_meta_networks_normalisation_is_the_mean_of_the_members(tmp_path):
-    """Means from means, standard deviations from standard deviations, the largest size."""
-    for index, (size, mean, std) in enumerate([(16, 0.2, 0.3), (20, 0.6, 0.1)]):
-        settings = {"input_size": [3, size, size], "mean": [mean, 0.5, 0.5], "std": [std, 0.2, 0.2]}
-        write_member(tmp_path / f"m-{index}", seed=index, pretrained_cfg=settings | {"fixed_input_size": True})
-    network = meta_network(ModelPool.from_dir(tmp_path), config_of(tmp_path, tmp_path / "run"))
-    settings = network.pretrained_cfg
-    assert settings["input_size"][-1] == 20
-    assert settings["mean"] == pytest.approx((0.4, 0.5, 0.5)) and settings["std"] == pytest.approx((0.2, 0.2, 0.2))

@@ -15,6 +15,7 @@ from them unless that is asked for.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dfml.learning.ancestry import start_from_pool
 from hf_dfml.learning.answers import AnswerHeads, Heads, answer_loss, softened, with_answers
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.learning.student import Student, TrainedPart
@@ -36,6 +38,8 @@ from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.seeding import fork
+
+logger = logging.getLogger(__name__)
 
 FEW_MEMBERS = 10
 """Up to so many members, their features tell new classes apart better than their answers (CIFAR-FS, validation)."""
@@ -55,8 +59,8 @@ class PoolDistillationConfig(Settings):
     lr: float = option(1e-2, "Highest learning rate of the student's Adam (one cycle over the run).", above=0)
     start: Literal["member", "random"] = option(
         "member",
-        "Start from the best member of the student's architecture (if there is one), or at random; not where "
-        "--student_from names a start.",
+        "Start from the members of the student's architecture, if there are any (what they were all fine-tuned from, "
+        "where their weights show it, else the best one), or at random; not where --student_from names a start.",
     )
     train_student: TrainedPart = option(
         "all",
@@ -134,7 +138,7 @@ class PoolDistillation(Method):
         self._make_heads(pool, context)
         public = network_info(self.model).settings.get("started_from")
         if self.config.start == "member" and not public and not pool.answers_only:
-            start_from_member(self.model, pool)
+            logger.info(start_from_pool(self.model, pool))
             self.student.restore()
         self.images, self.answers, self.recovered = pool_images(
             pool, self.config.training_set, self._size_of_images(pool), context
@@ -253,18 +257,3 @@ class PoolDistillation(Method):
         if len(self.images):
             drawn += [image_grid(to_unit(self.images[: SHOWN * SHOWN]), folder / "training_set.png", columns=SHOWN)]
         return drawn
-
-
-def start_from_member(model: nn.Module, pool: TeacherPool) -> None:
-    """Give `model` the weights, but for the classifier's, of the best member that has the same ones.
-
-    Members of its architecture are tried in the order of their stored accuracies; where none fits, it stays as it is.
-    """
-    info = network_info(model)
-    candidates = [index for index, entry in enumerate(pool) if entry.architecture == info.architecture]
-    own = {name: value for name, value in model.state_dict().items() if not info.in_classifier(name)}
-    for index in sorted(candidates, key=lambda index: -(pool[index].val_accuracy or 0.0)):
-        weights = pool.load(index).network.state_dict()
-        if all(name in weights and weights[name].shape == value.shape for name, value in own.items()):
-            model.load_state_dict(model.state_dict() | {name: weights[name] for name in own})
-            return

@@ -13,10 +13,11 @@ from hf_dfml import MetaModel
 from hf_dfml.arguments import parse
 from hf_dfml.data import dataset_info
 from hf_dfml.evaluation import selection
+from hf_dfml.learning.ancestry import start_from_pool
 from hf_dfml.learning.answers import answer_loss, predicted_answers, probabilities
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.learning.student import features_of
-from hf_dfml.methods import pool_distillation, pool_images
+from hf_dfml.methods import pool_images
 from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.networks import create_network
@@ -104,7 +105,7 @@ def test_the_student_starts_from_the_best_member_of_its_kind(tmp_path):
     best = next(index for index, entry in enumerate(pool) if entry.id == "best")
     method, random = make_method(), make_method(start="random")
     before = method.model.get_classifier().weight.clone()
-    pool_distillation.start_from_member(method.model, pool)
+    assert start_from_pool(method.model, pool).startswith("The student starts from best, the best of")
     weights = pool.load(best).network.state_dict()
     assert torch.equal(method.model.blocks[0].conv.weight, weights["blocks.0.conv.weight"])
     assert torch.equal(method.model.get_classifier().weight, before)

@@ -12,10 +12,10 @@ from PIL import Image
 
 from hf_dfml import MetaModel
 from hf_dfml.data.unlabelled import unlabelled_images
+from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.networks import create_network
 from hf_dfml.networks.info import network_info
-from hf_dfml.pipeline import meta_network
 from hf_dfml.pool.building.writing import member_config, write_member
 from hf_dfml.run_config import RunConfig
 from tests.methods.pools import make_context, make_mixed_pool, make_pool, run_steps
