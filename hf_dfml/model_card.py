@@ -26,12 +26,18 @@ CARD_NAME = "README.md"
 LIBRARY_NAME = "hf-dfml"
 TAGS = ("hf-dfml", "hf_dfml", "data-free-meta-learning", "few-shot", "image-classification")
 """Of every card; `hf_dfml` was the library's name on the Hub first, and is what older filters look for."""
+RECOVERED = (
+    "Images recovered from the members of the pool, class by class. A bar below an image, and the number beside a "
+    "name, is the probability that members give to the class."
+)
 CAPTIONS = {
+    "classes": RECOVERED,
     "dissimilarity": "How unlike each other the members of the pool are, ordered by the groups they were put into.",
-    "recovered": "Images recovered from the members of the pool, one row for each class shown.",
+    "recovered": RECOVERED,
     "results": "Accuracy with 95 % intervals; the colours are the numbers of support images a class.",
     "teachers": "The same recovered images as some members of the pool see them (t-SNE of their features).",
-    "training": "Accuracy on the validation classes in the course of training.",
+    "training": "Accuracy on the validation classes in the course of training. Level lines are what needs no "
+    "meta-learning, on the same episodes.",
     "training_set": "Some of the recovered and mixed images that the network was trained on.",
 }
 """What the pictures of a run show, by the name of their file before any dash."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -21,7 +21,7 @@ from hf_dfml.estimate import check_memory, cost_of_distillation
 from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, print_table, results_chart, write_results
 from hf_dfml.evaluation.baselines import BASELINES
 from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
-from hf_dfml.evaluation.selection import best_head, validation
+from hf_dfml.evaluation.selection import best_head, level_lines, validation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.meta_network import choose_network, meta_network
 from hf_dfml.methods.base import Method, refuse_black_boxes
@@ -37,7 +37,7 @@ from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
 from hf_dfml.trainer import Outcome, Trainer
 from hf_dfml.utils.folder_lock import folder_in_use
 from hf_dfml.utils.memory import available_memory
-from hf_dfml.utils.pictures import curves
+from hf_dfml.utils.pictures import learning_curves
 from hf_dfml.utils.processes import Processes
 from hf_dfml.utils.progress import whole_run
 from hf_dfml.utils.provenance import describe_machine, scrub_command, this_command
@@ -154,7 +154,7 @@ def _run(
         if processes.is_main:
             write_results(folder, results)
 
-    adapt = suits
+    adapt, lines = suits, {}
     parts = ["setup", "steps", *["evaluation"] * bool(data.validation)]
     with whole_run(method.name, parts, enabled=processes.is_main) as whole:
         # With the first checkpoint, so that a run that is interrupted can go on with the same members.
@@ -164,7 +164,7 @@ def _run(
         if outcome.finished and data.validation:
             protocols = protocols_of_run(protocol, (suits,), config.icfil_episodes)
             rows = len(protocols) + 1 + len(BASELINES) * config.baselines
-            whole.begin("evaluation", pieces=1 + len(data.validation) * rows)
+            whole.begin("evaluation", pieces=1 + len(data.validation) * rows + config.baselines)
             try:
                 heads = None if config.finetuned_rows else ("prototype",)
                 adapt = best_head(outcome.model, data.validation, validating, processes, heads=heads)
@@ -180,6 +180,9 @@ def _run(
                     processes=processes,
                     record=record,
                 )
+                if config.baselines and not pool.answers_only:
+                    lines = level_lines(pool, data.validation, validating, processes)  # type: ignore[arg-type]
+                    whole.next_piece()
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"stopped by Ctrl-C in the evaluation. The training is done and kept in {folder}: the same "
@@ -189,7 +192,7 @@ def _run(
         show(results)
     accelerator.end_training()  # From here on each process is alone.
     if outcome.finished and processes.is_main:
-        _publish(outcome, method, pool, config, data.dataset, results, adapt, command, accelerator)
+        _publish(outcome, method, pool, config, data.dataset, results, adapt, lines, command, accelerator)
     return results
 
 
@@ -201,6 +204,7 @@ def _publish(
     dataset: str | None,
     results: list[Result],
     adapt: Adaptation,
+    lines: Mapping[str, Mapping[str, float]],
     command: str,
     accelerator: Accelerator,
 ) -> None:
@@ -231,7 +235,8 @@ def _publish(
     write_results(folder, results)
     meta.save_pretrained(folder)
     pictures = method.pictures(folder / "pictures")
-    write_card(folder, meta.config, training=training, pictures=pictures, charts=_charts(outcome, results, folder))
+    charts = _charts(outcome, results, lines, folder)
+    write_card(folder, meta.config, training=training, pictures=pictures, charts=charts)
     if pool.queries:
         accelerator.print(f"The black boxes were sent {pool.queries.total:,} images.")
     accelerator.print(f"Wrote the meta-model, its card and its pictures to {folder}.")
@@ -319,8 +324,10 @@ def _chosen(outcome: Outcome, total: int, dataset: str | None) -> str:
     return f"step {outcome.progress.best_step} of {total}, the best on the validation classes of {dataset}"
 
 
-def _charts(outcome: Outcome, results: list[Result], folder: Path) -> list[Path]:
-    """The rows of the evaluation as bars, and the course of the validation, drawn into `folder`."""
+def _charts(
+    outcome: Outcome, results: list[Result], baselines: Mapping[str, Mapping[str, float]], folder: Path
+) -> list[Path]:
+    """The rows of the evaluation as bars, and the course of the validation beside the baselines, in `folder`."""
     datasets = list(dict.fromkeys(row.dataset for row in results))
     episodes = max((row.episodes for row in results), default=0)
     charts = [
@@ -332,9 +339,10 @@ def _charts(outcome: Outcome, results: list[Result], folder: Path) -> list[Path]
     ]
     lines = {
         name.removeprefix("validation/"): [(row["step"], row[name]) for row in outcome.progress.history if name in row]
-        for name in {key for row in outcome.progress.history for key in row if key.startswith("validation/")}
+        for name in sorted({key for row in outcome.progress.history for key in row if key.startswith("validation/")})
     }
     if lines:
         title = "Accuracy on the validation classes (%)"
-        charts.append(curves(dict(sorted(lines.items())), folder / "pictures" / "training.png", title=title))
+        training = folder / "pictures" / "training.png"
+        charts.append(learning_curves(lines, training, baselines=baselines, title=title))
     return charts

@@ -172,6 +172,10 @@ class Classifier:
         """What the probabilities are the softmax of, `(B, N)` on the CPU; images as in `predict`."""
         return self._pass(as_batch(images, self.size))
 
+    def features(self, images: Images) -> Tensor:
+        """The network's penultimate features of images, `(B, D)` on the CPU; images as in `predict`."""
+        return self._pass(as_batch(images, self.size), features=True).flatten(1)
+
     def nearest(self, images: Images, k: int = 3) -> list[list[tuple[int, float]]]:
         """The `k` support images most like each image (all, where there are fewer), with their similarity.
 

@@ -35,6 +35,9 @@ def adapt(
     output: Output = None,
     top_k: TopK = 1,
     threshold: Threshold = 0.0,
+    picture: Annotated[
+        Path | None, typer.Option(help="A .png file: where the network puts the example images and the queries.")
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Learn new classes from a few pictures of each; classify others, keep the classifier, or both.
@@ -58,6 +61,10 @@ def adapt(
         _say(f"Wrote the classifier and its card to {save}: hf-dfml classify {save} PHOTOS")
     if query:
         _answer(classifier, query, output, top_k, threshold)
+    if picture:
+        from hf_dfml.classifier.picture import draw_features
+
+        _say(f"Wrote the picture to {draw_features(classifier, picture, query or ())}.")
 
 
 def classify(

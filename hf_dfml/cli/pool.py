@@ -1,4 +1,4 @@
-"""`hf-dfml pool`: build, add to, list, check and publish pools."""
+"""`hf-dfml pool`: build, add to, list, check, draw and publish pools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from hf_dfml.utils.text import counted
 if TYPE_CHECKING:
     from hf_dfml.pool.building.training import PoolRecipe
 
-pool_app = typer.Typer(help="Build, list, check and publish pools of pretrained classifiers.", no_args_is_help=True)
+pool_app = typer.Typer(
+    help="Build, list, check, draw and publish pools of pretrained classifiers.", no_args_is_help=True
+)
 
 
 @pool_app.command("build")
@@ -186,6 +188,21 @@ def pool_check(
         typer.echo(f"{usable} of {counted(len(checked), 'member')} can be used.")
     if refused:
         raise typer.Exit(1)
+
+
+@pool_app.command("map")
+def pool_map(
+    pool: PoolName,
+    output: Annotated[Path, typer.Option(help="The PNG file.")] = Path("pool_map.png"),
+) -> None:
+    """Draw the members as a map: near each other where they know the same classes, coloured by their data set.
+
+    Configs are read, weights are not. In the title are the members and how many classes they know together.
+    """
+    from hf_dfml.pool import open_pool
+    from hf_dfml.pool.inspection import draw_map
+
+    typer.echo(f"Wrote the map to {draw_map(open_pool(pool), output)}.")
 
 
 @pool_app.command("push")

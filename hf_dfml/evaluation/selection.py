@@ -8,11 +8,14 @@ from dataclasses import replace
 from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset
+from hf_dfml.evaluation.baselines import all_features, best_features, evaluate_baselines, random_init
 from hf_dfml.evaluation.heads import HEADS, Adaptation
 from hf_dfml.evaluation.heads.base import BATCH_NORMS, REPRESENTATIONS
 from hf_dfml.evaluation.meta_testing import evaluate
 from hf_dfml.evaluation.protocol import EvaluationProtocol
+from hf_dfml.evaluation.results import Result
 from hf_dfml.networks.info import network_info
+from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.utils.processes import ALONE, Processes
 
 
@@ -41,11 +44,43 @@ def validation(
             for dataset in datasets
             for row in evaluate(model, dataset, protocol, method="validation", progress=False, processes=processes)
         ]
-        return {
-            f"{row.dataset} {row.shots}-shot" if len(datasets) > 1 else f"{row.shots}-shot": row.mean for row in rows
-        }
+        return {_name(row, datasets): row.mean for row in rows}
 
     return validate
+
+
+def level_lines(
+    pool: ModelPool, datasets: Sequence[FewShotDataset], protocol: EvaluationProtocol, processes: Processes = ALONE
+) -> dict[str, dict[str, float]]:
+    """What a run's validation curve must beat: baselines on the episodes of the validation.
+
+    Args:
+        pool: the teachers.
+        datasets: validation classes.
+        protocol: their episodes, and the adaptation of random weights.
+        processes: among which each evaluation is divided.
+
+    Returns:
+        For `Random init`, the best member and all members the accuracy, in percent, under the names of `validation`.
+    """
+    lines: dict[str, dict[str, float]] = {}
+    for dataset in datasets:
+        rows = evaluate_baselines(
+            pool,
+            dataset,
+            protocol,
+            baselines=(random_init, best_features, all_features),
+            device=pool.device,
+            progress=False,
+            processes=processes,
+        )
+        for row in rows:
+            lines.setdefault(row.method, {})[_name(row, datasets)] = row.mean
+    return lines
+
+
+def _name(row: Result, datasets: Sequence[FewShotDataset]) -> str:
+    return f"{row.dataset} {row.shots}-shot" if len(datasets) > 1 else f"{row.shots}-shot"
 
 
 def best_head(

@@ -84,16 +84,17 @@ class RecoveryMethod(Method):
         self.bank.load_state_dict(state["bank"], context.device)
 
     def pictures(self, folder: Path) -> list[Path]:
-        """A grid of recovered images, one row a class."""
-        from hf_dfml.utils.pictures import image_grid
+        """Recovered images class by class, with the confidence of members that know the class."""
+        from hf_dfml.recovery.confidence import confidence
+        from hf_dfml.utils.pictures import class_rows
 
         if not len(self.bank):
             return []
         names = self.bank.class_names[:10]
         columns = min(10, min(len(self.bank[name]) for name in names))
-        images = torch.cat([to_unit(self.bank[name][-columns:]) for name in names])
-        titles = [name for name in names for _ in range(columns)]
-        return [image_grid(images, folder / "recovered.png", columns=columns, titles=titles)]
+        images = torch.stack([to_unit(self.bank[name][-columns:]) for name in names])
+        sure = None if self.pool.answers_only else confidence(self.pool, images, names)
+        return [class_rows(images, names, folder / "recovered.png", confidence=sure)]
 
 
 class InversionMethod(RecoveryMethod):

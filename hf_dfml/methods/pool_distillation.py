@@ -156,6 +156,7 @@ class PoolDistillation(Method):
 
     def _make_heads(self, pool: TeacherPool, context: Context) -> None:
         config, device = self.config, next(self.model.parameters()).device
+        self.pool = pool
         names = [entry.class_keys for entry in pool]
         # Drawn on the CPU, where the generator is: the same start on every device.
         self.student = Student(self.model, self.config.train_student, fork(context.seed, "branch"))
@@ -246,14 +247,19 @@ class PoolDistillation(Method):
         self._look(context)
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Recovered images, one row a class, and images of the training set."""
-        from hf_dfml.utils.pictures import image_grid
+        """Recovered images class by class, with the confidence of members that know it; images of the training set."""
+        from hf_dfml.recovery.confidence import confidence
+        from hf_dfml.utils.pictures import class_rows, image_grid
 
-        shown, titles = self.recovered["images"], self.recovered["titles"]
+        shown, titles = to_unit(self.recovered["images"]), self.recovered["titles"]
         drawn = []
         if len(shown):
-            columns = len(shown) // len(set(titles))
-            drawn += [image_grid(to_unit(shown), folder / "classes.png", columns=columns, titles=titles)]
+            names = list(dict.fromkeys(titles))
+            columns = min(titles.count(name) for name in names)
+            rows = torch.stack([shown[titles.index(name) :][:columns] for name in names])
+            classes = [name.rpartition(": ")[2] for name in names]  # A title is `class`, or `member: class`.
+            sure = None if self.pool.answers_only else confidence(self.pool, rows, classes)
+            drawn += [class_rows(rows, names, folder / "classes.png", confidence=sure)]
         if len(self.images):
             drawn += [image_grid(to_unit(self.images[: SHOWN * SHOWN]), folder / "training_set.png", columns=SHOWN)]
         return drawn

@@ -1,12 +1,14 @@
-"""What `hf-dfml pool ls` and `hf-dfml pool check` show."""
+"""What `hf-dfml pool ls`, `hf-dfml pool check` and `hf-dfml pool map` show."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.utils.pictures import member_map
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.text import counted
 
@@ -74,6 +76,28 @@ def pool_as_json(pool: TeacherPool) -> dict[str, Any]:
         for entry in pool.resolve()
     ]
     return {"answers": pool.output if pool.answers_only else None, "members": members}
+
+
+def draw_map(pool: TeacherPool, path: Path | str) -> Path:
+    """Draw the usable members as a map: near each other where they know the same classes; the PNG file.
+
+    Coloured by data set, their markers by architecture, as far as the members say them. No weights are read.
+
+    Raises:
+        ValueError: if fewer than two members can be used.
+    """
+    entries = [entry for entry in pool.resolve() if not entry.problem]
+    if len(entries) < 2:
+        raise ValueError(f"A map needs two members or more that can be used, found {len(entries)}.")
+    classes = len({key for entry in entries for key in entry.class_keys})
+    return member_map(
+        [entry.class_keys for entry in entries],
+        [entry.dataset or "data set not known" for entry in entries],
+        path,
+        kinds=[entry.architecture or "architecture not known" for entry in entries],
+        names=[entry.id for entry in entries],
+        title=f"{counted(len(entries), 'member')} of {classes} classes: near where they know the same ones",
+    )
 
 
 _COLUMNS = ("id", "arch", "classes", "input", "accuracy", "revision", "problem")

@@ -10,7 +10,19 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_dfml.utils.pictures import bar_chart, curves, heat_map, image_grid, neighbour_maps
+from hf_dfml.utils.pictures import (
+    bar_chart,
+    class_rows,
+    curves,
+    feature_map,
+    heat_map,
+    image_grid,
+    learning_curves,
+    member_map,
+    neighbour_maps,
+)
+from hf_dfml.utils.pictures.maps import class_overlap
+from hf_dfml.utils.pictures.style import COLOURS, MARKERS, colour_of, marker_of
 
 
 def test_grid_shows_every_image_at_its_place(tmp_path: Path) -> None:
@@ -100,3 +112,117 @@ def test_neighbour_maps_are_of_the_same_images(tmp_path: Path) -> None:
         neighbour_maps({"m": torch.rand(5, 2), "n": torch.rand(6, 2)}, list("aabbc"), tmp_path / "x.png")
     with pytest.raises(ValueError, match="at least four images, found 3"):
         neighbour_maps({"m": torch.rand(3, 2)}, list("abc"), tmp_path / "x.png")
+
+
+BLUE = tuple(int(COLOURS[0][place : place + 2], 16) for place in (1, 3, 5))
+
+
+def test_bars_below_images_are_as_long_as_the_confidence(tmp_path: Path) -> None:
+    confidence = torch.tensor([[1.0, 0.25], [0.0, 0.5]])
+    path = class_rows(torch.zeros(2, 2, 3, 64, 64), ["cat", "dog"], tmp_path / "rows.png", confidence=confidence)
+    blue = (np.asarray(Image.open(path)) == BLUE).all(-1)
+    lengths = [[int(blue[top, left : left + 64].sum()) for left in (2, 68)] for top in (83, 169)]
+    assert lengths == [[64, 16], [0, 32]]
+
+
+def test_a_class_that_nobody_could_be_asked_about_has_no_number(tmp_path: Path) -> None:
+    def above(confidence: torch.Tensor | None) -> np.ndarray:
+        path = class_rows(torch.zeros(1, 2, 3, 64, 64), ["cat"], tmp_path / "rows.png", confidence=confidence)
+        return np.asarray(Image.open(path))[2:16]
+
+    assert (above(None) == above(torch.full((1, 2), torch.nan))).all()
+    assert (above(None) != above(torch.ones(1, 2))).any()
+
+
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(C, n, 3, H, W\) and C names"):
+        class_rows(torch.zeros(2, 2, 3, 8, 8), ["cat"], tmp_path / "x.png")
+    with pytest.raises(ValueError, match=r"Confidence must be \(1, 2\), found \(2, 1\)"):
+        class_rows(torch.zeros(1, 2, 3, 8, 8), ["cat"], tmp_path / "x.png", confidence=torch.ones(2, 1))
+
+
+def test_baselines_are_level_lines_of_their_panel(figure: list[Figure], tmp_path: Path) -> None:
+    lines = {"1-shot": [(1.0, 30.0), (2.0, 35.0)], "5-shot": [(1.0, 40.0), (2.0, 45.0)]}
+    learning_curves(
+        lines, tmp_path / "x.png", baselines={"random": {"1-shot": 25.0, "5-shot": 28.0}, "best": {"5-shot": 50.0}}
+    )
+    drawn = [{line.get_label(): set(line.get_ydata()) for line in panel.lines} for panel in figure[0].axes]
+    assert drawn == [
+        {"this run": {30.0, 35.0}, "random": {25.0}},
+        {"this run": {40.0, 45.0}, "random": {28.0}, "best": {50.0}},
+    ]
+    (legend,) = figure[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["this run", "random", "best"]
+    with pytest.raises(ValueError, match="no curve"):
+        learning_curves({}, tmp_path / "x.png")
+
+
+def test_kinds_differ_in_colour_or_marker() -> None:
+    assert len({(colour_of(kind), marker_of(kind)) for kind in range(len(COLOURS) * len(MARKERS))}) == 56
+
+
+def test_features_are_drawn_along_their_principal_components(figure: list[Figure], tmp_path: Path) -> None:
+    """Unit features that differ in one direction lie on one line, however long they were."""
+    support = torch.tensor([[1.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+    queries = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    feature_map(support, ["a", "b"], queries, tmp_path / "x.png", query_labels=["a", "b"])
+    (axes,) = figure[0].axes
+    # Of each class the small points, then the large ones.
+    a_small, a_large, b_small, b_large = (np.asarray(each.get_offsets()) for each in axes.collections)
+    np.testing.assert_allclose(a_small, a_large, atol=1e-6)
+    np.testing.assert_allclose(b_small, b_large, atol=1e-6)
+    np.testing.assert_allclose(np.abs(a_large - b_large), [[2**0.5, 0.0]], atol=1e-6)
+    assert "100%" in axes.get_xlabel() and "(0%" in axes.get_ylabel()
+    assert [text.get_text() for text in figure[0].legends[0].get_texts()] == ["a", "b"]
+
+
+def test_queries_without_labels_are_drawn_in_grey(figure: list[Figure], tmp_path: Path) -> None:
+    feature_map(torch.eye(3), list("abc"), torch.rand(4, 3), tmp_path / "x.png")
+    feature_map(torch.eye(3), list("abc"), torch.empty(0, 3), tmp_path / "x.png")
+    names = [[text.get_text() for text in each.legends[0].get_texts()] for each in figure]
+    assert names == [["not classified", "a", "b", "c"], ["a", "b", "c"]]
+    with pytest.raises(ValueError, match="three images or more"):
+        feature_map(torch.eye(2), ["a", "b"], torch.empty(0, 2), tmp_path / "x.png")
+    with pytest.raises(ValueError, match="a label of each"):
+        feature_map(torch.eye(3), ["a", "b"], torch.empty(0, 3), tmp_path / "x.png")
+
+
+def test_overlap_is_the_share_of_all_classes_that_either_knows() -> None:
+    found = class_overlap([("a", "b"), ("b", "a"), ("b", "c", "d"), ("e",)])
+    expected = [[1, 1, 0.25, 0], [1, 1, 0.25, 0], [0.25, 0.25, 1, 0], [0, 0, 0, 1]]
+    assert torch.allclose(found, torch.tensor(expected, dtype=torch.float))
+
+
+def test_members_of_one_kind_of_classes_are_near_each_other(figure: list[Figure], tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sets = ["animals", "tools"]
+    classes = [
+        [f"{kind}-{number}" for number in torch.randperm(8, generator=generator)[:4].tolist()]
+        for kind in sets
+        for _ in range(8)
+    ]
+    groups = [kind for kind in sets for _ in range(8)]
+    member_map(classes, groups, tmp_path / "x.png", names=[f"pool-{i}" for i in range(16)])
+    (axes,) = figure[0].axes
+    lines, *points = axes.collections
+    places = np.array([each.get_offsets()[0] for each in points])
+    distances = np.linalg.norm(places[:, None] - places, axis=-1)
+    same = np.array(groups)[:, None] == np.array(groups)
+    assert distances[same].mean() < 0.7 * distances[~same].mean()
+    # No line joins members that share nothing.
+    row_of = {tuple(place): row for row, place in enumerate(places.tolist())}
+    pairs = [[row_of[tuple(end)] for end in segment.tolist()] for segment in lines.get_segments()]
+    assert pairs and all(same[a, b] for a, b in pairs)
+    assert sorted(text.get_text() for text in axes.texts) == sorted(map(str, range(16)))
+    assert [text.get_text() for text in figure[0].legends[0].get_texts()] == [*sets, "classes shared"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_members_have_a_map_too(tmp_path: Path, count: int) -> None:
+    classes = [["a", "b"][: 1 + index % 2] for index in range(count)]
+    assert member_map(classes, ["x"] * count, tmp_path / "x.png", kinds=["k"] * count).stat().st_size > 1000
+
+
+def test_a_map_needs_two_members(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="two members or more"):
+        member_map([["a"]], ["x"], tmp_path / "x.png")

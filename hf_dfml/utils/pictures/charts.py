@@ -1,0 +1,187 @@
+"""Bars, curves, and matrices as colours."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hf_dfml.utils.pictures.style import GREY, colour_of, marker_of, write_figure
+
+LEVELS = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+"""Line styles of baselines; the first is that of the run itself."""
+
+
+def bar_chart(
+    bars: Mapping[str, Mapping[str, tuple[float, float]]], path: Path | str, *, title: str = "", label: str = ""
+) -> Path:
+    """Draw horizontal bars with error bars, a group of them for each name.
+
+    Args:
+        bars: for each name (top to bottom) and series the value and half the width of its interval.
+        path: the PNG file.
+        title: text above.
+        label: text at the axis of values.
+
+    Returns:
+        The path written.
+    """
+    from matplotlib.figure import Figure
+
+    series = list(dict.fromkeys(name for group in bars.values() for name in group))
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(bars) * max(1, len(series))), layout="constrained")
+    axes = figure.add_subplot()
+    thickness = 0.8 / max(1, len(series))
+    for index, name in enumerate(series):
+        rows = [(row, group[name]) for row, group in enumerate(bars.values()) if name in group]
+        drawn = axes.barh(
+            [row + (index - (len(series) - 1) / 2) * thickness for row, _ in rows],
+            [value for _, (value, _) in rows],
+            height=thickness,
+            xerr=[interval for _, (_, interval) in rows],
+            capsize=2,
+            color=colour_of(index),
+            ecolor=GREY,
+            label=name,
+        )
+        axes.bar_label(drawn, labels=[f"{value:.1f}" for _, (value, _) in rows], padding=4, fontsize=8)
+    axes.set_yticks(range(len(bars)), list(bars), fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(label)
+    axes.set_title(title, fontsize=9, loc="left", wrap=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8)
+    return write_figure(path, figure)
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path | str,
+    *,
+    title: str = "",
+    xlabel: str = "step",
+    ylabel: str = "",
+) -> Path:
+    """Draw curves, for example accuracy against the size of a pool.
+
+    Args:
+        lines: for each name its points (x, y).
+        path: the PNG file.
+        title: text above.
+        xlabel: text at the horizontal axis.
+        ylabel: text at the vertical axis.
+
+    Returns:
+        The path written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for kind, (name, points) in enumerate(lines.items()):
+        _line(axes, kind, name, points)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10, loc="left")
+    # Beside the curves, as inside it would hide some.
+    figure.legend(fontsize=8, loc="outside right center", frameon=False)
+    return write_figure(path, figure)
+
+
+def learning_curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    path: Path | str,
+    *,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+    title: str = "",
+    xlabel: str = "step",
+    ylabel: str = "",
+) -> Path:
+    """Draw the course of a run, with what it must beat as level lines; a panel for each curve.
+
+    Args:
+        lines: for each panel (`1-shot`, `5-shot`, ...) the points (step, value) of the run.
+        path: the PNG file.
+        baselines: for each baseline its value in each panel; it may lack some.
+        title: text above.
+        xlabel: text at the horizontal axes.
+        ylabel: text at the vertical axes of the first column.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if there is no curve.
+    """
+    from matplotlib.figure import Figure
+
+    if not lines:
+        raise ValueError("There is no curve to draw: give one or more.")
+    baselines = baselines or {}
+    columns = min(3, len(lines))
+    rows = -(-len(lines) // columns)
+    figure = Figure(figsize=(max(6.0, 3.8 * columns), 3.0 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, (name, points) in zip(panels, lines.items(), strict=False):
+        _line(panel, 0, "this run", points)
+        for kind, (baseline, values) in enumerate(baselines.items(), 1):
+            if name in values:
+                style = LEVELS[kind % len(LEVELS)]
+                panel.axhline(values[name], color=colour_of(kind), linestyle=style, linewidth=1.6, label=baseline)
+        panel.set_title(name, fontsize=9, loc="left")
+        panel.set_xlabel(xlabel, fontsize=9)
+    for first in panels[::columns]:
+        first.set_ylabel(ylabel)
+    for panel in panels[len(lines) :]:
+        panel.set_visible(False)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    handles = {artist.get_label(): artist for panel in panels for artist in panel.get_legend_handles_labels()[0]}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return write_figure(path, figure)
+
+
+def _line(axes: Any, kind: int, name: str, points: Sequence[tuple[float, float]]) -> None:
+    """One curve, its points marked where they are few."""
+    from matplotlib.ticker import MaxNLocator
+
+    marker = marker_of(kind) if len(points) < 30 else ""
+    axes.plot([x for x, _ in points], [y for _, y in points], color=colour_of(kind), marker=marker, label=name)
+    whole = [float(x).is_integer() for line in axes.lines for x in line.get_xdata()]
+    axes.xaxis.set_major_locator(MaxNLocator(integer=all(whole)))  # There is no half a step.
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def heat_map(
+    matrix: Tensor, path: Path | str, *, title: str = "", label: str = "", groups: Sequence[int] = ()
+) -> Path:
+    """Draw a matrix as colours.
+
+    Args:
+        matrix: `(M, M)` or any other two axes.
+        path: the PNG file.
+        title: text above.
+        label: text at both axes.
+        groups: sizes of groups of neighbouring rows (and columns), between which lines are drawn.
+
+    Returns:
+        The path written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    figure.colorbar(axes.imshow(matrix.cpu().numpy(), cmap="viridis", interpolation="nearest"), ax=axes)
+    for border in list(itertools.accumulate(groups))[:-1]:
+        axes.axhline(border - 0.5, color="white", linewidth=1.2)
+        axes.axvline(border - 0.5, color="white", linewidth=1.2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=label, ylabel=label)
+    axes.set_title(title, fontsize=10, loc="left")
+    return write_figure(path, figure)
