@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-faults fuzz mutation benchmark docs quality audit format clean
+.PHONY: help install quickstart test test-slow test-faults fuzz mutation benchmark docs package quality audit format clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ docs: $(STAMP)  ## Build the site into site/; warnings are errors.
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
+package: $(STAMP)  ## Build wheel and sdist into dist/, check them, use the wheel in an empty folder (10 minutes).
+	PYTHON=$(BIN)/python bash .ci/package --light
+
 quality: $(STAMP)  ## Lint, formatting, types, known vulnerabilities of what is installed.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -60,4 +63,4 @@ format: $(STAMP)  ## Mend what ruff can mend.
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and every cache (runs/ and pools/ stay).
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants

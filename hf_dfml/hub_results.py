@@ -25,10 +25,18 @@ def own_results(config: MetaConfig) -> list[Result]:
     return list(rows.values())
 
 
+def default_rows(config: MetaConfig) -> list[Result]:
+    """Those of its rows that say how well it works as it is used by default; all of them where none does."""
+    how, own = config.adapt, own_results(config)
+    default = (how.bn, how.head, how.flips, how.representation)
+    return [row for row in own if (row.bn, row.head, row.flips, row.representation) == default] or own
+
+
 def write_eval_results(folder: Path, config: MetaConfig) -> Path | None:
     """Write the Hub's `.eval_results/<data set>.yaml`; the path, or None where there is nothing to write.
 
-    Only data sets on the Hub can be named there, and only newer clients (huggingface_hub 2) know the format.
+    The Hub has one number for each task there, so it is that of the default adaptation; the card has all. Only data
+    sets on the Hub can be named, and only newer clients (huggingface_hub 2) know the format.
     """
     try:
         from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
@@ -41,7 +49,7 @@ def write_eval_results(folder: Path, config: MetaConfig) -> Path | None:
             value=round(row.mean, 2),
             notes=f"{_conditions(row)}, 95% CI ±{row.ci95:.2f}, seed {row.seed}",
         )
-        for row in own_results(config)
+        for row in default_rows(config)
         if row.dataset in DATASETS and (hub_id := DATASETS[row.dataset].hub_id)
     ]
     if not entries:

@@ -13,11 +13,12 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_dfml.data.registry import DATASETS
-from hf_dfml.evaluation.heads import HEADS, Adaptation
+from hf_dfml.evaluation.heads import HEADS
 from hf_dfml.evaluation.results import Result, markdown_table
-from hf_dfml.hub_results import eval_result, own_results, write_eval_results
+from hf_dfml.hub_results import default_rows, eval_result, own_results, write_eval_results
 from hf_dfml.meta_config import MetaConfig, Source
 from hf_dfml.pool.sources.client import endpoint
+from hf_dfml.pool.sources.lock import LOCK_NAME
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import scrub_command
 from hf_dfml.utils.text import counted, slug
@@ -140,6 +141,7 @@ def make_card(
         facts=_facts(config, training),
         hyper_parameters={name: _cell(value) for name, value in config.method_config.items()},
         pool=[_source(source) for source in config.pool],
+        lock=LOCK_NAME if (folder / LOCK_NAME).is_file() else "",
         members=counted(len(config.pool), "member"),
     )
     # The template leaves several blank lines where a section is empty.
@@ -184,9 +186,7 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
             "How well it works is not known: it was made without labelled images, so that the last checkpoint was "
             "taken and no evaluation was made."
         )
-    how = config.adapt
-    by_default = [row for row in own if _mode(row) == _mode(how)]
-    for row in by_default or own:
+    for row in default_rows(config):
         found += [_comparison(row, other) for other in config.results if _is_prototype_baseline(row, other)]
     for split in sorted({row.split for row in own} - {"test"}):
         found.append(
@@ -201,10 +201,6 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
         found.append(f"One training run{seed}: the intervals are over episodes, not over runs.")
     found.append(f"Images of any size are resized to {height}x{width} pixels, without keeping their aspect.")
     return found
-
-
-def _mode(row: Result | Adaptation) -> tuple:
-    return row.bn, row.head, row.flips, row.representation
 
 
 def _comparison(row: Result, other: Result) -> str:

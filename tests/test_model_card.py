@@ -77,6 +77,27 @@ def test_evaluation_results_file(tmp_path: Path) -> None:
     assert rows[0]["notes"] == "5-way 1-shot, 600 episodes, bn=support, head=finetune, 95% CI ±0.80, seed 0"
 
 
+def test_evaluation_results_have_one_number_for_each_task(tmp_path: Path) -> None:
+    """That of the default adaptation, as the Hub's own reader takes it."""
+    hub = pytest.importorskip("huggingface_hub", minversion="2.0")
+    usual = replace(OURS, head="prototype", bn="running", mean=41.0)
+    how = replace(CONFIG.adapt, head="prototype", bn="running")
+    write_card(tmp_path, replace(CONFIG, results=(OURS, usual, replace(usual, shots=5, mean=54.0)), adapt=how))
+    (file,) = (tmp_path / ".eval_results").iterdir()
+    entries = hub.parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    assert [(each.dataset_id, each.task_id, each.value) for each in entries] == [
+        ("uoft-cs/cifar100", "5_way_1_shot", 41.0),
+        ("uoft-cs/cifar100", "5_way_5_shot", 54.0),
+    ]
+    assert len(ModelCard.load(tmp_path / "README.md").data.eval_results) == 3
+
+
+def test_the_lock_file_is_named_where_there_is_one(tmp_path: Path) -> None:
+    assert "pool.lock.json" not in write_card(tmp_path, CONFIG).read_text()
+    (tmp_path / "pool.lock.json").write_text("{}")
+    assert "`--pool pool.lock.json` learns from the very same pool again." in write_card(tmp_path, CONFIG).read_text()
+
+
 def test_body_has_table_usage_pool_and_facts(tmp_path: Path) -> None:
     training = Training(
         command="accelerate launch /home/ada/recipes/tgr.py --pool /home/ada/pools/x --hub_token=hf_abcdefghijkl",

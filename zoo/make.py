@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import HfApi
 
 from hf_dfml import MetaModel, zoo
-from hf_dfml.hub_results import own_results
+from hf_dfml.hub_results import default_rows
 from hf_dfml.model_card import CARD_NAME
 from hf_dfml.networks.functional import normalise
 from hf_dfml.pool.entry import WEIGHTS_NAME
@@ -83,9 +83,7 @@ def difference(one: MetaModel, other: MetaModel) -> float:
 
 def described(meta: MetaModel, summary: str, size: int) -> dict:
     """An entry's line of the manifest."""
-    config, how = meta.config, meta.config.adapt
-    settled = (how.bn, how.head, how.flips, how.representation)
-    rows = [row for row in own_results(config) if (row.bn, row.head, row.flips, row.representation) == settled]
+    config = meta.config
     return {
         "summary": summary,
         "method": config.method,
@@ -93,7 +91,7 @@ def described(meta: MetaModel, summary: str, size: int) -> dict:
         "architecture": config.architecture,
         "image_size": config.input_size[-1],
         "members": len(config.pool),
-        "accuracy": {str(row.shots): round(row.mean, 1) for row in rows},
+        "accuracy": {str(row.shots): round(row.mean, 1) for row in default_rows(config)},
         "bytes": size,
     }
 

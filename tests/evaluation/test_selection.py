@@ -8,8 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from hf_dfml.evaluation import Adaptation, EvaluationProtocol, evaluate, selection
+from hf_dfml.evaluation.baselines import evaluate_baselines
 from hf_dfml.evaluation.reporting import protocols_of_run
-from hf_dfml.evaluation.selection import best_head, validation
+from hf_dfml.evaluation.selection import best_head, level_lines, validation
+from hf_dfml.pool import ModelPool
+from tests.pool.members import write_pool
 
 PROTOCOL = EvaluationProtocol(ways=3, shots=[1, 2], queries=4, episodes=6, inner_steps=3, inner_lr=0.05)
 CANDIDATES = {
@@ -67,3 +70,14 @@ def test_a_run_is_evaluated_under_each_protocol_once_the_methods_own_first():
         ("prototype", "support", 50),
         ("icfil", "support", 50),
     ]
+
+
+def test_level_lines_are_baselines_on_the_episodes_of_the_validation(dataset, tmp_path):
+    pool = ModelPool.from_dir(write_pool(tmp_path / "pool", 2))
+    rows = evaluate_baselines(pool, dataset, PROTOCOL, progress=False)
+    mean = {(row.method, row.shots): row.mean for row in rows if row.representation != "answers"}
+    names = ["Random init", "Best member + prototype", "All 2 members + prototype"]
+    expected = {name: {f"{shots}-shot": mean[name, shots] for shots in PROTOCOL.shots} for name in names}
+    assert level_lines(pool, [dataset], PROTOCOL) == expected
+    two = level_lines(pool, [dataset, replace(dataset, name="dots")], PROTOCOL)
+    assert list(two["Random init"]) == ["spots 1-shot", "spots 2-shot", "dots 1-shot", "dots 2-shot"]

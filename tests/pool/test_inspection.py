@@ -6,8 +6,10 @@ import pytest
 from rich.console import Console
 
 from hf_dfml import MetaModel
+from hf_dfml.cli import main
 from hf_dfml.networks import create_network
-from hf_dfml.pool import ModelPool, check_pool, pool_table
+from hf_dfml.pool import ModelPool, check_pool, inspection, pool_table
+from hf_dfml.pool.inspection import draw_map
 from tests.pool.members import write_member
 
 
@@ -50,3 +52,29 @@ def test_check_loads_every_member(members, tmp_path):
     found = {entry.id: problem for entry, problem in check_pool(pool)}
     assert [id for id, problem in found.items() if problem] == ["x-cut"]
     assert pool.cache.loads == 5
+
+
+def test_the_map_is_of_the_usable_members(members, tmp_path, monkeypatch):
+    write_member(tmp_path / "more" / "bad", architecture="nothing")
+    write_member(tmp_path / "more" / "birds", dfml={}, label_names=["Owl", "emu", "jay"])
+    pool = ModelPool.from_dir(members) + ModelPool.from_dir(tmp_path / "more")
+    seen = {}
+
+    def drawn(classes, groups, path, **options):
+        seen.update(classes=classes, groups=groups, **options)
+        return path
+
+    monkeypatch.setattr(inspection, "member_map", drawn)
+    draw_map(pool, tmp_path / "map.png")
+    assert seen["names"] == [*(f"m-{index}" for index in range(5)), "birds"]
+    assert seen["classes"][-1] == ("owl", "emu", "jay") and seen["groups"] == ["pets"] * 5 + ["data set not known"]
+    assert seen["kinds"] == ["conv4_16"] * 6 and seen["title"].startswith("6 members of 6 classes")
+    with pytest.raises(ValueError, match="two members or more that can be used, found 1"):
+        draw_map(ModelPool.from_dir(tmp_path / "more"), tmp_path / "map.png")
+
+
+def test_the_map_is_a_command(members, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["pool", "map", str(members), "--output", str(tmp_path / "map.png")])
+    assert not stop.value.code and capsys.readouterr().out == f"Wrote the map to {tmp_path / 'map.png'}.\n"
+    assert (tmp_path / "map.png").stat().st_size > 1000
