@@ -13,13 +13,13 @@ from hf_dfml.pool.entry import MemberError
 from hf_dfml.pool.formats.checks import check_input
 
 _UNDERSTOOD = frozenset(
-    "size crop_size do_center_crop do_rescale rescale_factor rescale_offset do_normalize image_mean image_std "
-    "include_top do_flip_channel_order image_processor_type feature_extractor_type".split()
+    "size crop_size do_center_crop do_pad pad_size size_divisor resize_short do_rescale rescale_factor rescale_offset "
+    "do_normalize image_mean image_std include_top do_flip_channel_order image_processor_type "
+    "feature_extractor_type".split()
 )
 _HARMLESS = frozenset(
     # How an image comes to the member's size: here every image is resized to it as a whole.
-    "do_resize resample interpolation crop_pct default_to_square resize_short size_divisor do_thumbnail "
-    "do_align_long_axis do_pad pad_size "
+    "do_resize resample interpolation crop_pct default_to_square do_thumbnail do_align_long_axis "
     # Images are RGB tensors with channels first already.
     "do_convert_rgb data_format input_data_format return_tensors num_channels "
     # Label maps of segmentation.
@@ -34,6 +34,16 @@ _KNOWN_TYPES = frozenset(
     "Beit Bit CLIP ConvNext DeiT Donut EfficientNet Levit MobileNetV1 MobileNetV2 MobileViT PPLCNet "
     "Perceiver PoolFormer Pvt Segformer Siglip TextNet ViT".split()
 )
+_OWN_KEYS = {
+    "rescale_offset": ("EfficientNet",),
+    "include_top": ("EfficientNet",),
+    "do_flip_channel_order": ("MobileViT",),
+    "resize_short": ("PPLCNet",),
+    "size_divisor": ("PPLCNet", "TextNet"),
+}
+"""Keys that these processors alone know; the others pass them over."""
+_CROPPING = frozenset("Bit CLIP DeiT Levit MobileNetV1 MobileNetV2 MobileViT PPLCNet Perceiver PoolFormer".split())
+"""Those that crop unless they are told not to."""
 
 
 def preprocessing(id: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -50,14 +60,17 @@ def preprocessing(id: str, settings: dict[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if value and key not in _UNDERSTOOD | _HARMLESS:
             raise MemberError(id, f"preprocessor_config.json sets '{key[:80]}', whose effect is not known")
-    flips = _flag(settings, "do_flip_channel_order", kind in ("MobileViT", "PPLCNet"))
+        if value and key in _OWN_KEYS and kind is None:
+            raise MemberError(id, f"preprocessor_config.json sets '{key}' but names no image_processor_type")
+    settings = {key: value for key, value in settings.items() if kind in _OWN_KEYS.get(key, (kind,))}
+    flips = kind == "PPLCNet" or _flag(settings, "do_flip_channel_order", kind == "MobileViT")
     # MobileViT's processor has a mean and a std but never applies them.
     normalises = kind != "MobileViT" and _flag(settings, "do_normalize", True)
     # pixels * scale + shift for each channel, which becomes (pixels - mean) / std with positive std.
     mean, std = [0.0] * 3, [1.0] * 3
     if normalises:
         mean, std = (_three(settings.get(key)) for key in ("image_mean", "image_std"))
-    checked = check_input(id, [3, *_sides(settings, kind)], mean, std)
+    checked = check_input(id, [3, *_sides(id, settings, kind)], mean, std)
     scale = 255.0
     if _flag(settings, "do_rescale", True):
         factor = settings.get("rescale_factor", 1 / 255)
@@ -93,11 +106,29 @@ def _flag(settings: dict[str, Any], key: str, default: bool) -> bool:
     return default if value is None else bool(value)
 
 
-def _sides(settings: dict[str, Any], kind: str | None) -> tuple[Any, Any]:
-    size = settings.get("size", {})
-    # Perceiver's processor crops first and resizes afterwards.
-    if settings.get("do_center_crop") and settings.get("crop_size") and kind != "Perceiver":
+def _sides(id: str, settings: dict[str, Any], kind: str | None) -> tuple[Any, Any]:
+    """Height and width of what a square image becomes."""
+    size, crops = settings.get("size", {}), _flag(settings, "do_center_crop", kind in _CROPPING)
+    if crops and not settings.get("crop_size"):
+        raise MemberError(id, "preprocessor_config.json crops images (do_center_crop) but has no 'crop_size'")
+    if kind == "PoolFormer" and not crops:
+        raise MemberError(id, "preprocessor_config.json of PoolFormer without do_center_crop enlarges images")
+    if crops and kind != "Perceiver":  # Which crops first and resizes afterwards.
         size = settings["crop_size"]
+    elif kind == "PPLCNet":
+        size = settings.get("resize_short") or 256
+    sides = _height_and_width(size)
+    divisor = settings.get("size_divisor") or (32 if kind == "TextNet" else 1)
+    if not crops and any(isinstance(side, int) and isinstance(divisor, int) and side % divisor for side in sides):
+        found = " x ".join(map(str, sides))
+        raise MemberError(id, f"preprocessor_config.json has size_divisor {divisor} and a size of {found}, no multiple")
+    padded = settings.get("pad_size") if settings.get("do_pad") else None
+    if padded and _height_and_width(padded) != sides:
+        raise MemberError(id, "preprocessor_config.json pads images to another size (do_pad, pad_size)")
+    return sides
+
+
+def _height_and_width(size: Any) -> tuple[Any, Any]:
     if not isinstance(size, dict):
         return size, size
     edge = size.get("shortest_edge")
