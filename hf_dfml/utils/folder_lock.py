@@ -33,7 +33,7 @@ def folder_in_use(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / LOCK_NAME
     try:
-        _take(lock)
+        own = _take(lock)
     except BaseException:
         _remove_if_empty(made)
         raise
@@ -44,41 +44,69 @@ def folder_in_use(folder: Path) -> Iterator[None]:
     finally:
         over.set()
         with suppress(OSError):
-            lock.unlink()
+            if lock.read_text(encoding="utf-8") == own:  # Not another's, who took this process for gone.
+                lock.unlink()
         _remove_if_empty(made)
 
 
-def _take(lock: Path) -> None:
+def _take(lock: Path) -> str:
+    """Make the file; what it holds."""
     own = json.dumps({"process": os.getpid(), "started": _start_of(os.getpid()), "machine": socket.gethostname()})
-    for _ in range(3):
+    for _ in range(100):
         try:
             # "x": of several processes one makes it, and the others see that there is one.
             with lock.open("x", encoding="utf-8") as file:
                 file.write(own)
-            return
+            return own
         except FileExistsError:
-            holder = _read(lock)
-            if holder is None or _alive(holder, lock):
-                who = f"process {holder['process']} on {holder['machine']}" if holder else "another process"
-                raise FileExistsError(
-                    f"{lock.parent} is in use by {who}: wait until that run is over, or give this one another "
-                    f"--output_dir. (If there is no such process any more, delete {lock}.)"
-                ) from None
-            with suppress(FileNotFoundError):
-                lock.unlink()
+            with suppress(FileNotFoundError):  # It may be given back this moment.
+                holder = _read(lock)
+                if holder is None or _alive(holder, lock):
+                    who = f"process {holder['process']} on {holder['machine']}" if holder else "another process"
+                    raise FileExistsError(
+                        f"{lock.parent} is in use by {who}: wait until that run is over, or give this one another "
+                        f"--output_dir. (If there is no such process any more, delete {lock}.)"
+                    ) from None
+                _take_away(holder, lock)
     raise FileExistsError(f"{lock.parent} is in use by another process: give this run another --output_dir.")
 
 
+def _take_away(stale: dict[str, Any], lock: Path) -> None:
+    """Delete what a process has left that is gone, unless another has done so and put its own there.
+
+    Of several processes that have seen it, one looks again and deletes it; the others wait for their turn.
+
+    Raises:
+        FileNotFoundError: if there is nothing any more.
+    """
+    turn = lock.with_name(f"{lock.name}.turn")
+    with suppress(FileNotFoundError):
+        if time.time() - turn.stat().st_mtime > 10:  # Its process was killed in its turn, which takes no time.
+            turn.unlink()
+    try:
+        turn.touch(exist_ok=False)
+    except FileExistsError:
+        time.sleep(0.05)
+        return
+    try:
+        if _read(lock) == stale and not _alive(stale, lock):
+            lock.unlink()
+    finally:
+        turn.unlink(missing_ok=True)
+
+
 def _read(lock: Path) -> dict[str, Any] | None:
-    """Who holds it; None if that is being written this moment."""
+    """Who holds it; None if that is being written this moment.
+
+    Raises:
+        FileNotFoundError: if nobody does.
+    """
     try:
         holder = json.loads(lock.read_text(encoding="utf-8"))
         return {name: holder[name] for name in ("process", "started", "machine")}
     except (ValueError, TypeError, KeyError):
         fresh = time.time() - lock.stat().st_mtime < 10
         return None if fresh else {"process": -1, "started": None, "machine": socket.gethostname()}
-    except FileNotFoundError:  # Just given back.
-        return {"process": -1, "started": None, "machine": socket.gethostname()}
 
 
 def _alive(holder: dict[str, Any], lock: Path) -> bool:

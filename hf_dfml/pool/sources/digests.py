@@ -11,13 +11,14 @@ from hf_dfml.utils.checkpoint import sha256_of_new
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's content in hex; read once as long as the file's size and time of change stay.
+    """The sha256 of a file's content in hex; read once as long as the file is the same one and was not written to.
 
-    Of a file just written take `sha256_of_new`: its time of change is too coarse to distinguish it from another.
+    The time of its last change of any kind counts too: that of its content can be set back, as copies often do. Of a
+    file just written take `sha256_of_new`: these times are too coarse to distinguish it from another.
     """
     path = path.resolve()
     state = path.stat()
-    return _remembered(path, state.st_size, state.st_mtime_ns)
+    return _remembered(path, (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
 
 
 def weights_digest(entry: PoolEntry) -> str:
@@ -48,5 +49,5 @@ def check_pinned(entry: PoolEntry, name: str) -> None:
 
 
 @lru_cache(maxsize=65_536)
-def _remembered(path: Path, size: int, changed: int) -> str:
+def _remembered(path: Path, state: tuple[int, ...]) -> str:
     return sha256_of_new(path)
