@@ -220,7 +220,7 @@ def _read_yaml(name: str, content: bytes, options: Mapping[str, Option], gone: M
     values: dict[str, Any] = {}
     for key, node in root.value:
         try:
-            option_name = str(key.value).replace("-", "_")
+            option_name = _text(key, content).replace("-", "_")
             if option_name in gone:
                 _ignore(f"{name}, line {key.start_mark.line + 1}: {option_name}", gone[option_name])
                 continue
@@ -228,17 +228,28 @@ def _read_yaml(name: str, content: bytes, options: Mapping[str, Option], gone: M
                 raise ValueError(no_option(option_name, options.keys() - FILES.keys()))
             if option_name in values:
                 raise ValueError(f"{option_name} is set twice.")
-            values[option_name] = options[option_name].read(_plain(node))
+            values[option_name] = options[option_name].read(_plain(node, options[option_name], content))
         except ValueError as error:
             raise ValueError(f"{name}, line {key.start_mark.line + 1}: {error}") from None
     return values
 
 
-def _plain(node: Any) -> Any:
-    """A scalar's text, a list of such, or None."""
+def _plain(node: Any, option: Option, content: bytes) -> Any:
+    """A scalar's text, a list of such, or None; raises ValueError for anything else."""
+    items = node.value if node.id == "sequence" else [node]
+    if any(item.id != "scalar" for item in items):
+        raise ValueError(f"{option.name} {_text(node, content)}: expected {option.expected}.")
     if node.id == "sequence":
-        return [_plain(item) if item.id == "scalar" else item.value for item in node.value]
+        return [item.value for item in items]
     return node.value if node.tag != "tag:yaml.org,2002:null" else None
+
+
+def _text(node: Any, content: bytes) -> str:
+    """A scalar's text; of anything else what is written there, on one line."""
+    if node.id == "scalar":
+        return str(node.value)
+    written = content.decode(errors="replace")[node.start_mark.index : node.end_mark.index]
+    return " ".join(written.split())[:80]
 
 
 def _help(options: Iterable[Option], everything: bool) -> Iterator[str]:
