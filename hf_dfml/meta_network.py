@@ -12,7 +12,7 @@ from hf_dfml.networks import create_network
 from hf_dfml.networks.timm_network import is_model
 from hf_dfml.pool.backbone import open_backbone, started_from
 from hf_dfml.pool.teacher_pool import TeacherPool
-from hf_dfml.run_config import RunConfig
+from hf_dfml.run_config import AUTO, RunConfig
 from hf_dfml.utils.seeding import fork
 from hf_dfml.utils.text import counted
 
@@ -48,7 +48,7 @@ def choose_network(pool: TeacherPool, config: RunConfig) -> Choice:
     counts: Counter[str] = Counter()
     if not pool.answers_only:
         counts.update(entry.architecture for entry in pool if entry.library == "timm" and is_model(entry.architecture))
-    if config.arch != "auto":
+    if config.arch != AUTO:
         return Choice(config.arch, config.image_size or _largest(pool, config.arch))
     if not counts:
         why = "as the members only answer" if pool.answers_only else "as timm builds none of the members' own"

@@ -29,7 +29,7 @@ from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
-from hf_dfml.preflight import check_disk, check_folder, check_push, evaluation_data, names_of_datasets
+from hf_dfml.preflight import check_disk, check_folder, check_names, check_push, evaluation_data
 from hf_dfml.recovery.soundness import unsound_members
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
@@ -92,7 +92,8 @@ def run(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.patience_minutes))],
     )
     _check_launch(accelerator, config)
-    names_of_datasets(config)
+    check_names(config)
+    method_class.check_names(method_config)
     processes = Processes(accelerator)
     with ExitStack() as until_the_end:
         folder = Path(config.output_dir)

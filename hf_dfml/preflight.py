@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from torch import nn
 
-from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.data.folders import Needs, open_data, own_splits
+from hf_dfml.data.few_shot import FewShotDataset, local_copy
+from hf_dfml.data.folders import Needs, folder_of, open_data, own_splits
 from hf_dfml.data.registry import DATASETS, dataset_info
 from hf_dfml.evaluation.protocol import EvaluationProtocol, check_episodes
+from hf_dfml.networks.build import check_architecture
+from hf_dfml.pool.backbone import find_backbone
 from hf_dfml.pool.entry import WEIGHTS_NAME
 from hf_dfml.pool.sources.client import USUAL, check_id, retry
-from hf_dfml.run_config import RunConfig
+from hf_dfml.run_config import AUTO, RunConfig
+from hf_dfml.settings import meant
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,35 @@ class EvaluationData(NamedTuple):
     def test(self) -> Iterator[FewShotDataset]:
         """The test classes of one data set after the other."""
         return (read() for read in self.tests)
+
+
+def check_names(config: RunConfig) -> None:
+    """Make sure that what a run's options name exists, before a member of its pool is opened.
+
+    Raises:
+        ValueError: if a data set or architecture is not known, or a cache is not a folder.
+        FileNotFoundError: if images, a public network or a checkpoint are not there.
+    """
+    for name in names_of_datasets(config):
+        if config.data:
+            folder_of(name)
+        else:
+            local_copy(dataset_info(name), config.data_dir)
+    if config.student_from:
+        find_backbone(config.student_from)
+    elif config.arch != AUTO:
+        check_architecture(config.arch)
+    asked = config.resume_from_checkpoint
+    if asked and asked != "latest" and not (Path(asked) / "tree.json").is_file():
+        raise FileNotFoundError(
+            f"--resume_from_checkpoint {asked}: expected latest, or the folder of a checkpoint (such as "
+            f"{Path(config.output_dir) / 'checkpoints' / 'step-000020'}).{meant(asked, ['latest'])}"
+        )
+    if config.recovery_cache:
+        cache = Path(config.recovery_cache).absolute()
+        nearest = next(each for each in (cache, *cache.parents) if each.exists())
+        if not nearest.is_dir():
+            raise ValueError(f"--recovery_cache {config.recovery_cache}: {nearest} is a file, expected a folder.")
 
 
 def names_of_datasets(config: RunConfig) -> list[str]:

@@ -6,6 +6,9 @@ from typing import Literal
 
 from hf_dfml.settings import Settings, option
 
+AUTO = "auto"
+"""The architecture that fits the pool."""
+
 
 class RunConfig(Settings):
     """The run: the pool, the evaluation, where the product goes, how often it is saved, and when it stops."""
@@ -55,7 +58,7 @@ class RunConfig(Settings):
     image_column: str | None = option(None, "Of a data set in --data: its column of images.")
     label_column: str | None = option(None, "Of a data set in --data: its column of classes.")
     arch: str = option(
-        "auto",
+        AUTO,
         "Network of the meta-model: conv4, conv4_64, resnet12, any timm name, or `auto`: that of most members, "
         "conv4 where they only answer.",
         common=True,
@@ -71,10 +74,12 @@ class RunConfig(Settings):
         "or the public network's own.",
         least=0,
     )
-    ways: int = option(5, "Classes of an episode.", least=2, common=True)
+    ways: int = option(5, "Classes of an episode.", least=2, most=100_000, common=True)
     shots: list[int] = option([1, 5], "Support images a class in the evaluation.", least=1, common=True)
     queries: int = option(15, "Query images a class in the evaluation.", least=1)
-    episodes: int = option(600, "Episodes of the evaluation on the test classes, once at the end.", least=2)
+    episodes: int = option(
+        600, "Episodes of the evaluation on the test classes, once at the end.", least=2, most=10**7
+    )
     icfil_episodes: int = option(
         0, "Episodes of another evaluation, with and without PURER's calibration (slow); 0: none.", least=0
     )
@@ -86,8 +91,8 @@ class RunConfig(Settings):
         "Evaluate fine-tuning too; `false`: nearest class means alone, and the meta-model's own adaptation is chosen "
         "among them, in a small part of the time.",
     )
-    validation_episodes: int = option(100, "Episodes of each look at the validation classes.", least=2)
-    num_threads: int = option(0, "CPU threads of a process; 0 leaves PyTorch's choice.", least=0)
+    validation_episodes: int = option(100, "Episodes of each look at the validation classes.", least=2, most=10**7)
+    num_threads: int = option(0, "CPU threads of a process; 0 leaves PyTorch's choice.", least=0, most=1024)
     mixed_precision: Literal["no", "bf16"] | None = option(
         None, "`bf16`: recover and replay in bfloat16; `no`; by default what `accelerate launch` says."
     )

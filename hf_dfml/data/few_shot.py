@@ -124,12 +124,15 @@ def load_dataset(
     )
 
 
-def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Dataset:
-    """All rows of the set, images still encoded."""
-    import datasets
+def local_copy(info: DatasetInfo, data_dir: str | Path | None) -> Path | None:
+    """The folder of a data set's Parquet files on this disk; None where it is to be had from the Hub, or is drawn.
 
+    Raises:
+        FileNotFoundError: if there is no such folder where one is named (by `data_dir` or `HF_DFML_DATA`) or needed.
+    """
     folder = data_dir or os.environ.get("HF_DFML_DATA")
-    source: Path | str
+    if info.name == "glyphs":
+        return None
     if folder:
         source = Path(folder) / info.folder
         if not any(source.rglob("*.parquet")):
@@ -141,13 +144,24 @@ def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Data
                 f"Data set '{info.name}' is expected in the folder {source}, which {fault}: "
                 f"put its Parquet files there{hub}."
             )
-        parts = load_table(source)
-    elif info.hub_id is None:
+        return source
+    if info.hub_id is None:
         raise FileNotFoundError(
             f"Data set '{info.name}' has no repository on the Hub with the class names of its few-shot split: give "
             f"data_dir (or set HF_DFML_DATA), a folder with the Parquet files of the set in '{info.folder}'."
         )
+    return None
+
+
+def _read_table(info: DatasetInfo, data_dir: str | Path | None) -> datasets.Dataset:
+    """All rows of the set, images still encoded."""
+    import datasets
+
+    source: Path | str | None = local_copy(info, data_dir)
+    if source:
+        parts = load_table(source)
     else:
+        assert info.hub_id is not None
         try:
             parts = load_table(info.hub_id)
         except (ConnectionError, FileNotFoundError) as error:

@@ -152,7 +152,7 @@ def own_splits(spec: str | Path) -> tuple[str, ...]:
     """
     if not isinstance(spec, Path) and spec in DATASETS:
         return SPLITS
-    folder = _folder(spec)
+    folder = folder_of(spec)
     if folder and not is_table(folder):
         found = set(_split_folders(folder))
     else:
@@ -161,8 +161,12 @@ def own_splits(spec: str | Path) -> tuple[str, ...]:
     return tuple(split for split in SPLITS if split in found)
 
 
-def _folder(spec: str | Path) -> Path | None:
-    """The folder that is named; None for a data set of the Hub."""
+def folder_of(spec: str | Path) -> Path | None:
+    """The folder of a user's images that is named; None for a data set of the Hub.
+
+    Raises:
+        FileNotFoundError: if it can only be a folder, and there is none.
+    """
     name = str(spec)
     folder = Path(name.removeprefix("dir:")).expanduser()
     local = isinstance(spec, Path) or name.startswith(("dir:", ".", "/", "~"))
@@ -195,7 +199,7 @@ def _name(folder: Path) -> str:
 
 
 def _list_images(spec: str | Path, split: str, image_column: str | None, label_column: str | None) -> _Listing:
-    folder = _folder(spec)
+    folder = folder_of(spec)
     if folder and not is_table(folder):
         files, labels = list_class_folders(_split_folder(folder, split))
         class_names, numbers = np.unique(labels, return_inverse=True)

@@ -14,6 +14,7 @@ from hf_dfml.pool.formats.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.settings import meant
 
 logger = logging.getLogger(__name__)
 
@@ -33,15 +34,9 @@ def load_probe(name: str, pool: TeacherPool) -> Teacher:
     for entry in pool:
         if entry.id == name:
             return pool.load(entry)
-    if name == "average":
+    repository = check_probe(name, pool)
+    if repository is None:
         return _average(pool)
-    import timm
-
-    if not timm.is_model(name):
-        raise ValueError(f"The probe '{name}' is neither 'average', nor a member of the pool, nor a timm model.")
-    repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
-    if not repository:
-        raise ValueError(f"timm has no weights for the probe '{name}': name one with a tag, such as resnet34.tv_in1k.")
     try:
         probe = ModelPool.from_hub([repository]).load(0)
     except (MemberError, OSError, httpx.HTTPError) as error:
@@ -49,6 +44,25 @@ def load_probe(name: str, pool: TeacherPool) -> Teacher:
         return _average(pool)
     # Tasks are embedded at their own size; a probe trained on larger pictures accepts it.
     return Teacher(replace(probe.entry, input_size=pool[0].input_size), probe.network)
+
+
+def check_probe(name: str, pool: TeacherPool) -> str | None:
+    """The repository on the Hub of a probe's weights; None where the probe is made of the pool itself.
+
+    Raises:
+        ValueError: if `name` is neither a member nor a model that timm has weights for.
+    """
+    if name == "average" or any(entry.id == name for entry in pool):
+        return None
+    import timm
+
+    if not timm.is_model(name):
+        near = meant(name, ["average", *(entry.id for entry in pool), *timm.list_pretrained()])
+        raise ValueError(f"The probe '{name}' is neither 'average', nor a member of the pool, nor a timm model.{near}")
+    repository = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    if not repository:
+        raise ValueError(f"timm has no weights for the probe '{name}': name one with a tag, such as resnet34.tv_in1k.")
+    return str(repository)
 
 
 def _average(pool: TeacherPool) -> Teacher:

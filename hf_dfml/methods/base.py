@@ -189,6 +189,14 @@ class Method(ABC):
         self.num_steps: int = getattr(config, "steps", 0)
 
     @classmethod
+    def check_names(cls, config: Any) -> None:
+        """Make sure that what the options name exists; called before a member of the pool is opened.
+
+        Raises:
+            FileNotFoundError: if it does not.
+        """
+
+    @classmethod
     def config_for(cls, config: Any, pool: TeacherPool) -> Any:
         """`config` without what this pool does not allow, such as gradients through members that only answer.
 

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_dfml.data.unlabelled import find_images
 from hf_dfml.learning.ancestry import start_from_pool
 from hf_dfml.learning.answers import AnswerHeads, Heads, answer_loss, softened, with_answers
 from hf_dfml.learning.optimisation import one_cycle
@@ -114,6 +115,12 @@ class PoolDistillation(Method):
         self.images = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         self.answers = torch.empty(0, 0, dtype=torch.float16)
         self.recovered: Tree = {"images": self.images, "titles": []}
+
+    @classmethod
+    def check_names(cls, config: PoolDistillationConfig) -> None:
+        """The folder of unlabelled images, if there is to be one."""
+        if config.training_set.images:
+            find_images(config.training_set.images)
 
     @classmethod
     def config_for(cls, config: PoolDistillationConfig, pool: TeacherPool) -> PoolDistillationConfig:

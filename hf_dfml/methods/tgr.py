@@ -22,7 +22,7 @@ from hf_dfml.learning.gradients import regularised_gradient
 from hf_dfml.learning.grouping import group_tasks
 from hf_dfml.learning.inner_loop import Parameters
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
-from hf_dfml.learning.probe import load_probe
+from hf_dfml.learning.probe import check_probe, load_probe
 from hf_dfml.learning.replay import ReplayConfig, replay_until_plateau
 from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import DistillationConfig, InversionMethod, distillation_task
@@ -77,6 +77,13 @@ class TGR(InversionMethod):
         super().__init__(config, model)
         self.groups: list[list[int]] = []
         self.dissimilarity = torch.zeros(0, 0)
+
+    @classmethod
+    def config_for(cls, config: TGRConfig, pool: TeacherPool) -> TGRConfig:
+        """The same; a probe that there is not is refused."""
+        if config.grouping != "none":
+            check_probe(config.probe, pool)
+        return config
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Embed every member and divide the pool (steps 0 and 1)."""

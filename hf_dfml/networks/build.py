@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_dfml.networks.info import network_info, set_input
 from hf_dfml.networks.timm_network import OURS, create_model, is_model
+from hf_dfml.settings import meant
 
 
 def create_network(
@@ -38,10 +39,7 @@ def create_network(
     Raises:
         ValueError: if timm knows no such architecture.
     """
-    if not is_model(arch):
-        raise ValueError(
-            f"Architecture '{arch}' is unknown: expected one of {', '.join(OURS)}, or a name from timm.list_models()."
-        )
+    check_architecture(arch)
     arguments: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, **model_args}
     if arch in OURS:
         arguments["img_size"] = image_size
@@ -59,3 +57,16 @@ def create_network(
         further["model_args"] = {**model_args, "img_size": image_size}
     set_input(network, (in_chans, image_size, image_size), mean or half, std or half, **further)
     return network
+
+
+def check_architecture(arch: str) -> None:
+    """Make sure that timm knows an architecture, ours included.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if not is_model(arch):
+        raise ValueError(
+            f"Architecture '{arch}' is unknown: expected one of {', '.join(OURS)}, or a name from "
+            f"timm.list_models().{meant(arch, [*OURS, 'auto'])}"
+        )

@@ -14,8 +14,8 @@ from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
 
 
-def open_backbone(name: str) -> Teacher:
-    """A pretrained network, read as safely as a member of a pool is.
+def find_backbone(name: str) -> ModelPool:
+    """A pretrained network as a pool of one member whose weights are not read yet.
 
     Args:
         name: a folder with `config.json` and `model.safetensors`, a Hub id, or a timm name with pretrained weights
@@ -28,12 +28,17 @@ def open_backbone(name: str) -> Teacher:
     pool = ModelPool.open(_address(name)).resolve()
     if len(pool) != 1:
         raise ValueError(f"{name} holds {len(pool)} networks: name the folder or the repository of one.")
-    teacher = pool.load(0)
-    if teacher.entry.library != "timm":
-        raise ValueError(
-            f"{name} is a network of {teacher.entry.library}: to start from it, name one of timm's layout."
-        )
-    return teacher
+    entry = pool[0]
+    if entry.problem is not None:
+        raise MemberError(entry.id, entry.problem)
+    if entry.library != "timm":
+        raise ValueError(f"{name} is a network of {entry.library}: to start from it, name one of timm's layout.")
+    return pool
+
+
+def open_backbone(name: str) -> Teacher:
+    """A pretrained network, read as safely as a member of a pool is; raises what `find_backbone` does."""
+    return find_backbone(name).load(0)
 
 
 def started_from(backbone: Teacher, *, num_classes: int, image_size: int, generator: torch.Generator) -> nn.Module:
