@@ -61,7 +61,6 @@ class RunConfig(Settings):
         AUTO,
         "Network of the meta-model: conv4, conv4_64, resnet12, any timm name, or `auto`: that of most members, "
         "conv4 where they only answer.",
-        common=True,
     )
     student_from: str | None = option(
         None,

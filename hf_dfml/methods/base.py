@@ -188,7 +188,7 @@ class Method(ABC):
         self.model = model
         self.num_steps: int = getattr(config, "steps", 0)
 
-    @classmethod
+    @classmethod  # noqa: B027  (most methods name nothing)
     def check_names(cls, config: Any) -> None:
         """Make sure that what the options name exists; called before a member of the pool is opened.
 
