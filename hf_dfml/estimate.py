@@ -1,4 +1,4 @@
-"""Pool distillation made to measure: its size from the pool, and what it will cost, before it starts."""
+"""What a run will cost, before it starts; and pool distillation made to measure: its size from the pool."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ SHRINKING = {
     "batch_size": (8, 0),
     "classes_per_member": (5, 0),
     "recovery_memory_gb": (0.2, 1),
+    "images_per_class": (1, 0),
+    "bank_memory_gb": (0.1, 1),
 }
 """Options that the memory depends on: the least value worth proposing, and its decimals."""
 LARGE_PIXELS = 100
@@ -41,19 +43,22 @@ class Cost(NamedTuple):
     """What a run is expected to take.
 
     Attributes:
-        seconds: without the evaluation.
+        seconds: without the evaluation; None where it is not estimated.
         memory: bytes beside those of the program itself.
         settings: the options that the memory depends on, and their values.
         needs: the memory with other values of them.
     """
 
-    seconds: float
+    seconds: float | None
     memory: int
     settings: dict[str, float]
     needs: Callable[[Mapping[str, float]], int]
 
     def __str__(self) -> str:
-        return f"about {duration(self.seconds)} without the evaluation, and {self.memory / 1e9:.1f} GB of memory"
+        memory = f"{self.memory / 1e9:.1f} GB of memory"
+        if self.seconds is None:
+            return f"about {memory}"
+        return f"about {duration(self.seconds)} without the evaluation, and {memory}"
 
 
 def fitted_to_pool(config: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,6 +164,35 @@ def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping
     return Cost(recovery + looking + learning, needs(values), values, needs)
 
 
+def cost_of_recovery(pool: TeacherPool, student: nn.Module, options: Mapping[str, Any], kept: int) -> Cost:
+    """Memory of a method that recovers `images_per_class` images of all classes of one member after the other.
+
+    Args:
+        pool: members whose weights are seen.
+        student: the meta-model, of whose size the images are.
+        options: the method's, by name.
+        kept: bytes of images that the method keeps, at most; see `Method.kept_bytes`.
+    """
+    size = network_info(student).image_size
+    kinds: dict[int, int] = {}  # Bytes for an image of the most demanding member of so many classes.
+    for _, entry in _kinds(pool):
+        teacher = pool.load(entry)  # type: ignore[arg-type]
+        activations, classes = bytes_for_backward(teacher, size, teacher.device), entry.num_classes or 1
+        kinds[classes] = max(kinds.get(classes, 0), activations)
+    # Of an image itself: its gradient, Adam's moments and the cheapest one so far.
+    image = 5 * 4 * 3 * size * size
+
+    def needs(values: Mapping[str, float]) -> int:
+        each = values.get("images_per_class", options["images_per_class"])
+        bank = min(kept, values["bank_memory_gb"] * 1e9) if "bank_memory_gb" in values else kept
+        return int(max(classes * each * (activations + image) for classes, activations in kinds.items()) + bank)
+
+    # Without a bank the images are those of the episodes, which may not be fewer.
+    names = ("images_per_class", "bank_memory_gb") if "bank_memory_gb" in options else ()
+    values = {name: float(options[name]) for name in names}
+    return Cost(None, needs(values), values, needs)
+
+
 def check_memory(cost: Cost, available: int | None) -> None:
     """Make sure that a run fits into the memory that there is.
 
@@ -174,7 +208,7 @@ def check_memory(cost: Cost, available: int | None) -> None:
     tries = [
         {name: _smaller(name, value, share / 10) for name, value in cost.settings.items() if name in chosen}
         for chosen in (*([name] for name in cost.settings), list(cost.settings))
-        for share in range(9, 0, -1)
+        for share in range(9, -1, -1)
     ]
     fitting = [change for change in tries if cost.needs({**cost.settings, **change}) <= available]
     # Alone and as little as possible, if one option is enough.

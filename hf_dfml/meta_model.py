@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from hf_dfml.pool.formats.loading import build_network, load_teacher
 from hf_dfml.pool.formats.reading import read_entry
 from hf_dfml.pool.sources.client import HubOptions, retry
 from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock
-from hf_dfml.pool.sources.repository import create_repository, locate
+from hf_dfml.pool.sources.repository import create_repository, locate, put_together
 from hf_dfml.utils.checkpoint import atomic_write, save_tensors
 from hf_dfml.utils.inputs import Images
 from hf_dfml.utils.text import counted
@@ -255,18 +254,18 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
             ValueError: if `repo_id` is not valid, or the repository is public and a private one was asked for.
         """
         api = HubOptions(token=token).api()
-        address = create_repository(api, repo_id, private)
         source = Path(folder) if folder is not None else self.folder
         upload |= {
             "revision": branch,
             "commit_message": commit_message or f"Meta-model ({self.config.method or LIBRARY_NAME})",
         }
-        with tempfile.TemporaryDirectory() as name:
-            staged = Path(name)
+        with put_together(repo_id) as staged:
             if source is not None:
                 _copy_card(source, staged)
             copy = MetaModel(self.network, self.config)
             copy.save_pretrained(staged, model_card_kwargs=model_card_kwargs)
+            # The repository is made when there is something to put into it.
+            address = create_repository(api, repo_id, private)
             # The card was written before it was known where it would be published.
             card = (staged / CARD_NAME).read_text(encoding="utf-8").replace(THIS_REPOSITORY, str(address.repo_id))
             atomic_write(staged / CARD_NAME, card)

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from hf_dfml.estimate import check_memory, cost_of_distillation
+from hf_dfml.estimate import Cost, check_memory, cost_of_distillation, cost_of_recovery
 from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, print_table, results_chart, write_results
 from hf_dfml.evaluation.baselines import BASELINES
 from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
@@ -25,6 +25,7 @@ from hf_dfml.evaluation.selection import best_head, level_lines, validation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.meta_network import choose_network, meta_network
 from hf_dfml.methods.base import Method, refuse_black_boxes
+from hf_dfml.methods.inversion import RecoveryMethod
 from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks.info import network_info
@@ -138,9 +139,10 @@ def _run(
         accelerator.print(f"Student: {choice.arch} of {choice.image_size} pixels, {choice.reason}.")
     size = network_info(network).image_size
     data = evaluation_data(config, protocol, size)
-    processes.once(lambda: check_disk(folder, network, flat(method_config), config, size))
-    if isinstance(method, PoolDistillation) and not pool.answers_only and not (folder / "checkpoints").exists():
-        cost = cost_of_distillation(pool, network, flat(method_config))
+    kept = method_class.kept_bytes(method_config, pool, size)
+    processes.once(lambda: check_disk(folder, network, kept, config))
+    cost = None if (folder / "checkpoints").exists() else cost_of(method, pool, kept)
+    if cost is not None:
         accelerator.print(f"Estimate: {cost}.")
         check_memory(cost, available_memory() if processes.device.type == "cpu" else None)
     validate = validation(data.validation, validating, suits, processes) if data.validation else None
@@ -195,6 +197,22 @@ def _run(
     if outcome.finished and processes.is_main:
         _publish(outcome, method, pool, config, data.dataset, results, adapt, lines, command, accelerator)
     return results
+
+
+def cost_of(method: Method, pool: TeacherPool, kept: int) -> Cost | None:
+    """What a run is expected to cost; None where that is not known, as of black boxes and of users' own methods.
+
+    Args:
+        method: with its options and its meta-model.
+        pool: the teachers.
+        kept: bytes of images that the method keeps, at most.
+    """
+    options = flat(method.config)
+    if pool.answers_only:
+        return None
+    if isinstance(method, PoolDistillation):
+        return cost_of_distillation(pool, method.model, options)
+    return cost_of_recovery(pool, method.model, options, kept) if isinstance(method, RecoveryMethod) else None
 
 
 def _publish(

@@ -184,23 +184,21 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def check_disk(folder: Path, network: nn.Module, options: dict[str, Any], config: RunConfig, size: int) -> None:
+def check_disk(folder: Path, network: nn.Module, kept: int, config: RunConfig) -> None:
     """Make sure that the disk has room for a run's checkpoints.
 
     Args:
         folder: of the run.
         network: the meta-model.
-        options: the method's, by name; of these `num_images` is known to be kept in checkpoints.
+        kept: bytes of images that are part of a checkpoint, at most; see `Method.kept_bytes`.
         config: the run.
-        size: height and width of images, in pixels.
 
     Raises:
         ValueError: if it has not; says what is needed and what there is.
     """
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
-    images = 3 * size * size * int(options.get("num_images") or 0)
     # Weights, Adam's two moments and the best snapshot; one checkpoint more than are kept while the newest is written.
-    needed = (4 * weights + images) * (config.keep_checkpoints + 1) + SPARE_BYTES
+    needed = (4 * weights + kept) * (config.keep_checkpoints + 1) + SPARE_BYTES
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if free < needed:

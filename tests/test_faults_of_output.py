@@ -105,13 +105,14 @@ def test_kills_while_results_and_model_are_written(tmp_path):
         assert {(row.method, row.head, row.bn): row.mean for row in read_results(folder)} == rows
 
 
-def on_a_full_disk(small: Path, *command: object) -> subprocess.CompletedProcess:
-    """The command in a name space of its own, in which `small` is a full file system of 200 kB."""
+def on_a_full_disk(small: Path, *command: object, room: int = 0) -> subprocess.CompletedProcess:
+    """The command in a name space of its own, in which `small` is a file system of 200 kB with `room` bytes left."""
     small.mkdir()
     mount = f"mount -t tmpfs -o size=200k tmpfs {small}"
     if not shutil.which("unshare") or subprocess.run([*NAME_SPACE, mount], capture_output=True).returncode:
         pytest.skip("this machine lets no user mount a file system of their own")
-    fill = f"{mount} && mkdir {small}/out && (cat /dev/zero > {small}/filling 2>/dev/null; true)"
+    fill = f"{mount} && mkdir {small}/out && (cat /dev/zero > {small}/filling 2>/dev/null; "
+    fill += f"truncate -s -{room} {small}/filling)"
     line = f"{fill}; {' '.join(map(str, command))}; code=$?; ls -A {small}/out; exit $code"
     return subprocess.run([*NAME_SPACE, line], capture_output=True, text=True, cwd=ROOT, timeout=200)
 
@@ -136,3 +137,20 @@ def test_a_push_with_a_full_folder_for_temporary_files(hub, stored, tmp_path, mo
     files = hub.repos["tester/full"].at("main").files
     assert json.loads(files["config.json"].content)["hf_dfml"]["method"] == "test"
     assert files["model.safetensors"].content == (stored / "model.safetensors").read_bytes()
+
+
+@pytest.mark.faults
+def test_a_push_that_a_full_disk_ends_publishes_nothing_and_the_next_one_all(hub, stored, tmp_path, monkeypatch):
+    """There is room for a small file, by which such a folder is tried, and none for the weights."""
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")
+    small, before = tmp_path / "small", {path.name: path.read_bytes() for path in stored.iterdir() if path.is_file()}
+    command = [f"env TMPDIR={small}/out", sys.executable, *CLI, "push", stored, "tester/half"]
+    run = on_a_full_disk(small, *command, room=16384)
+    assert run.returncode == 1 and "Traceback" not in run.stderr
+    assert re.search(r"tester/half was not published: .*small/out, .* is full \(.*No space left on device", run.stderr)
+    assert run.stdout.strip() == "", "nothing is left of what was put together"
+    assert hub.repos == {} and hub.objects == {}
+    assert {path.name: path.read_bytes() for path in stored.iterdir() if path.is_file()} == before
+    assert start(1, *CLI, "push", stored, "tester/half").wait(timeout=200) == 0
+    published = hub.repos["tester/half"].at("main").files["model.safetensors"].content
+    assert published == before["model.safetensors"]

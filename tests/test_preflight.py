@@ -68,9 +68,9 @@ def test_a_token_that_may_only_read(hub, monkeypatch):
 def test_a_disk_without_room(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**8, 10**8))
-    check_disk(tmp_path / "a" / "b", make_model(), {}, RunConfig(), 16)
+    check_disk(tmp_path / "a" / "b", make_model(), 0, RunConfig())
     with pytest.raises(ValueError, match="needs about 0.4 GB for checkpoints, and its disk has 0.1 GB free"):
-        check_disk(tmp_path / "a" / "b", make_model(), {"num_images": 40_000}, RunConfig(), 32)
+        check_disk(tmp_path / "a" / "b", make_model(), 40_000 * 3 * 32 * 32, RunConfig())
 
 
 def test_a_folder_that_holds_a_model_of_no_run_is_not_mixed_with_one(tmp_path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -34,7 +33,7 @@ from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.sources.client import HubOptions, retry
 from hf_dfml.pool.sources.download import download, resolve_revision
 from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock, write_lock
-from hf_dfml.pool.sources.repository import create_repository, locate
+from hf_dfml.pool.sources.repository import create_repository, locate, put_together
 from hf_dfml.utils.checkpoint import atomic_write, replace_folder, save_tensors
 from hf_dfml.utils.images import to_uint8, to_unit
 from hf_dfml.version import __version__
@@ -120,9 +119,9 @@ def publish(
 ) -> str:
     """`Classifier.push_to_hub`."""
     api = HubOptions(token=token).api()
-    with tempfile.TemporaryDirectory() as name:
+    with put_together(repo_id) as place:
         # First what can fail here; the repository is made when there is something to put into it.
-        folder = write(classifier, Path(name) / repo_id.split("/")[-1], store_support=store_support)
+        folder = write(classifier, place / repo_id.split("/")[-1], store_support=store_support)
         address = create_repository(api, repo_id, private)
         atomic_write(folder / CARD_NAME, make_card(classifier, str(address.repo_id)))
         if (folder / LOCK_NAME).is_file():

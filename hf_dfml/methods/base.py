@@ -195,6 +195,7 @@ class Method(ABC):
         Raises:
             FileNotFoundError: if it does not.
         """
+        return None
 
     @classmethod
     def config_for(cls, config: Any, pool: TeacherPool) -> Any:
@@ -204,6 +205,17 @@ class Method(ABC):
             ValueError: if an option that was asked for is impossible with this pool.
         """
         return config
+
+    @classmethod
+    def kept_bytes(cls, config: Any, pool: TeacherPool, size: int) -> int:
+        """Bytes of images that are kept between two steps, and are part of every checkpoint, at most.
+
+        Args:
+            config: hyper-parameters.
+            pool: the teachers.
+            size: height and width of the images.
+        """
+        return 0
 
     @abstractmethod
     def setup(self, pool: TeacherPool, context: Context) -> None:

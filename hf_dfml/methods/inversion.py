@@ -112,11 +112,22 @@ class InversionMethod(RecoveryMethod):
         super().__init__(config, model, config.replay.episode.outer_lr, bank)
         self.newest: list[Task] = []
 
+    @classmethod
+    def kept_bytes(cls, config: Any, pool: TeacherPool, size: int) -> int:
+        """Of the bank when it is full."""
+        full = count_of_names(pool) * config.replay.bank_per_class * 3 * size * size
+        return min(full, int(config.replay.bank_memory_gb * 1e9))
+
     def remember(self, tasks: Sequence[Task]) -> None:
         """Put every recovered task into the bank, as FREE's paper does; its released code keeps the last one only."""
         for task in tasks:
             self.bank.add(task)
         self.newest = list(tasks)
+
+
+def count_of_names(pool: TeacherPool) -> int:
+    """How many classes a pool knows; those of one name are one."""
+    return len({name for entry in pool for name in entry.class_names})
 
 
 def sub_task(task: Task, ways: int, generator: torch.Generator) -> tuple[Task, list[int]]:

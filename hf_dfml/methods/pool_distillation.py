@@ -135,6 +135,12 @@ class PoolDistillation(Method):
             )
         return replace(config, **flat(config.training_set.for_black_boxes())) if pool.answers_only else config
 
+    @classmethod
+    def kept_bytes(cls, config: PoolDistillationConfig, pool: TeacherPool, size: int) -> int:
+        """Of the training images, and of all members' answers in half precision."""
+        outputs = sum(entry.num_classes or 0 for entry in pool)
+        return config.training_set.mixing.num_images * (3 * size * size + 2 * outputs)
+
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Recover, mix, and ask all members about the mixtures (steps 0 and 1).
 

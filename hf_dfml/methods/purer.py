@@ -24,7 +24,7 @@ from hf_dfml.learning.inner_loop import outer_loss
 from hf_dfml.learning.optimisation import parameters_of
 from hf_dfml.learning.replay import EpisodeConfig, replay_step
 from hf_dfml.methods.base import Context, in_mixed_precision
-from hf_dfml.methods.inversion import RecoveryMethod
+from hf_dfml.methods.inversion import RecoveryMethod, count_of_names
 from hf_dfml.methods.paper import Paper
 from hf_dfml.methods.weight_space import member_states, require_same_network
 from hf_dfml.networks.info import network_info
@@ -83,6 +83,11 @@ class PURER(RecoveryMethod):
         images = DynamicDataset(config.images, info.image_size, info.mean, info.std)
         super().__init__(config, model, episode.outer_lr, images)
         self.switch = PlateauSwitch(config.patience, config.warmup)
+
+    @classmethod
+    def kept_bytes(cls, config: PURERConfig, pool: TeacherPool, size: int) -> int:
+        """Of the pixels and of Adam's two moments of each."""
+        return count_of_names(pool) * config.images.images_per_class * 3 * size * size * 4 * 3
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Start the images from noise and, if asked to, the meta-model from the pool's average.

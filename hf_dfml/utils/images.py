@@ -223,7 +223,10 @@ def _from_pil(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.array(image)
         values = values.astype(values.dtype.newbyteorder("="))
-        return resize(_in_unit(torch.from_numpy(values).expand(1, 3, -1, -1)), size).clamp(0, 1)[0]
+        pixels = _in_unit(torch.from_numpy(values).expand(1, 3, -1, -1))
+        if isinstance(clear := image.info.get("transparency"), int):  # A level that a grey PNG of 16 bits may name.
+            pixels = pixels.masked_fill(torch.from_numpy(values == clear), 1.0)
+        return resize(pixels, size).clamp(0, 1)[0]
     if image.has_transparency_data:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         paper = Image.new("RGB", image.size, "white")

@@ -121,7 +121,9 @@ def _sides(id: str, settings: dict[str, Any], kind: str | None) -> tuple[Any, An
     divisor = settings.get("size_divisor") or (32 if kind == "TextNet" else 1)
     if not crops and any(isinstance(side, int) and isinstance(divisor, int) and side % divisor for side in sides):
         found = " x ".join(map(str, sides))
-        raise MemberError(id, f"preprocessor_config.json has size_divisor {divisor}, size {found}, no multiple")
+        raise MemberError(
+            id, f"preprocessor_config.json has size_divisor {divisor} and a size of {found}, no multiple"
+        )
     padded = settings.get("pad_size") if settings.get("do_pad") else None
     if padded and _height_and_width(padded) != sides:
         raise MemberError(id, "preprocessor_config.json pads images to another size (do_pad, pad_size)")

@@ -45,7 +45,8 @@ def fetch(entry: PoolEntry, *, limit: int = MAX_FILE_BYTES, admit: Admit | None 
     if entry.problem is not None:
         raise MemberError(entry.id, entry.problem)
     entry = _fetch(entry, WEIGHTS_NAME, limit, admit)
-    check_pinned(entry, WEIGHTS_NAME)
+    for name in (CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME):  # The first two are perhaps read again.
+        check_pinned(entry, name)
     return entry
 
 

@@ -26,12 +26,14 @@ class HubIds(PoolSource):
 
     Args:
         options: how the Hub is asked.
+        others: further branches and tags (None: `main`) that stand for the same commit.
     """
 
     options: HubOptions
 
-    def __init__(self, options: HubOptions = USUAL) -> None:
+    def __init__(self, options: HubOptions = USUAL, others: frozenset[str | None] = frozenset()) -> None:
         super().__init__(options)
+        self.others = others
 
     @staticmethod
     def matches(name: str) -> bool:
@@ -55,8 +57,13 @@ class HubIds(PoolSource):
         assert entry.revision is not None
         path = download(entry.repository, name, entry.revision, self.options, limit=limit, admit=admit)
         if name == CONFIG_NAME:
-            note_revision(entry.repository, self.options.revision, entry.revision, self.options)
+            for revision in {self.options.revision, *self.others}:
+                note_revision(entry.repository, revision, entry.revision, self.options)
         return replace(entry, location=path.parent)
+
+    def and_those_of(self, other: HubIds) -> HubIds:
+        """The same, which also notes what another name of the commit stands for."""
+        return HubIds(self.options, self.others | other.others | {other.options.revision})
 
 
 def list_ids(names: Iterable[str], options: HubOptions) -> list[PoolEntry]:
@@ -69,7 +76,10 @@ def distinct(entries: Iterable[PoolEntry]) -> list[PoolEntry]:
     """Each member once, called by its repository alone where the pool has one commit of that repository only."""
     once: dict[tuple[str, str], PoolEntry] = {}
     for entry in entries:
-        once.setdefault(entry.identity, entry)
+        first = once.setdefault(entry.identity, entry)
+        if first is not entry and isinstance(first.source, HubIds) and isinstance(entry.source, HubIds):
+            # Offline each of its names is to be known.
+            once[entry.identity] = replace(first, source=first.source.and_those_of(entry.source))
     commits = Counter(entry.repository for entry in once.values())
     return [
         replace(entry, id=entry.repository) if entry.revision and commits[entry.repository] == 1 else entry

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, RepoUrl
+from safetensors import SafetensorError
 
 from hf_dfml import zoo
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
@@ -61,3 +66,24 @@ def create_repository(api: HfApi, repo_id: str, private: bool | None) -> RepoUrl
     if private and not retry(lambda: api.model_info(address.repo_id)).private:
         raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
     return address
+
+
+@contextmanager
+def put_together(repo_id: str) -> Iterator[Path]:
+    """A folder for the files that are to be published, deleted at the end of the block.
+
+    Raises:
+        OSError: if there is no room for them; names the folder and what to do.
+    """
+    place = "the folder for temporary files"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            place = str(Path(folder).parent)
+            yield Path(folder)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        raise OSError(
+            f"{repo_id} was not published: {place}, where its files are put together, is full ({error}). Make room "
+            "there, or set TMPDIR to a folder with more, and push again."
+        ) from error

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import struct
+import threading
+from http.client import HTTPConnection
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -14,23 +19,40 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from hf_dfml import MetaModel
+from hf_dfml.classifier.server import ClassifierServer
+from hf_dfml.data import open_data
+from hf_dfml.networks import create_network
 from hf_dfml.utils.images import FORMATS, UNREADABLE, read_image
 from hf_dfml.utils.inputs import as_batch
 
 SIZE = (7, 5)
 TURNS = {1: 0, 3: 2, 6: -1, 8: 1}
-"""Quarter turns, counter-clockwise, that make an image upright, by its EXIF orientation."""
+"""Quarter turns, counter-clockwise, that make an image upright, by its EXIF orientation; 2, 4, 5, 7 are mirrored."""
+MODES = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"],
+    "JPEG": ["L", "RGB", "CMYK", "YCbCr"],
+    "WEBP": ["RGB", "RGBA"],
+    "GIF": ["L", "P"],
+    "BMP": ["1", "L", "P", "RGB"],
+    "PPM": ["1", "L", "RGB"],
+    "JPEG2000": ["L", "LA", "RGB", "RGBA"],
+}
+"""The formats that are read, and the modes that Pillow writes them in."""
+WITH_EXIF = ("PNG", "TIFF", "JPEG", "WEBP")
 
 
 def drawn(seed: int, height: int, width: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", orientation: int | None = None) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", orientation: int | None = None, **options) -> bytes:
     file, exif = io.BytesIO(), Image.Exif()
     if orientation:
         exif[0x0112] = orientation
-    image.save(file, kind, **({"exif": exif} if orientation else {}))
+        options["exif"] = exif
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -46,10 +68,53 @@ def routes(content: bytes, folder: Path) -> list:
         content,
         folder / "x.bin",
         str(folder / "x.bin"),
+        np.array([str(folder / "x.bin")]),
         Image.open(io.BytesIO(content)),
+        Image.open(io.BytesIO(content)).copy(),
         {"bytes": content, "path": None},
         {"bytes": None, "path": str(folder / "x.bin")},
+        {"bytes": content, "path": "elsewhere.png"},
+        datasets.Image().decode_example({"bytes": content, "path": None}),
     ]
+
+
+class Watching(ClassifierServer):
+    """A served classifier that keeps the pixels which its network is shown."""
+
+    def forward(self, id, images):
+        self.shown = images.clone()
+        return super().forward(id, images)
+
+
+@pytest.fixture(scope="module")
+def server():
+    network = create_network("conv4_16", num_classes=2, image_size=16, generator=torch.Generator().manual_seed(0))
+    classifier = MetaModel.of(network, method="test").adapt(torch.rand(2, 3, 16, 16), ["a", "b"])
+    server = Watching(classifier, "mine", port=0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def over_http(server: Watching, content: bytes) -> list[torch.Tensor]:
+    """What a served model is shown of an image: as the body of a request, and in base64 in JSON."""
+    shown = []
+    for body, kind in (
+        (content, "image/png"),
+        (json.dumps({"inputs": base64.b64encode(content).decode()}).encode(), "application/json"),
+        (json.dumps({"inputs": [base64.b64encode(content).decode()]}).encode(), "application/json"),
+    ):
+        connection = HTTPConnection(*server.server_address[:2], timeout=20)
+        connection.request("POST", "/models/mine", body, {"Content-Type": kind})
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        answer.read()
+        connection.close()
+        shown.append(server.shown)
+    return shown
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +122,84 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("routes")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 999),
     shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"]),
-    kind=st.sampled_from(["PNG", "TIFF"]),
-    orientation=st.sampled_from([None, *TURNS]),
+    kind=st.sampled_from(sorted(MODES)),
+    mode=st.integers(0, 7),
+    orientation=st.sampled_from([None, *range(1, 9)]),
+    clear=st.booleans(),
 )
-def test_every_route_gives_the_same_pixels(folder, seed, shape, mode, kind, orientation):
-    image = Image.fromarray(drawn(seed, *shape, 4)).convert(mode)
-    content = encoded(image, "TIFF" if mode == "CMYK" else kind, orientation)
-    found = [as_batch([item], SIZE) for item in routes(content, folder)]
+def test_every_route_gives_the_same_pixels(folder, server, seed, shape, kind, mode, orientation, clear):
+    mode = MODES[kind][mode % len(MODES[kind])]
+    image = Image.fromarray(drawn(seed, *shape, 4))
+    image = image.convert("RGB").convert(mode) if mode == "YCbCr" else image.convert(mode)
+    options = {"transparency": 1} if clear and mode == "P" and kind in ("PNG", "GIF") else {}
+    content = encoded(image, kind, orientation if kind in WITH_EXIF else None, **options)
+    found = [as_batch(item if isinstance(item, np.ndarray) else [item], SIZE) for item in routes(content, folder)]
     assert all(torch.equal(batch, found[0]) for batch in found)
-    if mode in ("L", "RGB"):  # Of these an array or a tensor holds all that the file holds.
-        array = np.rot90(np.array(image), TURNS[orientation or 1])
+    assert all(torch.equal(batch, as_batch([content], (16, 16))) for batch in over_http(server, content))
+    if mode in ("L", "RGB") and kind in ("PNG", "TIFF", "BMP", "PPM") and orientation in (None, *TURNS):
+        # Of these an array or a tensor holds all that the file holds.
+        array = np.rot90(np.array(image), TURNS[orientation or 1] if kind in WITH_EXIF else 0)
         tensor = torch.from_numpy(array.copy())
         tensor = tensor[None] if mode == "L" else tensor.permute(2, 0, 1)
         for item in (array, [array], array[None] if mode == "RGB" else array, tensor, tensor[None]):
             assert torch.equal(as_batch(item, SIZE), found[0])
         # Resized as floats, rounded to no level: a level apart at most.
-        torch.testing.assert_close(as_batch(tensor.float() / 255, SIZE), found[0], atol=1.01 / 255, rtol=0)
+        for dtype in (torch.float32, torch.float64):
+            floats = tensor.to(dtype) / 255
+            for item in (floats, floats[None], floats[0].numpy() if mode == "L" else floats.movedim(0, -1).numpy()):
+                torch.testing.assert_close(as_batch(item, SIZE), found[0], atol=1.01 / 255, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999), mode=st.sampled_from(["HSV", "RGBX", "YCbCr", "PA", "La", "RGBa", "I;16", "1", "CMYK"])
+)
+def test_pil_images_of_any_mode_are_what_they_look_like(seed, mode):
+    image = Image.fromarray(drawn(seed, *SIZE, 4))
+    by_way_of = {"PA": ["P", "PA"], "La": ["LA", "La"], "I;16": ["L", "I;16"], "RGBa": ["RGBa"]}.get(
+        mode, ["RGB", mode]
+    )
+    for each in by_way_of:
+        image = image.convert(each)
+    if mode == "I;16":
+        return torch.testing.assert_close(
+            read(image), torch.from_numpy(np.array(image) / 65535).float().expand(3, -1, -1)
+        )
+    upright = image.convert({"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}.get(mode, "RGB"))
+    assert torch.equal(read(image), read(encoded(upright)))
+    return None
+
+
+def test_folders_and_tables_give_the_pixels_of_their_files(folder):
+    """A user's own images: class folders, a column of images, a column of bytes, rounded to the levels of 8 bits."""
+    files = []
+    for seed, (kind, modes) in enumerate(MODES.items()):
+        for mode in modes:
+            image = Image.fromarray(drawn(seed, 6 + seed, 9, 4))
+            image = image.convert("RGB").convert(mode) if mode == "YCbCr" else image.convert(mode)
+            files.append(encoded(image, kind, 6 if kind in WITH_EXIF else None))
+    values = np.random.default_rng(0).random((6, 4), dtype=np.float32)
+    files += [encoded(Image.fromarray(values), "TIFF"), encoded(Image.fromarray((values * 65535).astype(np.uint16)))]
+    expected = (as_batch(files, (16, 16)) * 255).round().to(torch.uint8)
+    names = ["a", "b"] * (len(files) // 2) + ["a"] * (len(files) % 2)
+    for number, (name, content) in enumerate(zip(names, files, strict=True)):
+        (folder / "classes" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "classes" / name / f"{number:03d}.png").write_bytes(content)
+    cells = [{"bytes": content, "path": None} for content in files]
+    for kind, column in (("image", datasets.Image()), ("bytes", datasets.Value("binary"))):
+        (folder / kind).mkdir()
+        features = datasets.Features({"image": column, "label": datasets.ClassLabel(names=["a", "b"])})
+        rows = {"image": cells if kind == "image" else files, "label": [int(name == "b") for name in names]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / kind / "train.parquet")
+    order = sorted(range(len(files)), key=lambda row: names[row])
+    for kind in ("classes", "image", "bytes"):
+        found = open_data(folder / kind, "train", image_size=16)
+        assert found.labels.tolist() == sorted(int(name == "b") for name in names)
+        assert torch.equal(found.images, expected[order]), kind
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,6 +285,13 @@ def test_what_is_transparent_lies_over_white():
     assert read(clear).unique().tolist() == read(file.getvalue()).unique().tolist() == [255]
     assert read(half).unique().tolist() == [127] and read(half.convert("LA")).unique().tolist() == [127]
     assert read(clear.convert("RGBa")).unique().tolist() == [255]
+
+
+def test_a_transparent_level_of_sixteen_bits_lies_over_white():
+    values = np.arange(35, dtype=np.uint16).reshape(SIZE) * 1000
+    found = read(encoded(Image.fromarray(values), transparency=3000))
+    assert found[:, 0, 3].tolist() == [1, 1, 1] and found[0, 0, 4].item() == pytest.approx(4000 / 65535)
+    assert (found == 1).sum() == 3
 
 
 def test_files_show_their_first_frame_and_pil_images_the_present_one():
