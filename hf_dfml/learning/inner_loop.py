@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.data.episodes import Episodes
+from hf_dfml.learning.conv4_gradient import Conv4Gradient, applies_to
 from hf_dfml.networks.conv4 import biases_before_batch_norm
 from hf_dfml.networks.functional import (
     BatchNorm,
@@ -115,12 +116,18 @@ def _gradient_descent(
     A step of conv4 on one CPU thread takes 0.9 times as long with 25 images, 0.7 times with 5.
     """
     count = len(params)
-    buffers = dict(model.named_buffers())
-    state = joined([{name: value.detach() for name, value in (buffers | each).items()} for each in params])
+    own = dict(model.named_buffers()) | dict(model.named_parameters())
+    state = joined([{name: value.detach() for name, value in (own | each).items()} for each in params])
     leaves = {name: _copy_to_move(state[name]) for name in _moving_names(model, params[0], loop)}
     images = beside(normalise(model, support)) if count > 1 else prepare(model, support[0])
     targets = labels.T.flatten()
     forward = network_info(model).logits
+
+    def written_out() -> None:
+        for _ in range(loop.steps):
+            step = Conv4Gradient(model, state | leaves, images, labels, twice=False)
+            for name, gradient in step.gradients.items():
+                leaves[name].detach().sub_(gradient, alpha=loop.lr)
 
     def all_steps() -> None:
         for _ in range(loop.steps):
@@ -133,9 +140,12 @@ def _gradient_descent(
                     leaf.sub_(gradient, alpha=loop.lr)
             torch.clear_autocast_cache()  # It holds the parameters as they were.
 
-    norm = batch_norm_from(model, _support_norm(loop), second_order=False)
-    with torch.enable_grad(), side_by_side(model, count), norm:
-        with_parameters(model, state | leaves, all_steps)
+    if _is_written_out(model, support, loop):
+        written_out()
+    else:
+        norm = batch_norm_from(model, _support_norm(loop), second_order=False)
+        with torch.enable_grad(), side_by_side(model, count), norm:
+            with_parameters(model, state | leaves, all_steps)
     moved = apart({name: leaf.detach() - state[name] for name, leaf in leaves.items()}, count)
     # What the steps add is a constant to whoever differentiates.
     return [
@@ -233,8 +243,7 @@ def meta_gradient(
         params: the meta-parameters by name.
         episodes: a batch of `E` episodes.
         loop: the inner loop.
-        chunk_size: episodes held in memory at a time; by default one on a CPU, where its cores have enough to do with
-            one and `vmap` costs more than it saves (conv4, 5-shot: 2.3 times slower), all elsewhere.
+        chunk_size: episodes held in memory at a time; by default as many as `episodes_at_once` says.
 
     Returns:
         gradients by name (sum over the episodes), mean query loss, mean query accuracy in [0, 1].
@@ -242,9 +251,18 @@ def meta_gradient(
     leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
     total = {name: torch.zeros_like(value) for name, value in leaves.items()}
     losses, hits = [], []
+    size = chunk_size or episodes_at_once(model, episodes, loop)
+    if _is_written_out(model, episodes.support, loop):
+        for first in range(0, len(episodes), size):
+            gradients, loss, accuracy = _by_products(model, params, episodes[first : first + size], loop)
+            for name, gradient in gradients.items():
+                total[name] += gradient
+            losses.append(loss)
+            hits.append(accuracy)
+        return total, torch.cat(losses).mean().item(), torch.cat(hits).mean().item()
 
     tensors = (episodes.support, episodes.support_labels, episodes.query, episodes.query_labels)
-    for part in _chunks(tensors, chunk_size):
+    for part in zip(*(tensor.split(size) for tensor in tensors), strict=True):
         loss, accuracy = _over_episodes(partial(outer_loss, model, leaves, loop), part)
         gradients = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
         for name, gradient in zip(leaves, gradients, strict=True):
@@ -255,10 +273,71 @@ def meta_gradient(
     return total, torch.cat(losses).mean().item(), torch.cat(hits).mean().item()
 
 
-def _chunks(tensors: tuple[Tensor, ...], size: int | None) -> Iterator[tuple[Tensor, ...]]:
-    """Episodes along the first axis, `size` at a time."""
-    size = size or (1 if tensors[0].device.type == "cpu" else len(tensors[0]))
-    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+def episodes_at_once(model: nn.Module, episodes: Episodes, loop: InnerLoop) -> int:
+    """Episodes whose meta-gradient is best taken together.
+
+    All on an accelerator. One on a CPU, which has enough to do with one and where `vmap` costs more than it saves
+    (conv4, 5-shot: 2.3 times slower), but for conv4, whose small support sets stand side by side: four at most, so
+    that several processes have something to do.
+    """
+    if episodes.support.device.type != "cpu":
+        return len(episodes)
+    if not _is_written_out(model, episodes.support, loop):
+        return 1
+    return min(4, how_many(model, episodes.support[0, :, 0].numel()))
+
+
+def _is_written_out(model: nn.Module, images: Tensor, loop: InnerLoop) -> bool:
+    """Whether `Conv4Gradient` takes the steps of this loop."""
+    return loop.scope == "all" and loop.bn != "running" and applies_to(model, images)
+
+
+@torch.no_grad()
+def _by_products(
+    model: nn.Module, params: Parameters, episodes: Episodes, loop: InnerLoop
+) -> tuple[Parameters, Tensor, Tensor]:
+    """MAML's gradient summed over the episodes, and the query loss and accuracy of each, by `Conv4Gradient`.
+
+    From the last step to the first, the gradient of the query loss loses `lr` times its product with the Hessian.
+    """
+    count = len(episodes)
+    own = dict(model.named_parameters()) | params
+    state = joined([{name: value.detach() for name, value in own.items()}] * count)
+    images = beside(normalise(model, episodes.support))
+    steps: list[Conv4Gradient] = []
+    for _ in range(loop.steps):
+        step = Conv4Gradient(model, state, images, episodes.support_labels, twice=loop.second_order)
+        state = state | {name: state[name] - loop.lr * gradient for name, gradient in step.gradients.items()}
+        if loop.second_order:
+            steps.append(step)
+    adapted = apart(state, count)
+    found = [_query_gradient(model, each, episodes, index, loop) for index, each in enumerate(adapted)]
+    way = joined([gradient for gradient, _, _ in found])
+    while steps:
+        products = steps.pop().along(way)
+        way = {name: way[name] - loop.lr * product for name, product in products.items()}
+    gradients = {name: value.unflatten(0, (count, -1)).sum(0) for name, value in way.items()}
+    losses, hits = (torch.stack([entry[place] for entry in found]) for place in (1, 2))
+    return gradients, losses, hits
+
+
+def _query_gradient(
+    model: nn.Module, params: Parameters, episodes: Episodes, index: int, loop: InnerLoop
+) -> tuple[Parameters, Tensor, Tensor]:
+    """Gradient of the query loss of one episode at its adapted parameters, without biases; loss and accuracy."""
+    query, labels = episodes.query[index], episodes.query_labels[index]
+    if loop.bn == "transductive":
+        at = Conv4Gradient(model, params, prepare(model, query), labels[None], twice=False)
+        return at.gradients, at.losses[0], (at.logits[0].argmax(-1) == labels).float().mean()
+    idle = biases_before_batch_norm(model)
+    leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+    wanted = [name for name in leaves if name not in idle]
+    with torch.enable_grad():
+        logits = query_outputs(model, leaves, episodes.support[index], query, loop.bn, second_order=False)
+        loss = F.cross_entropy(logits, labels)
+        gradients = torch.autograd.grad(loss, [leaves[name] for name in wanted])
+    hits = (logits.argmax(-1) == labels).float().mean()
+    return dict(zip(wanted, gradients, strict=True)), loss.detach(), hits
 
 
 def _over_episodes(function: Callable, tensors: tuple[Tensor, ...]) -> Any:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.data.episodes import Episodes
-from hf_dfml.learning.inner_loop import InnerLoop, Parameters, meta_gradient
+from hf_dfml.learning.inner_loop import InnerLoop, Parameters, episodes_at_once, meta_gradient
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.recovery.bank import RecoveredImages
@@ -85,9 +85,9 @@ def divided_meta_gradient(
     """`meta_gradient` at the parameters of `model`, its episodes divided among the processes."""
     params = parameters_of(model)
     count = len(episodes)
+    # On a CPU as many as by one process, so that there are the same sums to add up however many there are.
     on_cpu = episodes.support.device.type == "cpu"
-    # On a CPU one by one, so that there are the same sums to add up however many processes there are.
-    at_once = 1 if on_cpu else -(-count // processes.count)
+    at_once = episodes_at_once(model, episodes, loop) if on_cpu else -(-count // processes.count)
 
     def of_some(some: Episodes) -> list[Tensor]:
         gradients, loss, accuracy = meta_gradient(model, params, some, loop)
