@@ -11,8 +11,7 @@ maps, and on a CPU some of its convolutions in a slow way. Here
 
 - maxima are taken before the batch norm, which keeps the order within a channel (where its weight is negative, minima
   are): normalising, ReLU and all derivatives of both concern a quarter of the places;
-- several episodes stand side by side, channels last in memory, and maps are treated a few images at a time, so that
-  they stay in a CPU's cache.
+- several episodes stand side by side, channels last in memory.
 
 Networks of other architectures, statistics of a network's own and other devices take autograd's way
 (`inner_loop.py`), whose numbers these are.
@@ -20,16 +19,13 @@ Networks of other architectures, statistics of a network's own and other devices
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.networks.conv4 import Conv4
-
-CACHED_BYTES = 2 << 20
-"""Of a layer's maps that are treated at once."""
 
 Named = dict[str, Tensor]
 
@@ -98,81 +94,63 @@ class Conv4Gradient:
 class _Block:
     """Convolution, maxima, batch norm, ReLU of `E` networks side by side; maps are `(B, H, W, E * C)`.
 
-    In the formulas y is the convolution's output, n = (y - mean) * rate, z = scale * n + shift; a tangent has a dot.
+    In the formulas y is the convolution's output, n = (y - mean) * rate, z = scale * n + shift; t is the tangent of y.
     """
 
     def __init__(
         self, name: str, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float, count: int
     ) -> None:
-        self.name, self.x, self.weight, self.scale, self.count = name, x, weight, scale, count
-        images, height, width, _ = x.shape
-        channels = len(weight)
+        self.name, self.x, self.scale, self.count = name, x, scale, count
+        self.weight = _as_maps(weight)
+        self.y = _convolution(x, self.weight, count)
         # Where the scale is negative, the largest output comes from the smallest value.
         signs = torch.where(scale < 0, -1.0, 1.0).to(x.dtype) if bool((scale < 0).any()) else None
-        self.sizes = _sizes(images, CACHED_BYTES // (x.element_size() * channels * height * width))
-        self.xs = x.split(self.sizes)
-        self.peaks = x.new_empty(images, height // 2, width // 2, channels)
-        places = torch.empty_like(self.peaks, dtype=torch.long)
-        self.ys, statistics = [], []
-        outputs = zip(self.peaks.split(self.sizes), places.split(self.sizes), strict=True)
-        for part, (highest, place) in zip(self.xs, outputs, strict=True):
-            y = _convolution(part, weight, count)
-            statistics.append(torch.ops.aten.batch_norm_update_stats(_first(y), None, None, 0.0))
-            signed = _first(y if signs is None else y * signs)
-            torch.ops.aten.max_pool2d_with_indices.out(
-                signed, [2, 2], [2, 2], out=_first(highest), indices=_first(place)
-            )
-            self.ys.append(y)
-        if signs is not None:
-            self.peaks *= signs
-        self.places = [
-            _in_memory(place, y).view(-1) for place, y in zip(places.split(self.sizes), self.ys, strict=True)
-        ]
-        self.mean, variance = _mean_and_variance(statistics, self.sizes)
+        signed = _first(self.y if signs is None else self.y * signs)
+        highest, places = F.max_pool2d(signed, 2, return_indices=True)
+        self.peaks = _last(highest) if signs is None else _last(highest) * signs
+        self.places = _in_memory(_last(places), self.y)
+        self.mean, variance = torch.ops.aten.batch_norm_update_stats(_first(self.y), None, None, 0.0)
         self.rate = torch.rsqrt(variance + eps)
-        self.number = images * height * width
-        self.normal = (self.peaks - self.mean).mul_(self.rate)
-        self.out = torch.addcmul(shift, self.normal, scale).clamp_min_(0)
+        self.number = self.y[..., 0].numel()
+        gain = scale * self.rate
+        self.out = torch.addcmul(shift - gain * self.mean, self.peaks, gain).clamp_min_(0)
 
     def backward(self, slope: Tensor, *, further: bool, keep: bool) -> tuple[Named, Tensor]:
         """Gradients of the parameters, and of `x` if `further`, from that of `out`."""
         mean, rate, number = self.mean, self.rate, self.number
         slope = _where_positive(slope, self.out)
-        to_shift, to_scale = _sum(slope), _sum(slope * self.normal)
+        to_shift = _sum(slope)
+        to_scale = rate * (_sum(slope * self.peaks) - mean * to_shift)
         gain = self.scale * rate
         # dy = gain * (slope at the maxima - to_shift / number - n * to_scale / number)
         of_y = -gain * rate * to_scale / number
         constant = -gain * to_shift / number - of_y * mean
         values = torch.addcmul(constant, self.peaks, of_y).addcmul_(slope, gain)
-        slopes = [torch.addcmul(constant, y, of_y, out=None if keep else y) for y in self.ys]
-        found, back = self._through_convolution(slopes, values, further)
+        slopes = torch.addcmul(constant, self.y, of_y, out=None if keep else self.y)
+        slopes.view(-1).scatter_(0, self.places, values.view(-1))
+        back, weight = _convolution_backward(slopes, self.x, self.weight, self.count, (further, True))
         if keep:
             self.slope, self.slopes, self.to_shift, self.to_scale = slope, slopes, to_shift, to_scale
-        return self._named(found, to_scale, to_shift), back
+        return self._named(weight, to_scale, to_shift), back
 
     def forward_along(self, direction: Mapping[str, Tensor], way: Tensor | None) -> Tensor:
         """The tangent of `out` from that of `x` (None: it does not move) and those of the parameters."""
-        self.turn, self.stretch, lift = (
+        turn, self.stretch, lift = (
             direction[f"{self.name}.{part}"].detach() for part in ("conv.weight", "bn.weight", "bn.bias")
         )
-        self.way = way
-        ways = [None] * len(self.xs) if way is None else way.split(self.sizes)
-        self.ts, at_peaks, sums, products = [], [], [], []
-        for x, y, places, moved in zip(self.xs, self.ys, self.places, ways, strict=True):
-            t = _convolution(x, self.turn, self.count)
-            if moved is not None:
-                t += _convolution(moved, self.weight, self.count)
-            sums.append(_sum(t))
-            products.append(_sum(y * t))
-            at_peaks.append(t.view(-1).index_select(0, places).view(len(t), *self.out.shape[1:]))
-            self.ts.append(t)
+        self.turn, self.way = _as_maps(turn), way
+        self.t = _convolution(self.x, self.turn, self.count)
+        if way is not None:
+            self.t += _convolution(way, self.weight, self.count)
         mean, rate, number = self.mean, self.rate, self.number
-        self.mean_t = _total(sums) / number
-        self.mean_nt = rate * (_total(products) / number - mean * self.mean_t)
-        self.t_peaks = _together(at_peaks)
-        # n' = rate * (t - mean(t) - n * mean(n t))
-        self.normal_way = (self.t_peaks - self.mean_t).addcmul_(self.normal, -self.mean_nt).mul_(rate)
-        z = torch.addcmul(lift, self.normal, self.stretch).addcmul_(self.normal_way, self.scale)
+        self.mean_t = _sum(self.t) / number
+        self.mean_nt = rate * (_sum(self.y * self.t) / number - mean * self.mean_t)
+        self.t_peaks = self.t.view(-1).index_select(0, self.places).view_as(self.out)
+        # The tangent of n is rate * (t - mean(t) - n * mean(n t)), that of z: stretch * n + scale * it + lift
+        of_n = self.stretch - self.scale * rate * self.mean_nt
+        of_t = self.scale * rate
+        constant = lift - of_t * self.mean_t - of_n * rate * mean
+        z = torch.addcmul(constant, self.peaks, of_n * rate).addcmul_(self.t_peaks, of_t)
         return _where_positive(z, self.out)
 
     def backward_along(self, slope: Tensor, *, further: bool) -> tuple[Named, Tensor]:
@@ -180,7 +158,12 @@ class _Block:
         mean, rate, number = self.mean, self.rate, self.number
         slope = _where_positive(slope, self.out)
         to_shift = _sum(slope)
-        to_scale = _sum(slope * self.normal + self.slope * self.normal_way)
+        to_scale = rate * (
+            _sum((slope * self.peaks).addcmul_(self.slope, self.t_peaks))
+            - mean * to_shift
+            - self.mean_t * self.to_shift
+            - self.mean_nt * self.to_scale
+        )
         gain = self.scale * rate
         gain_way = self.stretch * rate - self.scale * rate.square() * self.mean_nt
         # The derivative of dy = gain * (slope at the maxima - to_shift / number - n * to_scale / number)
@@ -190,28 +173,14 @@ class _Block:
         constant = -(gain_way * self.to_shift + gain * to_shift) / number - of_t * self.mean_t - of_y * mean
         values = torch.addcmul(constant, self.peaks, of_y).addcmul_(self.t_peaks, of_t)
         values.addcmul_(self.slope, gain_way).addcmul_(slope, gain)
-        slopes = [torch.addcmul(constant, y, of_y).addcmul_(t, of_t) for y, t in zip(self.ys, self.ts, strict=True)]
-        found, back = self._through_convolution(slopes, values, further)
+        slopes = torch.addcmul(constant, self.y, of_y).addcmul_(self.t, of_t)
+        slopes.view(-1).scatter_(0, self.places, values.view(-1))
+        back, weight = _convolution_backward(slopes, self.x, self.weight, self.count, (further, True))
         if self.way is not None:
-            for x, old in zip(self.way.split(self.sizes), self.slopes, strict=True):
-                found += _convolution_backward(old, x, self.weight, self.count, (False, True))[1]
+            weight += _convolution_backward(self.slopes, self.way, self.weight, self.count, (False, True))[1]
         if further:
-            parts = zip(self.xs, self.slopes, strict=True)
-            back += _together(
-                [_convolution_backward(old, x, self.turn, self.count, (True, False))[0] for x, old in parts]
-            )
-        return self._named(found, to_scale, to_shift), back
-
-    def _through_convolution(self, slopes: Sequence[Tensor], values: Tensor, further: bool) -> tuple[Tensor, Tensor]:
-        """Gradients of weight and, if `further`, `x`; `values` are put into `slopes` at the maxima first."""
-        weights, back = [], []
-        some = values.split(self.sizes)
-        for x, slope, value, places in zip(self.xs, slopes, some, self.places, strict=True):
-            slope.view(-1).scatter_(0, places, value.reshape(-1))
-            to_x, to_weight = _convolution_backward(slope, x, self.weight, self.count, (further, True))
-            weights.append(to_weight)
-            back.append(to_x)
-        return _total(weights), _together(back) if further else values
+            back += _convolution_backward(self.slopes, self.x, self.turn, self.count, (True, False))[0]
+        return self._named(weight, to_scale, to_shift), back
 
     def _named(self, weight: Tensor, scale: Tensor, shift: Tensor) -> Named:
         return {f"{self.name}.conv.weight": weight, f"{self.name}.bn.weight": scale, f"{self.name}.bn.bias": shift}
@@ -267,6 +236,11 @@ def _last(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).contiguous()
 
 
+def _as_maps(weight: Tensor) -> Tensor:
+    """A kernel in the layout of the maps, which every convolution would make of it."""
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
 def _convolution(x: Tensor, weight: Tensor, count: int) -> Tensor:
     return _last(F.conv2d(_first(x), weight, padding=1, groups=count))
 
@@ -282,17 +256,11 @@ def _convolution_backward(
     return _last(to_x) if wanted[0] else slope, to_weight
 
 
-def _sizes(images: int, most: int) -> list[int]:
-    """`images` in parts of at most `most`, at least one."""
-    most = max(1, most)
-    return [min(most, images - first) for first in range(0, images, most)]
-
-
 def _in_memory(places: Tensor, y: Tensor) -> Tensor:
     """Places within each map, as pooling gives them, `(B, h, w, C)` -> places in the memory of `y` `(B, H, W, C)`."""
     images, height, width, channels = y.shape
     first = torch.arange(images).mul_(height * width * channels).view(-1, 1, 1, 1) + torch.arange(channels)
-    return torch.add(first, places, alpha=channels, out=places)
+    return torch.add(first, places, alpha=channels, out=places).view(-1)
 
 
 def _where_positive(values: Tensor, out: Tensor) -> Tensor:
@@ -303,21 +271,3 @@ def _where_positive(values: Tensor, out: Tensor) -> Tensor:
 def _sum(maps: Tensor) -> Tensor:
     """Over all but the channels."""
     return maps.flatten(0, 2).sum(0)
-
-
-def _total(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
-
-
-def _together(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _mean_and_variance(parts: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Mean and variance of all, from those of each part and its number of images."""
-    if len(parts) == 1:
-        return parts[0]
-    means, variances = (torch.stack(each) for each in zip(*parts, strict=True))
-    shares = torch.tensor(sizes, dtype=means.dtype)[:, None] / sum(sizes)
-    mean = (shares * means).sum(0)
-    return mean, (shares * (variances + (means - mean).square())).sum(0)

@@ -6,9 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_dfml.learning.per_sample import squared_gradients
 from hf_dfml.networks.functional import with_parameters
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.utils.images import to_unit
+
+PIXELS_AT_ONCE = 64 * 64 * 64
+"""Pixels (of one channel) of the images that are in memory at a time."""
 
 
 def fisher_embedding(
@@ -19,7 +24,7 @@ def fisher_embedding(
     *,
     head_epochs: int = 10,
     head_lr: float = 4e-4,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
 ) -> Tensor:
     r"""Embed a task by what its data says about the weights of a probe network's feature extractor.
 
@@ -37,7 +42,7 @@ def fisher_embedding(
         generator: draws the head's batches and the sampled labels.
         head_epochs: passes of Adam over the cached features to fit the head.
         head_lr: learning rate of these passes.
-        chunk_size: images whose gradients are held in memory at a time.
+        chunk_size: images that are in memory at a time; by default as many as fit in a gigabyte.
 
     Returns:
         `(D,)`, one non-negative number a filter (or output unit) of each weight tensor.
@@ -54,18 +59,47 @@ def fisher_embedding(
         for name, parameter in probe.network.named_parameters()
         if parameter.dim() >= 2 and not info.in_classifier(name)
     }
+    size = chunk_size or _images_at_once(images)
+    total = {name: torch.zeros(len(value), device=value.device) for name, value in params.items()}
+    for part, answers in zip(images.split(size), sampled.split(size), strict=True):
+        for name, squares in _squares(probe, params, weight, bias, part, answers).items():
+            total[name] += squares
+    return torch.cat(list(total.values())) / len(images)
+
+
+def _squares(
+    probe: Teacher, params: dict[str, Tensor], weight: Tensor, bias: Tensor, images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """Squared per-sample gradients of the negative log-likelihood: mean over each filter, sum over the images."""
+
+    def losses(some: Tensor) -> Tensor:
+        features = with_parameters(probe, params, lambda: probe.features(some))
+        return F.cross_entropy(F.linear(features, weight, bias), labels, reduction="none")
+
+    found = squared_gradients(losses, params, to_unit(images))
+    rest = {name: value for name, value in params.items() if name not in found}
+    if rest:
+        found |= _squares_by_vmap(probe, rest, weight, bias, images, labels)
+    return found
+
+
+def _squares_by_vmap(
+    probe: Teacher, params: dict[str, Tensor], weight: Tensor, bias: Tensor, images: Tensor, labels: Tensor
+) -> dict[str, Tensor]:
+    """The same for weights of any kind, with a copy of them for each image."""
 
     def negative_log_likelihood(current: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         features = with_parameters(probe, current, lambda: probe.features(image[None]))
         return F.cross_entropy(F.linear(features, weight, bias), label[None])
 
     per_sample = torch.func.vmap(torch.func.grad(negative_log_likelihood), in_dims=(None, 0, 0))
-    total = {name: torch.zeros(len(value), device=value.device) for name, value in params.items()}
-    for part in torch.arange(len(images), device=images.device).split(chunk_size):
-        gradients = per_sample(params, images[part], sampled[part])
-        for name, gradient in gradients.items():
-            total[name] += gradient.flatten(2).square().mean(2).sum(0)
-    return torch.cat(list(total.values())) / len(images)
+    gradients = per_sample(params, images, labels)
+    return {name: gradient.flatten(2).square().mean(2).sum(0) for name, gradient in gradients.items()}
+
+
+def _images_at_once(images: Tensor) -> int:
+    """So that what a backward pass keeps of them stays below a gigabyte, for networks such as ResNet-34."""
+    return max(1, min(64, PIXELS_AT_ONCE // (images.shape[-2] * images.shape[-1])))
 
 
 def dissimilarities(embeddings: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_dfml.learning import conv4_gradient
 from hf_dfml.learning.conv4_gradient import Conv4Gradient, applies_to
 from hf_dfml.networks import create_network, functional_forward
 from hf_dfml.networks.functional import normalise
@@ -53,10 +52,7 @@ def by_autograd(model, params, images, labels, direction):
     )
 
 
-@pytest.mark.parametrize("cached", [1 << 30, 8 * 4 * 8 * SIZE * SIZE, 1], ids=["all", "some", "one"])
-def test_gradient_and_hessian_products_are_those_of_autograd(given, monkeypatch, cached):
-    """For any number of images at a time: all, four and one in the first layer."""
-    monkeypatch.setattr(conv4_gradient, "CACHED_BYTES", cached // 2)
+def test_gradient_and_hessian_products_are_those_of_autograd(given):
     model, params, images, labels = given
     found = Conv4Gradient(model, joined(params), beside(normalise(model, images)), labels, twice=True)
     generator = torch.Generator().manual_seed(2)
