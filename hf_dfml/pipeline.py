@@ -20,6 +20,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from hf_dfml.estimate import Cost, check_memory, cost_of_distillation, cost_of_recovery
 from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, print_table, results_chart, write_results
 from hf_dfml.evaluation.baselines import BASELINES
+from hf_dfml.evaluation.heads.base import PAPERS_INNER_LOOP
 from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
 from hf_dfml.evaluation.selection import best_head, level_lines, validation
 from hf_dfml.meta_model import MetaModel
@@ -128,13 +129,19 @@ def _run(
     method = method_class(method_config, network)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
-    suits = Adaptation(bn=method.eval_bn, head=method.eval_head, representation=method.eval_representation)
+    suits = adaptation_of(method, config)
     protocol = EvaluationProtocol(
         ways=config.ways, shots=config.shots, queries=config.queries, episodes=config.episodes
     )
     if not config.finetuned_rows:
         protocol = replace(protocol, head="prototype", bn="running")
-    validating = replace(protocol, episodes=config.validation_episodes, split="validation")
+    validating = replace(
+        protocol,
+        episodes=config.validation_episodes,
+        split="validation",
+        inner_steps=suits.steps,
+        inner_lr=suits.lr,
+    )
     if choice.reason:
         accelerator.print(f"Student: {choice.arch} of {choice.image_size} pixels, {choice.reason}.")
     size = network_info(network).image_size
@@ -261,6 +268,13 @@ def _publish(
     accelerator.print(f"Wrote the meta-model, its card and its pictures to {folder}.")
     if config.push_to_hub:
         accelerator.print(f"Published: {meta.push_to_hub(config.push_to_hub, private=config.private, folder=folder)}")
+
+
+def adaptation_of(method: Method, config: RunConfig) -> Adaptation:
+    """How a run's meta-model is adapted in validations, in the first rows of the evaluation and by default."""
+    papers = dict(zip(("steps", "lr"), PAPERS_INNER_LOOP, strict=True)) if config.eval_inner_loop == "papers" else {}
+    asked = {"steps": config.eval_inner_steps, "lr": config.eval_inner_lr}
+    return method.adaptation.but(**papers | {name: value for name, value in asked.items() if value is not None})
 
 
 def open_pool(config: RunConfig) -> ModelPool:

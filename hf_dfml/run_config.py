@@ -76,6 +76,13 @@ class RunConfig(Settings):
     ways: int = option(5, "Classes of an episode.", least=2, most=100_000, common=True)
     shots: list[int] = option([1, 5], "Support images a class in the evaluation.", least=1, common=True)
     queries: int = option(15, "Query images a class in the evaluation.", least=1)
+    eval_inner_loop: Literal["trained", "papers"] = option(
+        "trained",
+        "Steps and learning rate of fine-tuning in validations, the evaluation and the published model: those that it "
+        "was meta-trained with, or the papers' 10 steps of 0.01 (whose rows the evaluation has in either case).",
+    )
+    eval_inner_steps: int | None = option(None, "Or so many steps,", least=0)
+    eval_inner_lr: float | None = option(None, "with this learning rate.", above=0)
     episodes: int = option(
         600, "Episodes of the evaluation on the test classes, once at the end.", least=2, most=10**7
     )

@@ -12,10 +12,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hf_dfml.cli import main
 from hf_dfml.evaluation import read_results, reporting
 from hf_dfml.meta_model import MetaModel
-from hf_dfml.pipeline import run
+from hf_dfml.methods.purer import PURER, PURERConfig
+from hf_dfml.pipeline import adaptation_of, run
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trackers import trackers_of
 from tests.methods.own import Nudge, NudgeConfig
+from tests.methods.pools import make_model
 from tests.pool.members import write_pool
 
 
@@ -177,3 +179,28 @@ def test_the_method_of_the_documentation_runs_from_the_command_line(members, tmp
     assert end.value.code == 0 and "--outer_lr" in out and "Share of the way that the meta-model moves." in out
     with pytest.raises(SystemExit, match="pool_reptile.py has no class 'Pool': its methods are PoolReptile"):
         main(["train", "pool_reptile.py:Pool", *words])
+
+
+def test_a_model_carries_the_inner_loop_of_its_meta_training(members, tmp_path):
+    """Adaptation of the method's own, the papers' on demand, or what is asked for; the published model says which."""
+    method = PURER(PURERConfig(inner_steps=3, inner_lr=0.05, images_per_class=16), make_model())
+    found = {
+        name: adaptation_of(method, RunConfig(**changes))
+        for name, changes in {
+            "own": {},
+            "papers": {"eval_inner_loop": "papers"},
+            "asked": {"eval_inner_loop": "papers", "eval_inner_steps": 0},
+        }.items()
+    }
+    assert {name: (how.steps, how.lr) for name, how in found.items()} == {
+        "own": (3, 0.05),
+        "papers": (10, 0.01),
+        "asked": (0, 0.01),
+    }
+    options = {"images_per_class": 4, "replay_queries": 3, "replay_batch": 1, "warmup": 1, "steps": 1}
+    config = config_of(members, tmp_path / "run", eval_inner_steps=2)
+    rows = run(PURER, PURERConfig(inner_lr=0.3, **options), config, argv=["test"])
+    assert MetaModel.from_pretrained(tmp_path / "run").config.adapt.lr == 0.3
+    mine = [row for row in rows if row.method == "PURER" and row.head == "finetune"]
+    ours = [(row.inner_steps, row.inner_lr, row.bn) for row in mine]
+    assert ours[0] == (2, 0.3, "support") and {(10, 0.01, "support"), (10, 0.01, "transductive")} <= set(ours)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_dfml.cli.options import AsJson, DataDir, Flips, HeadName, Representation, Seed
+from hf_dfml.cli.options import AsJson, DataDir, Flips, HeadName, InnerLoop, InnerLr, InnerSteps, Representation, Seed
 
 
 def evaluate(
@@ -34,6 +34,9 @@ def evaluate(
         typer.Option(help="Batch-norm statistics: support, running or transductive; the model's own by default."),
     ] = None,
     head: HeadName = None,
+    inner_loop: InnerLoop = None,
+    inner_steps: InnerSteps = None,
+    inner_lr: InnerLr = None,
     flips: Flips = None,
     representation: Representation = None,
     split: Annotated[str, typer.Option(help="Classes: validation while you develop, test once at the end.")] = "test",
@@ -61,6 +64,7 @@ def evaluate(
     from hf_dfml.data.folders import Needs
     from hf_dfml.evaluation import EvaluationProtocol
     from hf_dfml.evaluation.heads import find_head
+    from hf_dfml.evaluation.heads.base import PAPERS_INNER_LOOP
     from hf_dfml.evaluation.reporting import evaluate_stored
     from hf_dfml.evaluation.results import RESULTS_NAME
     from hf_dfml.meta_model import MetaModel
@@ -74,6 +78,8 @@ def evaluate(
         typer.echo(json.dumps(counts) if as_json else f"Of the images in {data}: {accuracy}.")
         return
     found = open_model(model)
+    papers = PAPERS_INNER_LOOP if inner_loop else (None, None)
+    steps, lr = inner_steps if inner_steps is not None else papers[0], inner_lr or papers[1]
     protocol = EvaluationProtocol(ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed, split=split)
     read: Any = partial(
         open_data,
@@ -92,12 +98,13 @@ def evaluate(
                 "--pool, --head and --representation out)."
             )
         size = max(entry.input_size[-1] for entry in members if entry.input_size)
+        protocol = protocol.under(protocol.adaptation.but(steps=steps, lr=lr))
         folder = output_dir or Path("evaluations")
         what: dict[str, Any] = {"pool": members, "flips": flips == "true"}
         network = None
     else:
         how = found.config.adapt.but(
-            find_head(head), flips=flips and flips == "true", representation=representation, bn=bn
+            find_head(head), flips=flips and flips == "true", representation=representation, bn=bn, steps=steps, lr=lr
         )
         network, protocol, size = found.network, protocol.under(how), found.config.input_size[-1]
         folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"

@@ -36,6 +36,14 @@ Representation = Annotated[
 ]
 
 
+InnerLoop = Annotated[
+    Literal["papers"] | None,
+    typer.Option(help="Fine-tune with the papers' 10 steps of 0.01; by default as the model was meta-trained."),
+]
+InnerSteps = Annotated[int | None, typer.Option(help="SGD steps of fine-tuning; the model's own by default.")]
+InnerLr = Annotated[float | None, typer.Option(help="Learning rate of these steps; the model's own by default.")]
+
+
 class WithHeads(typer.core.TyperCommand):
     """A command whose help lists the heads, which are imported for it alone, as that takes seconds."""
 

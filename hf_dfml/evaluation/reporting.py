@@ -43,13 +43,15 @@ def protocols_of_run(
     Args:
         protocol: episodes, and the papers' adaptation.
         chosen: the method's own adaptation, whose rows come first, and others, whose rows come last.
-        icfil_episodes: of another evaluation, with and without PURER's calibration; 0: none.
+        icfil_episodes: of another evaluation, with and without PURER's calibration, with the steps of the method's own
+            adaptation; 0: none.
     """
     usual = protocol.adaptation
     common = [usual, replace(usual, bn="transductive"), replace(usual, head="prototype")]
     protocols = [protocol.under(how) for how in (chosen[0], *common, *chosen[1:])]
     if icfil_episodes:
-        protocols += with_comparison(replace(protocol, episodes=icfil_episodes, head="icfil"))
+        own = replace(protocol, inner_steps=chosen[0].steps, inner_lr=chosen[0].lr)
+        protocols += with_comparison(replace(own, episodes=icfil_episodes, head="icfil"))
     return [each for index, each in enumerate(protocols) if each not in protocols[:index]]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from hf_dfml.evaluation.heads.base import PAPERS_INNER_LOOP
 from hf_dfml.evaluation.published import Published, published
 from hf_dfml.settings import options_of
 from hf_dfml.utils.checkpoint import atomic_write
@@ -76,18 +77,31 @@ class Result:
 
     @property
     def how(self) -> str:
-        """The head with all that belongs to it: `finetune, 10 x 0.01`, or `prototype, answers, flips`."""
-        steps = [f"{self.inner_steps} x {self.inner_lr:g}"] if self.inner_steps is not None else []
+        """The head with all that belongs to it: `finetune, 5 x 0.05`, or `prototype, answers, flips`.
+
+        The papers' steps are called so: `finetune, 10 x 0.01 (papers)`.
+        """
+        papers = " (papers)" if self._papers_inner_loop else ""
+        steps = [f"{self.inner_steps} x {self.inner_lr:g}{papers}"] if self.inner_steps is not None else []
         answers = {"features": [], "answers": ["answers"], "both": ["features and answers"]}[self.representation]
         return ", ".join([self.head or "-", *steps, *answers, *["flips"] * self.flips])
 
     @property
     def paper(self) -> Published | None:
-        """What a paper reports for the same thing; None on other than test classes, with flips and for answers."""
+        """What a paper reports for the same thing.
+
+        None on other than test classes, with flips, for answers, and with other inner steps than the papers'.
+        """
+        if self.inner_steps is not None and not self._papers_inner_loop:
+            return None
         if self.split != "test" or self.flips or self.representation != "features":
             return None
         keys = {"head": self.head, "bn": self.bn, "image_size": self.image_size, "pool": self.pool}
         return published(self.method, self.dataset, self.ways, self.shots, **keys)  # type: ignore[arg-type]
+
+    @property
+    def _papers_inner_loop(self) -> bool:
+        return (self.inner_steps, self.inner_lr) == PAPERS_INNER_LOOP
 
 
 Record = Callable[[list[Result]], Any]

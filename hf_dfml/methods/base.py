@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_dfml.evaluation.heads.base import PAPERS_INNER_LOOP, Adaptation
 from hf_dfml.methods.paper import Paper
 from hf_dfml.pool.queries import QueryCount
 from hf_dfml.pool.sources.prefetch import WORKERS
@@ -159,6 +160,8 @@ class Method(ABC):
         eval_head: the head that suits its meta-model, of its validation and of the first rows of its evaluation.
         eval_bn: likewise the batch norm.
         eval_representation: likewise what a head on features works with.
+        eval_inner_loop: likewise the steps and the learning rate of a head that takes steps; those of meta-training
+            where there are such.
         black_boxes: whether it learns from answers alone.
         config: its hyper-parameters.
         model: the meta-model; its weights are the product.
@@ -173,6 +176,7 @@ class Method(ABC):
     eval_head: Any = "finetune"
     eval_bn: Any = "support"
     eval_representation: Any = "features"
+    eval_inner_loop: tuple[int, float] = PAPERS_INNER_LOOP
     black_boxes: bool = False
 
     config: Any
@@ -196,6 +200,12 @@ class Method(ABC):
             FileNotFoundError: if it does not.
         """
         return None
+
+    @property
+    def adaptation(self) -> Adaptation:
+        """How its meta-model is adapted by default."""
+        steps, lr = self.eval_inner_loop
+        return Adaptation(self.eval_bn, self.eval_head, steps, lr, representation=self.eval_representation)
 
     @classmethod
     def config_for(cls, config: Any, pool: TeacherPool) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from hf_dfml.learning.distillation import KDLoss, distillation_loss
 from hf_dfml.learning.inner_loop import Parameters, TaskLoss
 from hf_dfml.learning.optimisation import calibrate_batch_norm
+from hf_dfml.learning.replay import EpisodeConfig
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.networks.info import network_info
@@ -47,18 +49,19 @@ class RecoveryMethod(Method):
     Args:
         config: hyper-parameters.
         model: the meta-model, on its device.
-        outer_lr: learning rate of its Adam.
+        episode: MAML's episodes; the meta-model is evaluated with their inner steps and learning rate.
         bank: where the recovered images are.
 
     Attributes:
         size: height and width of the recovered images: those of the meta-model's input.
     """
 
-    def __init__(self, config: Any, model: nn.Module, outer_lr: float, bank: RecoveredImages) -> None:
+    def __init__(self, config: Any, model: nn.Module, episode: EpisodeConfig, bank: RecoveredImages) -> None:
         super().__init__(config, model)
         self.size = network_info(model).image_size
         self.bank = bank
-        self.optimizer = torch.optim.Adam(model.parameters(), outer_lr)
+        self.optimizer = torch.optim.Adam(model.parameters(), episode.outer_lr)
+        self.eval_inner_loop = (episode.inner_steps, episode.inner_lr)
 
     @property
     def ways(self) -> int:
@@ -109,7 +112,7 @@ class InversionMethod(RecoveryMethod):
 
     def __init__(self, config: Any, model: nn.Module) -> None:
         bank = MemoryBank(config.replay.bank_per_class, int(config.replay.bank_memory_gb * 1e9))
-        super().__init__(config, model, config.replay.episode.outer_lr, bank)
+        super().__init__(config, model, config.replay.episode, bank)
         self.newest: list[Task] = []
 
     @classmethod
@@ -204,14 +207,18 @@ def _distillation(
     return kd + config.distillation_ce * F.cross_entropy(logits, labels) if config.distillation_ce else kd
 
 
-def boundary_against(model: nn.Module, params: Parameters, outputs: list[int], weight: float) -> FurtherTerm:
+def boundary_against(
+    model: nn.Module, params: Parameters, outputs: list[int], weight: float, *, constant: bool = False
+) -> FurtherTerm:
     """The boundary term of a recovery against the student that `params` are.
 
     Args:
         model: the meta-model.
-        params: the student's parameters by name, held constant; the gradient reaches the images through it.
+        params: the student's parameters by name, held constant.
         outputs: which of the teacher's outputs the student's first ones are; images of other classes have no part.
         weight: of the term.
+        constant: whether the student's answers are held constant, as in the released code; otherwise the gradient
+            reaches the images through the student as well as through the teacher (Eq. 1 of FREE as it stands).
     """
     params = {name: value.detach() for name, value in params.items()}
 
@@ -219,6 +226,8 @@ def boundary_against(model: nn.Module, params: Parameters, outputs: list[int], w
         if len(outputs) < logits.shape[1]:
             shown = torch.isin(labels, torch.tensor(outputs, device=labels.device))
             images, logits = images[shown], logits[shown][:, outputs]
-        return weight * boundary_term(logits, student_logits(model, params, images, len(outputs)))
+        with torch.no_grad() if constant else nullcontext():
+            student = student_logits(model, params, images, len(outputs))
+        return weight * boundary_term(logits, student)
 
     return term

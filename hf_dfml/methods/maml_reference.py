@@ -77,6 +77,7 @@ class MAML(Method):
     def __init__(self, config: MAMLConfig, model: nn.Module) -> None:
         super().__init__(config, model)
         self.optimizer = torch.optim.Adam(model.parameters(), config.outer_lr)
+        self.eval_inner_loop = (config.inner_steps, config.inner_lr)
 
     @property
     def ways(self) -> int:

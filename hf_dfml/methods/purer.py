@@ -45,6 +45,9 @@ class PURERConfig(Settings):
     average: bool = option(
         False, "Start from the element-wise average of the pool, which must be of the meta-model's kind."
     )
+    curriculum: bool = option(
+        True, "Move the images to make episodes harder where the switch is on; without, inversion alone moves them."
+    )
     adversarial_weight: float = option(10.0, "Weight of minus the outer loss of an episode, where the switch is on.")
     warmup: int = option(4000, "First steps without the adversarial term.", least=0)
     patience: int = option(6, "Steps without a better accuracy that switch the adversarial term on once.", least=1)
@@ -81,7 +84,7 @@ class PURER(RecoveryMethod):
             )
         info = network_info(model)
         images = DynamicDataset(config.images, info.image_size, info.mean, info.std)
-        super().__init__(config, model, episode.outer_lr, images)
+        super().__init__(config, model, episode, images)
         self.switch = PlateauSwitch(config.patience, config.warmup)
 
     @classmethod
@@ -109,7 +112,7 @@ class PURER(RecoveryMethod):
     def step(self, context: Context) -> dict[str, float]:
         """Move the images, then the meta-model."""
         config, generator, processes = self.config, context.generator, context.processes
-        harder = self.switch.take(context.step)
+        harder = self.switch.take(context.step) and config.curriculum
         further = partial(self._harder, *spawn(generator, 1)) if harder else None
         chosen = torch.randperm(len(self.pool), generator=generator)[: config.members_per_step or None].tolist()
         teachers = [partial(self.pool.load, index) for index in chosen]

@@ -82,7 +82,7 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     ("question", "answer"),
     [
         (("FREE", "cifar-fs", 5, 5), (52.58, 0.77)),
-        (("FREE without BELL", "cifar-fs", 5, 1), (37.43, 0.77)),
+        (("FREE with FIVE", "cifar-fs", 5, 1), (37.43, 0.77)),
         (("Random init", "cifar-fs", 5, 1), (28.59, 0.56)),
         (("Average, 60 of 100 members", "cifar-fs", 5, 1), (23.96, 0.53)),
         (("DRO", "cifar-fs", 5, 1), (30.43, 0.43)),
@@ -127,6 +127,13 @@ def test_only_test_classes_are_compared_with_the_papers() -> None:
     assert replace(ROW, split="validation").paper is None
 
 
+def test_other_inner_steps_than_the_papers_are_not_compared_with_them() -> None:
+    steps = {"inner_steps": 10, "inner_lr": 0.01}
+    assert replace(ROW, **steps).paper == ROW.paper is not None
+    assert replace(ROW, **{**steps, "inner_lr": 0.05}).paper is None
+    assert replace(ROW, **{**steps, "inner_steps": 5}).paper is None
+
+
 def test_tables_put_shots_side_by_side_and_the_papers_beside_ours() -> None:
     rows = [ROW, replace(ROW, shots=5, mean=50.25), replace(ROW, method="TGR", bn="running")]
     lines = markdown_table(rows).splitlines()
@@ -141,7 +148,7 @@ def test_rows_that_differ_in_steps_or_flips_are_rows_of_their_own() -> None:
     changes = [{"inner_steps": 10, "inner_lr": 0.01}, {"inner_steps": 20, "inner_lr": 0.01}]
     changes += [{"head": "prototype"}, {"head": "prototype", "flips": True}]
     lines = markdown_table([replace(ROW, **each) for each in changes]).splitlines()[4:8]
-    heads = ["finetune, 10 x 0.01", "finetune, 20 x 0.01", "prototype", "prototype, flips"]
+    heads = ["finetune, 10 x 0.01 (papers)", "finetune, 20 x 0.01", "prototype", "prototype, flips"]
     assert [line.split(" | ")[1] for line in lines] == heads
 
 

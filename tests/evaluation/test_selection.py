@@ -81,3 +81,16 @@ def test_level_lines_are_baselines_on_the_episodes_of_the_validation(dataset, tm
     assert level_lines(pool, [dataset], PROTOCOL) == expected
     two = level_lines(pool, [dataset, replace(dataset, name="dots")], PROTOCOL)
     assert list(two["Random init"]) == ["spots 1-shot", "spots 2-shot", "dots 1-shot", "dots 2-shot"]
+
+
+def test_the_papers_inner_loop_stands_beside_the_methods_own_and_icfil_has_the_own():
+    plain = EvaluationProtocol(episodes=50)
+    found = protocols_of_run(plain, (Adaptation(steps=5, lr=0.05),), icfil_episodes=20)
+    assert [(each.head, each.bn, each.inner_steps, each.inner_lr) for each in found] == [
+        ("finetune", "support", 5, 0.05),
+        ("finetune", "support", 10, 0.01),
+        ("finetune", "transductive", 10, 0.01),
+        ("prototype", "support", 10, 0.01),
+        ("finetune", "support", 5, 0.05),
+        ("icfil", "support", 5, 0.05),
+    ]

@@ -6,6 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 
+from hf_dfml.evaluation import Adaptation
 from hf_dfml.methods.base import Method, NoOptions, Paper, refuse_black_boxes
 from hf_dfml.methods.baselines import OTA
 from hf_dfml.methods.catalogue import METHODS
@@ -30,6 +31,7 @@ def test_the_defaults():
     method = Nudge(NudgeConfig(steps=7), make_model())
     assert (Nudge.name, method.num_steps, method.data_free, method.black_boxes) == ("Nudge", 7, True, False)
     assert (method.eval_head, method.eval_bn, method.pictures(None)) == ("finetune", "support", [])
+    assert method.adaptation == Adaptation() and (method.adaptation.steps, method.adaptation.lr) == (10, 0.01)
     assert RandomInit(RandomInit.Config(), make_model()).num_steps == 0, "no such option"
 
 

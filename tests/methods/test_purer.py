@@ -48,6 +48,19 @@ def test_the_switch_follows_the_meta_models_accuracy(tmp_path, monkeypatch):
     assert method.switch.due  # 0.2 and 0.1 are no better than 0.2: the next step would be one.
 
 
+def test_without_the_curriculum_the_images_are_moved_by_inversion_alone(tmp_path, monkeypatch):
+    """The switch goes on as it does; what it would do is left out."""
+    monkeypatch.setattr(purer, "replay_step", lambda *args, **options: (1.0, 0.0))
+    pool, pixels, switched = make_pool(tmp_path, 2), {}, {}
+    for name, changes in {"on": {}, "off": {"curriculum": False}, "no weight": {"adversarial_weight": 0.0}}.items():
+        method, context = method_of(pool, warmup=0, shift=0, **changes)
+        switched[name] = [row["adversarial"] for row in run_steps(method, context, 0, 1)]
+        pixels[name] = method.bank.pixels.values.detach().clone()
+    assert switched == {"on": [1.0], "off": [0.0], "no weight": [1.0]}
+    assert torch.allclose(pixels["off"], pixels["no weight"], atol=1e-5)
+    assert not torch.allclose(pixels["on"], pixels["off"], atol=1e-3)
+
+
 def test_the_adversarial_term_is_minus_ten_times_the_outer_loss_of_an_episode(tmp_path, monkeypatch):
     """With plain descent the images of the first adversarial step differ by 10 times that loss's gradient."""
     monkeypatch.setattr(purer, "replay_step", lambda *args, **options: (1.0, 0.0))

@@ -121,7 +121,8 @@ def test_the_evaluation_is_reported_with_and_without_icfil(tmp_path, monkeypatch
     assert all(row.episodes == 3 for row in rows if row not in pair)
     assert (tmp_path / "run" / "pictures" / "results.png").is_file()
     # Once more from the stored model: one command gives both rows.
-    protocol = EvaluationProtocol(ways=3, shots=[1], episodes=2, head="icfil")
+    own = {"inner_steps": pair[0].inner_steps, "inner_lr": pair[0].inner_lr}
+    protocol = EvaluationProtocol(ways=3, shots=[1], episodes=2, head="icfil", **own)
     meta = MetaModel.from_pretrained(tmp_path / "run")
     folder = tmp_path / "run" / "evaluations"
     again = evaluate_stored(

@@ -74,3 +74,21 @@ def test_a_student_of_fewer_outputs_is_shown_the_chosen_classes_only():
     shown = (labels == 1) | (labels == 4)
     expected = 3 * boundary_term(logits[shown][:, [1, 4]], student_logits(student, params, images[shown], 2))
     assert expected < 0 and (with_term - without).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_constant_student_leaves_the_value_and_the_gradient_through_the_teacher():
+    """The released form: the student's answers carry no gradient to the images."""
+    teacher = teacher_of(0, width=8)
+    student, params = student_of(teacher, [0, 1, 2])
+    labels = torch.arange(3)
+    values, gradients = [], []
+    for constant in (False, True):
+        images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        logits = teacher(images)
+        value = boundary_against(student, params, [0, 1, 2], 2.0, constant=constant)(images, labels, logits)
+        values.append(value.item())
+        gradients.append(torch.autograd.grad(value, images)[0])
+    fixed = student_logits(student, params, images, 3).detach()
+    (expected,) = torch.autograd.grad(2 * boundary_term(teacher(images), fixed), images)
+    assert values[0] == pytest.approx(values[1]) and values[0] < 0
+    assert torch.allclose(gradients[1], expected, atol=1e-7) and not torch.allclose(*gradients, rtol=0.1)

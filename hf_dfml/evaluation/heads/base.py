@@ -22,6 +22,9 @@ REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
 HEADS: dict[str, type[Head]] = {}
 """The heads by name. A class enters when it is defined, also one of a user's own file."""
 
+PAPERS_INNER_LOOP = (10, 0.01)
+"""Steps and learning rate of the papers' evaluations (BiDf-MKD, FREE, TGR)."""
+
 Adapted = dict[str, Tensor]
 """What a support set leaves behind, by name; each head has its own."""
 
@@ -151,6 +154,8 @@ def heads_on_features() -> list[str]:
 class Adaptation:
     """How a network is adapted to a support set; the defaults are the papers' steps with a non-transductive norm.
 
+    A meta-model carries its own, with the steps and the learning rate that it was meta-trained with.
+
     Raises:
         ValueError: if there is no such head or batch norm, the head has no use for flips, or steps or learning rate
             are out of range.
@@ -161,8 +166,11 @@ class Adaptation:
         metadata={"help": "Statistics that normalise the queries: of the support set, stored, or of all queries."},
     )
     head: str = field(default="finetune", metadata={"help": "From a support set to a classifier; see `HEADS`."})
-    steps: int = field(default=10, metadata={"help": "SGD steps on the support set of heads that adapt the network."})
-    lr: float = field(default=0.01, metadata={"help": "Learning rate of these steps."})
+    steps: int = field(
+        default=PAPERS_INNER_LOOP[0],
+        metadata={"help": "SGD steps on the support set of heads that adapt the network."},
+    )
+    lr: float = field(default=PAPERS_INNER_LOOP[1], metadata={"help": "Learning rate of these steps."})
     flips: bool = field(
         default=False, metadata={"help": "See each image together with its mirror image (heads on features)."}
     )
