@@ -11,7 +11,7 @@
     accelerate launch recipes/free.py --config hf_dfml/presets/free-cifar-fs-paper.yaml --pool pools/cifar-fs
     accelerate launch recipes/free.py --config hf_dfml/presets/free-cifar-fs-cpu.yaml --pool pools/cifar-fs
     accelerate launch recipes/free.py ... --adaptation_steps 2               # FREE_2
-    accelerate launch recipes/free.py ... --five false --bell false          # Table 5: both, one or none of these
+    accelerate launch recipes/free.py ... --five false --bell none           # Table 5: the baseline (docs/papers.md)
     accelerate launch recipes/free.py ... --resume_from_checkpoint latest    # go on after an interruption
 
 Without --preset or --config it takes `--preset cpu`; `--preset paper` is the paper's schedule (a GPU's work).

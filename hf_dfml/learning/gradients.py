@@ -35,9 +35,11 @@ def regularised_gradient(
         params: where the gradient is taken.
         strength: lambda.
         order: `first` evaluates each task's gradient at the displaced point
-            :math:`\theta + \lambda (g_i - \bar g)`, the displacement held constant: equal to the gradient of the
-            objective up to O(lambda^2), without second derivatives. `second` differentiates R exactly. (The released
-            code differentiates through the displacement, which doubles lambda.)
+            :math:`\theta + \lambda (g_i - \bar g)`, the displacement held constant, without second derivatives.
+            `second` differentiates R exactly. On a smooth network both agree up to O(lambda^2). On one with ReLU and
+            max pooling they do not, even at the paper's lambda of 1e-3: a displacement that crosses kinks meets
+            curvature that the second derivative at theta does not have (benchmarks/mechanisms.py measures both).
+            (The released code differentiates through the displacement, which doubles lambda.)
 
     Returns:
         the gradient by name and the metrics `loss`, `gradient_variance` (R) and `gradient_inner_product`.
@@ -71,10 +73,10 @@ def regularised_gradient(
     }
 
 
-def sequential_gradient(
-    tasks: Sequence[TaskLoss], params: Parameters, *, lr: float
+def sequential_displacement(
+    tasks: Sequence[TaskLoss], params: Parameters, *, lr: float, rule: Literal["sgd", "adam"] = "sgd"
 ) -> tuple[Parameters, dict[str, float]]:
-    r"""BELL: Reptile across tasks (FREE, CVPR 2024, Alg. 2): one SGD step on each task, one task after the other.
+    r"""BELL's inner loop (FREE, CVPR 2024, Alg. 2): one step on each task, one task after the other.
 
     With :math:`\tilde\theta_0 = \theta` and :math:`\tilde\theta_i = \tilde\theta_{i-1} - \alpha \nabla
     L_i(\tilde\theta_{i-1})` the paper moves :math:`\theta` by :math:`\epsilon (\tilde\theta_b - \theta)`. Up to
@@ -83,26 +85,31 @@ def sequential_gradient(
     .. math:: (\theta - \tilde\theta_b) / \alpha = \sum_i g_i - \alpha \sum_{j<i} H_i g_j,
 
     and over random orders of the tasks the second sum is half the gradient of the inner products of all pairs: the
-    step also makes the tasks' gradients agree (Theorem 1).
+    step also makes the tasks' gradients agree (Lemma 1, Theorem 1).
 
     Args:
         tasks: `b` losses as functions of the parameters, in the order of the steps.
         params: where the sequence starts.
         lr: alpha.
+        rule: of the inner steps: plain SGD as in the paper, or an Adam that starts without moments, as in the
+            released code.
 
     Returns:
-        :math:`(\theta - \tilde\theta_b) / (\alpha b)` by name, so that for small alpha it is `average_gradient` and
-        the learning rate of the optimiser that it is passed to stands for epsilon; and the metrics `loss` and
-        `gradient_inner_product`, both at `params`, as of the other functions here.
+        :math:`\tilde\theta_b - \theta` by name, and the metrics `loss` and `gradient_inner_product`, both at
+        `params`, as of the other functions here.
     """
     gradients, losses = zip(*(_gradient(task, params) for task in tasks), strict=True)
-    current = {name: value.detach() for name, value in params.items()}
-    passed = []
+    start = {name: value.detach() for name, value in params.items()}
+    current = {name: value.clone().requires_grad_() for name, value in start.items()}
+    kind = torch.optim.SGD if rule == "sgd" else torch.optim.Adam
+    optimizer = kind(list(current.values()), lr)
     for position, task in enumerate(tasks):
-        passed.append(_gradient(task, current)[0] if position else gradients[0])
-        current = {name: value - lr * passed[-1][name] for name, value in current.items()}
-    # The mean of the gradients met on the way is that quotient without its cancellation.
-    return _mean(passed), {"loss": sum(losses) / len(losses), **_agreement(gradients)}
+        passed = _gradient(task, current)[0] if position else gradients[0]
+        for name, value in current.items():
+            value.grad = passed[name].detach().clone()
+        optimizer.step()
+    moved = {name: value.detach() - start[name] for name, value in current.items()}
+    return moved, {"loss": sum(losses) / len(losses), **_agreement(gradients)}
 
 
 def _gradient(task: TaskLoss, params: Parameters, create_graph: bool = False) -> tuple[Parameters, float]:

@@ -13,12 +13,14 @@ Each step:
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hf_dfml.learning.gradients import average_gradient, sequential_gradient
+from hf_dfml.learning.gradients import average_gradient, sequential_displacement
 from hf_dfml.learning.inner_loop import Parameters
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.learning.replay import ReplayConfig, replay_until_plateau
@@ -33,13 +35,12 @@ from hf_dfml.methods.inversion import (
 from hf_dfml.methods.paper import Paper
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
-from hf_dfml.recovery.inversion import recover
-from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
+from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig, SequentialGenerator
+from hf_dfml.recovery.objective import FurtherTerm
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
-from hf_dfml.utils.processes import Processes
 from hf_dfml.utils.seeding import spawn
 
 PICTURED_TEACHERS = 4
@@ -49,18 +50,37 @@ PICTURED_TEACHERS = 4
 class FREEConfig(Settings):
     """Hyper-parameters of FREE; the defaults are the paper's, and the released scripts' where it names none.
 
-    The four rows of the paper's ablation (Table 5) are the four settings of `five` and `bell`.
+    The four rows of the paper's ablation (Table 5) are: the baseline `five=False, bell="none"`, +FIVE `bell="erm"`,
+    +BELL `five=False`, and both, which is the default.
     """
 
     steps: int = option(1000, "Steps, those of the warm-up included (the paper's epochs).", least=0, common=True)
-    warmup: int = option(20, "First steps in which the meta-generator learns alone; none without --five.", least=0)
+    warmup: int = option(20, "First steps in which the generator learns alone.", least=0)
     teachers_per_step: int = option(4, "b: teachers drawn (with replacement) in a step.", least=1)
     five: bool = option(
-        True, "Recover by the meta-generator; without, from scratch as --recovery and --recovery_steps say."
+        True,
+        "FIVE: recover from a meta-learned generator; without, from one that is handed on from teacher to teacher "
+        "(the baseline of Table 5), with as many steps.",
     )
     boundary_weight: float = option(1.0, "Weight of the boundary term, by which images get hard for the meta-model.")
-    bell: bool = option(True, "Learn from the tasks one after the other; without, from their mean (ERM).")
-    bell_lr: float = option(1e-3, "alpha: learning rate of BELL's inner SGD step on each task.", above=0)
+    boundary_student: Literal["differentiated", "constant"] = option(
+        "differentiated",
+        "Whether the boundary term's gradient passes through the student (Eq. 1), or its answers are constant (the "
+        "released code).",
+    )
+    bell: Literal["released", "paper", "erm", "none"] = option(
+        "released",
+        "BELL: give bell_scale (theta - theta~) to an Adam, after inner steps of Adam (`released`), or move by "
+        "bell_epsilon (theta~ - theta) after inner steps of SGD (`paper`); the tasks' mean gradient instead (`erm`); "
+        "or learn from the replay alone (`none`, the baseline of Table 5).",
+    )
+    bell_optimizer: Literal["own", "shared"] = option(
+        "own", "Of `released` and `erm`: an Adam of its own, or the replay's, as in the released code."
+    )
+    bell_adam_lr: float = option(1e-3, "Learning rate of the inner Adam steps of `released`.", above=0)
+    bell_scale: float = option(67.0, "Factor of theta - theta~ in `released`.", above=0)
+    bell_lr: float = option(0.1, "alpha: learning rate of the inner SGD steps of `paper` (there 0.001).", above=0)
+    bell_epsilon: float = option(1.0, "epsilon: the outer step of `paper` (there 0.001).", above=0)
     meta_generator: MetaGeneratorConfig = part(MetaGeneratorConfig)
     distillation: DistillationConfig = part(DistillationConfig, distillation_ce=0.0)
     replay: ReplayConfig = part(ReplayConfig, bank_per_class=400, replay_batch=10, replay_patience=10)
@@ -69,8 +89,9 @@ class FREEConfig(Settings):
 class FREE(InversionMethod):
     """The meta-learner of FREE; see the module's docstring.
 
-    BELL's (or ERM's) gradient goes to the Adam that the replay uses as well, so that `outer_lr` stands for the paper's
-    epsilon; taken literally, a step of epsilon * alpha = 1e-6 would leave the meta-model where it is.
+    The printed alpha = epsilon = 1e-3 would move the meta-model by 1e-6 times a gradient, less than a ten-thousandth
+    of what the replay does in the same step. `bell="released"` is what the authors' numbers come from; `bell="paper"`
+    is the printed rule with rates that can be seen. The metric `bell_share` is BELL's part of a step's movement.
 
     Raises:
         ValueError: if the steps end with the warm-up.
@@ -87,7 +108,7 @@ class FREE(InversionMethod):
     config: FREEConfig
 
     def __init__(self, config: FREEConfig, model: nn.Module) -> None:
-        if config.five and config.steps <= config.warmup:
+        if config.steps <= config.warmup:
             raise ValueError(
                 f"steps={config.steps} ends with the {config.warmup} steps of warm-up, before anything is learned: "
                 f"give --steps above {config.warmup}, or a shorter --warmup."
@@ -95,13 +116,17 @@ class FREE(InversionMethod):
         super().__init__(config, model)
         self.name = _name(config)
         device = next(model.parameters()).device
-        self.meta_generator = MetaGenerator(config.meta_generator, self.size, device) if config.five else None
+        kind = MetaGenerator if config.five else SequentialGenerator
+        self.meta_generator = kind(config.meta_generator, self.size, device)
+        # The printed rule is no gradient and has no state.
+        self.bell_optimizer = self.optimizer
+        if config.bell_optimizer == "own":
+            self.bell_optimizer = torch.optim.Adam(model.parameters(), config.replay.episode.outer_lr)
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
-        """Draw the meta-generator's weights."""
+        """Draw the generator's weights."""
         self.pool = pool
-        if self.meta_generator:
-            self.meta_generator.reset_parameters(context.generator)
+        self.meta_generator.reset_parameters(context.generator)
 
     @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:
@@ -110,63 +135,83 @@ class FREE(InversionMethod):
         drawn = torch.randint(len(self.pool), (config.teachers_per_step,), generator=generator).tolist()
         teachers = [self.pool.load(index) for index in drawn]
         started = time.monotonic()
-        if self.meta_generator and context.step < config.warmup:
+        if context.step < config.warmup:
             _, metrics = self.meta_generator.recover(teachers, generator, processes=processes)
             return metrics | {"recovery_seconds": time.monotonic() - started}
-        tasks, metrics = self._recover(teachers, generator, processes)
+        terms = self._boundary_terms(teachers, generator) if config.boundary_weight else None
+        tasks, metrics = self.meta_generator.recover(teachers, generator, terms, processes)
         metrics |= {"recovery_seconds": time.monotonic() - started}
         self.remember(tasks)
         (stream,) = spawn(generator, 1)
-        gradients, distilled = processes.once(lambda: self._distil(teachers, tasks, stream))
-        apply_gradients(self.optimizer, self.model, gradients)
-        replayed = replay_until_plateau(
+        before = self._position()
+        if config.bell != "none":
+            update, distilled = processes.once(lambda: self._distil(teachers, tasks, stream))
+            self._learn(update)
+            metrics |= distilled
+        between = self._position()
+        metrics |= replay_until_plateau(
             self.model, self.optimizer, self.bank, config.replay, generator, ways=self.ways, processes=processes
         )
-        return metrics | distilled | replayed | {"bank_images": float(len(self.bank))}
+        by_bell, by_replay = (
+            (end - start).norm().item() for start, end in pairwise([before, between, self._position()])
+        )
+        share = by_bell / (by_bell + by_replay) if by_bell else 0.0
+        return metrics | {"bell_share": share, "bank_images": float(len(self.bank))}
 
     def _distil(
         self, teachers: list[Teacher], tasks: list[Task], generator: torch.Generator
     ) -> tuple[Parameters, dict[str, float]]:
+        """Where the tasks move the meta-model (`theta~ - theta`), or minus their mean gradient (ERM); and metrics."""
         config, params = self.config, parameters_of(self.model)
         recovery = config.meta_generator.inversion
         losses = [
             distillation_task(self.model, teacher, task, config.distillation, recovery, generator)
             for teacher, task in zip(teachers, tasks, strict=True)
         ]
-        if config.bell:
-            return sequential_gradient(losses, params, lr=config.bell_lr)
-        return average_gradient(losses, params)
+        if config.bell == "paper":
+            return sequential_displacement(losses, params, lr=config.bell_lr)
+        if config.bell == "released":
+            return sequential_displacement(losses, params, lr=config.bell_adam_lr, rule="adam")
+        mean, metrics = average_gradient(losses, params)
+        return {name: -gradient for name, gradient in mean.items()}, metrics
 
-    def _recover(
-        self, teachers: list[Teacher], generator: torch.Generator, processes: Processes
-    ) -> tuple[list[Task], dict[str, float]]:
-        """A task from each teacher on L_G = CE + the boundary term against the meta-model as it stands (Eq. 1)."""
+    def _learn(self, update: Parameters) -> None:
+        """The outer step of BELL (Alg. 2) or of ERM."""
+        config = self.config
+        if config.bell == "paper":
+            with torch.no_grad():
+                for name, parameter in parameters_of(self.model).items():
+                    parameter += config.bell_epsilon * update[name]
+            return
+        scale = config.bell_scale if config.bell == "released" else 1.0
+        apply_gradients(self.bell_optimizer, self.model, {name: -scale * value for name, value in update.items()})
+
+    def _boundary_terms(self, teachers: list[Teacher], generator: torch.Generator) -> list[FurtherTerm]:
+        """Of each teacher, against the meta-model as it stands (Eq. 1)."""
         config, params = self.config, parameters_of(self.model)
-        terms = [
-            boundary_against(
-                self.model, params, choose_outputs(teacher.num_classes, self.ways, generator), config.boundary_weight
-            )
-            if config.boundary_weight
-            else None
-            for teacher in teachers
+        constant = config.boundary_student == "constant"
+        outputs = [choose_outputs(teacher.num_classes, self.ways, generator) for teacher in teachers]
+        return [
+            boundary_against(self.model, params, each, config.boundary_weight, constant=constant) for each in outputs
         ]
-        if self.meta_generator:
-            return self.meta_generator.recover(teachers, generator, terms, processes)
-        items = zip(teachers, spawn(generator, len(teachers)), terms, strict=True)
-        return processes.map(
-            lambda item: recover(item[0], config.meta_generator.inversion, self.size, *item[1:]), items
-        ), {}
+
+    def _position(self) -> Tensor:
+        """A copy of all parameters, flat."""
+        return torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
 
     def state_dict(self) -> Tree:
-        """The common state and the meta-generator's."""
-        own = {"meta_generator": self.meta_generator.state_dict()} if self.meta_generator else {}
+        """The common state, the generator's, and BELL's optimiser where it has its own."""
+        own = {"meta_generator": self.meta_generator.state_dict()}
+        if self.bell_optimizer is not self.optimizer:
+            own["bell_optimizer"] = self.bell_optimizer.state_dict()
         return super().state_dict() | own
 
     def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
         super().load_state_dict(state, pool, context)
-        if self.meta_generator:
-            self.meta_generator.load_state_dict(state["meta_generator"])
+        self.meta_generator.load_state_dict(state["meta_generator"])
+        if self.bell_optimizer is not self.optimizer:
+            self.bell_optimizer.load_state_dict(state["bell_optimizer"])
 
     def pictures(self, folder: Path) -> list[Path]:
         """Recovered images, and how some of the teachers see the same ones (Fig. 4)."""
@@ -185,8 +230,13 @@ class FREE(InversionMethod):
 
 
 def _name(config: FREEConfig) -> str:
-    """FREE, FREE (k=2), FREE without FIVE, ..."""
-    switched_off = [name for name, on in (("FIVE", config.five), ("BELL", config.bell)) if not on]
+    """The row of the paper's Table 5, and FREE (k=2) for FREE_2."""
     count = config.meta_generator.adaptation_steps
-    steps = f" (k={count})" if config.five and count != 5 else ""
-    return f"FREE{steps}" + (f" without {' and '.join(switched_off)}" if switched_off else "")
+    steps = f" (k={count})" if count != 5 else ""
+    row = {
+        (False, "none"): " baseline",
+        (False, "erm"): " baseline with ERM",
+        (True, "none"): " with FIVE, replay alone",
+        (True, "erm"): " with FIVE",
+    }
+    return f"FREE{row.get((config.five, config.bell), '' if config.five else ' with BELL')}{steps}"

@@ -80,18 +80,26 @@ class MetaGenerator:
         """
         terms = further or [None] * len(teachers)
         items = zip(teachers, spawn(generator, len(teachers)), terms, strict=True)
-        tasks, gradients, losses = zip(*processes.map(lambda item: self._adapt(*item), items), strict=True)
+        tasks, gradients, losses = zip(*processes.map(lambda item: self._recover_one(*item), items), strict=True)
         for parameter, parts in zip(self.network.parameters(), zip(*gradients, strict=True), strict=True):
             parameter.grad = torch.stack(parts).mean(0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return list(tasks), {"generator_loss": torch.stack(losses).mean().item()}
 
-    def _adapt(
+    def _recover_one(
         self, teacher: Teacher, generator: torch.Generator, further: FurtherTerm | None
     ) -> tuple[Task, tuple[Tensor, ...], Tensor]:
         """The k steps on a copy; the task, the gradient at the adapted weights and the loss there."""
-        config, recovery, network = self.config, self.config.inversion, copy.deepcopy(self.network)
+        network = copy.deepcopy(self.network)
+        task, loss = self._adapt(network, teacher, generator, further)
+        return task, torch.autograd.grad(loss, list(network.parameters())), loss.detach()
+
+    def _adapt(
+        self, network: Generator, teacher: Teacher, generator: torch.Generator, further: FurtherTerm | None
+    ) -> tuple[Task, Tensor]:
+        """Take the k steps; the task and the loss at the adapted weights, with a graph to them."""
+        config, recovery = self.config, self.config.inversion
         if recovery.compile_generator:
             compile_generator(network)
         device = next(network.parameters()).device
@@ -113,10 +121,7 @@ class MetaGenerator:
             loss.backward()
             optimizer.step()
         images = network(latent)
-        loss = loss_of(images)
-        gradient = torch.autograd.grad(loss, list(network.parameters()))
-        task = Task(images.detach().float(), labels, teacher.class_names, teacher.entry.id)
-        return task, gradient, loss.detach()
+        return Task(images.detach().float(), labels, teacher.class_names, teacher.entry.id), loss_of(images)
 
     def state_dict(self) -> Tree:
         """The meta-generator and its optimiser."""
@@ -126,3 +131,33 @@ class MetaGenerator:
         """Take over what `state_dict` gave."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+class SequentialGenerator(MetaGenerator):
+    """A generator that is handed from teacher to teacher: each goes on from the weights that the last one left.
+
+    The baseline of FREE's ablation (Table 5): as many steps a teacher as the meta-generator takes, no meta-learning.
+    """
+
+    def recover(
+        self,
+        teachers: Sequence[Teacher],
+        generator: torch.Generator,
+        further: Sequence[FurtherTerm | None] | None = None,
+        processes: Processes = ALONE,
+    ) -> tuple[list[Task], dict[str, float]]:
+        """As in the base class, one teacher after the other; one process does it for all."""
+        terms = further or [None] * len(teachers)
+        streams = spawn(generator, len(teachers))
+
+        def in_turn() -> tuple[list[Task], list[Tensor], Tree]:
+            tasks, losses = [], []
+            for teacher, stream, term in zip(teachers, streams, terms, strict=True):
+                task, loss = self._adapt(self.network, teacher, stream, term)
+                tasks.append(task)
+                losses.append(loss.detach())
+            return tasks, losses, self.network.state_dict()
+
+        tasks, losses, weights = processes.once(in_turn)
+        self.network.load_state_dict(weights)
+        return tasks, {"generator_loss": torch.stack(losses).mean().item()}

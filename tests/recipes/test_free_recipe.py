@@ -61,12 +61,12 @@ def test_the_learning_of_the_cpu_configuration_is_that_of_tgr():
     assert {name: free.get(name) for name in names} == {name: tgr.get(name) for name in names}
 
 
-@pytest.mark.parametrize("ablation", ["", "--five false --bell false"], ids=["both", "neither"])
+@pytest.mark.parametrize("ablation", ["", "--five false --bell none"], ids=["both", "baseline"])
 def test_a_run_leaves_a_model_a_card_and_results(tmp_path, ablation):
     words = [*TINY.split(), "--dataset", "glyphs", "--pool", str(glyph_pool(tmp_path / "pool")), *ablation.split()]
     rows = run(FREE, *parse(FREE, RunConfig, [*words, "--output_dir", str(tmp_path / "run")]), argv=["test"])
     assert read_results(tmp_path / "run") == rows
-    assert rows[0].method == ("FREE without FIVE and BELL" if ablation else "FREE (k=2)")
+    assert rows[0].method == ("FREE baseline (k=2)" if ablation else "FREE (k=2)")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["hf_dfml"]["method_config"]["adaptation_steps"] == 2
     assert "CVPR 2024, arXiv 2405.00984" in (tmp_path / "run" / "README.md").read_text()
