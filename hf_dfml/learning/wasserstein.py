@@ -19,9 +19,13 @@ class Ball(Settings):
 
     gamma: float = option(2.0, "Price of the squared distance from the raw embedding.")
     ball_steps: int = option(3, "Gradient steps in e'; 0 trains without robustness.", least=0)
-    ball_step_size: float = option(0.1, "Learning rate of these steps.")
+    ball_step_size: float = option(
+        0.0, "Learning rate of these steps; 0: 1 / (2 gamma), with which each solves e' - e = grad l(e') / (2 gamma)."
+    )
     ball_noise: float = option(0.01, "Standard deviation of the start of e' around e.")
-    ball_radius: float = option(0.5, "Largest distance of e' from e.")
+    ball_radius: float = option(
+        1.0, "Largest distance of e' from e: binds where gamma is below the curvature of l, and should not above."
+    )
 
 
 def worst_embedding(
@@ -32,6 +36,8 @@ def worst_embedding(
     Two traps of the formulation are avoided. At e' = e the penalty has no gradient, so that with one step from there
     gamma cancels: the start is `e` plus noise. And where `l` is quadratic in e' with a curvature above gamma (the
     usual case for a linear hyper-network) there is no maximum: e' never leaves the ball of `ball_radius` around `e`.
+    A learning rate that does not follow gamma is a third: it overshoots for a large one, so that the radius alone
+    decides for any gamma.
 
     Args:
         loss: l, of one embedding `(D,)`.
@@ -47,12 +53,13 @@ def worst_embedding(
         return center
     noise = torch.randn(center.shape, generator=generator, dtype=center.dtype).to(center.device)
     point = _into_ball(center + ball.ball_noise * noise, center, ball.ball_radius)
+    step_size = ball.ball_step_size or 0.5 / max(ball.gamma, 1e-6)
     for _ in range(ball.ball_steps):
         point = point.detach().requires_grad_()
         with torch.enable_grad():
             objective = loss(point) - ball.gamma * ((point - center) ** 2).sum()
             (gradient,) = torch.autograd.grad(objective, point)
-        point = _into_ball(point.detach() + ball.ball_step_size * gradient, center, ball.ball_radius)
+        point = _into_ball(point.detach() + step_size * gradient, center, ball.ball_radius)
     return point
 
 

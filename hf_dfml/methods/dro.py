@@ -12,6 +12,8 @@ The meta-model is the network predicted from the mean embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,11 @@ class DROConfig(Settings):
     embedding_dim: int = option(50, "Size of a task embedding.", least=1)
     embedding_std: float = option(0.1, "Standard deviation of the initial embeddings.")
     validation_fraction: float = option(0.2, "Share of the pool held out for the outer step.")
+    gamma_unit: Literal["curvature", "likelihood"] = option(
+        "curvature",
+        "What gamma counts in: the largest curvature of the loss in e', so that the search has a maximum above 1, or "
+        "the likelihood as --sigma scales it.",
+    )
     ball: Ball = part(Ball)
 
 
@@ -51,7 +58,8 @@ class DRO(Method):
 
     Where the paper says nothing: the hyper-network starts with columns of unit length (`HyperNetwork`); the embedding
     of step 1's member keeps that step, which Algorithm 1 would throw away with phi*; the worst embedding starts from
-    noise and stays within a radius (`worst_embedding`); batch norm's scale and shift are predicted, its running
+    noise and stays within a radius (`worst_embedding`), and gamma is in units of the loss's curvature, since sigma, on
+    which its meaning depends, is not given; batch norm's scale and shift are predicted, its running
     statistics are the average over the members seen.
 
     Args:
@@ -102,6 +110,7 @@ class DRO(Method):
 
     def step(self, context: Context) -> dict[str, float]:
         """Offline one epoch, as many iterations of Algorithm 1 as there are training members; online one arrival."""
+        self.ball = self._priced_ball()
         if self.config.online:
             i = self.training[context.step]
             target = self._load(self.pool, i)  # the only time that this member is read
@@ -118,9 +127,18 @@ class DRO(Method):
             "inner_loss": inner,
             "outer_loss": outer,
             "wasserstein": wasserstein2(raw, raw + self.displacements[self.validation]),
-            # Below this gamma the search for the worst case is bounded by the radius alone.
-            "bounding_gamma": largest_curvature(self.hyper.weight) / self.config.sigma**2,
+            # Below this gamma (in units of the likelihood) the search is bounded by the radius alone.
+            "bounding_gamma": self._curvature(),
         }
+
+    def _curvature(self) -> float:
+        """Largest curvature of the loss in e'."""
+        return largest_curvature(self.hyper.weight) / self.config.sigma**2
+
+    def _priced_ball(self) -> Ball:
+        """The ball with gamma in units of the likelihood, under the hyper-network as it stands."""
+        ball = self.config.ball
+        return replace(ball, gamma=ball.gamma * self._curvature()) if self.config.gamma_unit == "curvature" else ball
 
     def iterate(self, i: int, target: Tensor, generator: torch.Generator) -> tuple[float, float]:
         """Steps 1 to 3 with training member `i` and a validation member at random; the inner and the outer loss."""
@@ -136,7 +154,7 @@ class DRO(Method):
         def loss(embedding: Tensor) -> Tensor:
             return self._loss(adapted, embedding, self.targets[j])
 
-        worst = worst_embedding(loss, self.embeddings[j], config.ball, generator)
+        worst = worst_embedding(loss, self.embeddings[j], self.ball, generator)
         self.displacements[j] = worst - self.embeddings[j]
         outer_loss, gradient, pull = self._descent(adapted, worst, self.targets[j])
         if not torch.isfinite(outer_loss):
@@ -186,6 +204,7 @@ class DRO(Method):
     def _begin(self, pool: TeacherPool, known: Sequence[int]) -> None:
         """Read the members that may be kept, validation members first."""
         self.pool = pool
+        self.ball = self._priced_ball()
         if self.config.online:
             self.num_steps = len(self.training)
         self.groups = channel_groups(self.model, input_size(pool)) if self.config.align else []

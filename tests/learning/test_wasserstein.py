@@ -40,6 +40,16 @@ def test_gamma_matters_with_noise_or_more_steps(problem, way_out):
     assert (near - embedding).norm() < (far - embedding).norm() - 1e-4
 
 
+def test_the_step_that_follows_gamma_solves_the_stationarity_condition(problem):
+    """e' - e = grad l(e') / (2 gamma), step by step; a few are enough for a gamma well above the curvature."""
+    loss, embedding, matrix, target = problem
+    gamma = 8 * largest_curvature(matrix)
+    found = search(problem, gamma=gamma, ball_steps=1, ball_step_size=0.0, ball_noise=0.0)
+    assert torch.allclose(found, embedding + matrix.T @ (matrix @ embedding - target) / gamma)
+    found = search(problem, gamma=gamma, ball_steps=12, ball_step_size=0.0)
+    assert torch.allclose(found - embedding, matrix.T @ (matrix @ found - target) / gamma, atol=1e-8)
+
+
 def test_a_large_gamma_has_the_closed_form_maximum(problem):
     _, embedding, matrix, target = problem
     gamma = 2 * largest_curvature(matrix)

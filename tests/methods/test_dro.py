@@ -1,10 +1,12 @@
 """DRO: Algorithms 1 to 3, the ball, the stream, and exact resume."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
+from hf_dfml.learning.wasserstein import largest_curvature
 from hf_dfml.methods.dro import DRO, DROConfig
 from hf_dfml.pool import ModelPool
 from hf_dfml.utils.checkpoint import load_tree, save_tree
@@ -30,7 +32,16 @@ def weights(method):
 
 
 def test_one_offline_step_is_algorithm_1_written_out(pool):
-    config = replace(SMALL, ball_steps=2, lr=0.02, sigma=2.0, gamma=0.7, ball_radius=1e6, ball_step_size=0.05)
+    config = replace(
+        SMALL,
+        ball_steps=2,
+        lr=0.02,
+        sigma=2.0,
+        gamma=0.7,
+        ball_radius=1e6,
+        ball_step_size=0.05,
+        gamma_unit="likelihood",
+    )
     method, context = started(pool, config)
     weight, bias = method.hyper.weight.detach().clone(), method.hyper.bias.detach().clone()
     embeddings = method.embeddings.clone()
@@ -95,9 +106,26 @@ def test_gamma_has_no_effect_in_the_trap_and_an_effect_outside_it(pool):
         run_steps(method, context, 0, 1)
         return weights(method)
 
-    trap = {"ball_steps": 1, "ball_noise": 0.0}
+    trap = {"ball_steps": 1, "ball_noise": 0.0, "ball_step_size": 0.1}
     assert torch.equal(trained(0.5, **trap), trained(10.0, **trap))
     assert not torch.allclose(trained(0.5), trained(10.0), atol=1e-6)
+
+
+def test_gamma_decides_how_far_the_search_goes(pool):
+    """Above the curvature the distance falls as gamma grows; a learning rate that does not follow it overshoots."""
+
+    def distance(gamma, **changes):
+        method, context = started(pool, replace(SMALL, gamma=gamma, **changes))
+        return run_steps(method, context, 0, 1)[0]["wasserstein"]
+
+    distances = [distance(gamma) for gamma in (0.1, 2.0, 10.0, 50.0)]
+    assert all(near < 0.7 * far for far, near in pairwise(distances)) and distances[0] <= 1 + 1e-6
+    fixed = [distance(gamma, ball_step_size=3.0) for gamma in (2.0, 10.0)]
+    assert fixed == pytest.approx([1.0, 1.0], abs=0.05)
+    likelihood = replace(SMALL, gamma=3.0, gamma_unit="likelihood")
+    assert started(pool, likelihood)[0].ball.gamma == 3.0
+    method, _ = started(pool, replace(SMALL, gamma=3.0))
+    assert method.ball.gamma == pytest.approx(3 * largest_curvature(method.hyper.weight), rel=1e-5)
 
 
 def test_the_explored_ball_is_logged_and_never_wider_than_the_radius(pool):
