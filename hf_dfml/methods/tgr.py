@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.learning.embedding import dissimilarities, fisher_embedding
+from hf_dfml.learning.filter_fisher import filter_fisher, standardised_dissimilarities
 from hf_dfml.learning.gradients import regularised_gradient
 from hf_dfml.learning.grouping import group_tasks
 from hf_dfml.learning.inner_loop import Parameters
@@ -41,7 +42,18 @@ class TGRConfig(Settings):
 
     steps: int = option(1200, "Outer steps (the paper's epochs).", least=0, common=True)
     probe: str = option(
-        "resnet34.tv_in1k", "Network that embeds the tasks: a timm model with weights, a member's id, or `average`."
+        "resnet34.tv_in1k",
+        "Network that embeds the tasks: a timm model with weights, a folder of one, a member's id, or `average`.",
+    )
+    probe_size: int = option(
+        0,
+        "Height and width at which the probe sees the images; 0: the members' (a public network wants more).",
+        least=0,
+    )
+    embedding: Literal["task2vec", "filters"] = option(
+        "task2vec",
+        "Fisher information of every weight, with a head fitted to the task (Task2Vec), or of each filter's scale, "
+        "under the probe's own classifier and standardised over the pool.",
     )
     embedding_batches: int = option(20, "Recoveries per member for its embedding.", least=1)
     keep_embedded: bool = option(False, "Put the images recovered for the embedding into the bank as well.")
@@ -91,13 +103,14 @@ class TGR(InversionMethod):
         self.groups = [list(range(len(pool)))]
         if self.config.grouping == "none":
             return
-        probe = load_probe(self.config.probe, pool).to(context.device)
+        probe = load_probe(self.config.probe, pool, self.config.probe_size).to(context.device)
         embed = partial(self._embed, probe, context)
         embedded = context.map_members("embedding", embed, pool, "Embedding the pool")
         if self.config.keep_embedded:
             found = zip(embedded, pool, strict=True)
             self.remember([Task(part["images"], part["labels"], entry.class_names, entry.id) for part, entry in found])
-        self.dissimilarity = dissimilarities(torch.stack([part["embedding"] for part in embedded]))
+        distance = standardised_dissimilarities if self.config.embedding == "filters" else dissimilarities
+        self.dissimilarity = distance(torch.stack([part["embedding"] for part in embedded]))
         affinity = self.dissimilarity if self.config.grouping == "dissimilar" else 1 - self.dissimilarity
         self.groups = group_tasks(affinity, self.config.num_groups)
 
@@ -111,7 +124,10 @@ class TGR(InversionMethod):
             ]
         images = torch.cat([task.images for task in tasks])
         labels = torch.cat([task.labels for task in tasks])
-        embedding = fisher_embedding(probe, images, labels, generator)
+        if self.config.embedding == "filters":
+            embedding = filter_fisher(probe, images, generator)
+        else:
+            embedding = fisher_embedding(probe, images, labels, generator)
         return {"embedding": embedding} | ({"images": images, "labels": labels} if self.config.keep_embedded else {})
 
     @in_mixed_precision

@@ -11,14 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_dfml.learning.filter_fisher import filter_fisher, standardised_dissimilarities
+from hf_dfml.learning.probe import load_probe
 from hf_dfml.methods import tgr
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
+from hf_dfml.recovery.inversion import recover
 from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.checkpoint import load_tree
+from hf_dfml.utils.seeding import fork
+from tests.methods.pools import make_model
 from tests.methods.tiny_tgr import TINY, trainer_of
 from tests.pool.members import write_member
 from tests.processes.launch import ROOT
@@ -195,3 +200,17 @@ def test_heterogeneous_numbers_of_classes_are_restricted(pool, tmp_path):
 def test_a_pool_that_was_not_named_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="No pool was named: give --pool"):
         run(TGR, TGRConfig(), RunConfig(output_dir=str(tmp_path)))
+
+
+def test_the_members_are_embedded_by_filters_if_that_is_asked_for(pool, tmp_path):
+    """The matrix is that of the images that were recovered, which are kept."""
+    config = TGRConfig(**{**TINY, "embedding": "filters", "keep_embedded": True, "probe_size": 20})
+    method, context = TGR(config, make_model(9)), Context(torch.Generator().manual_seed(0), seed=3)
+    method.setup(pool, context)
+    probe, found = load_probe("average", pool, 20), []
+    for index in range(len(pool)):
+        generator = fork(3, "embedding", index)
+        task = recover(pool.load(index), config.inversion, method.size, generator)
+        found.append(filter_fisher(probe, task.images, generator))
+    assert torch.allclose(method.dissimilarity, standardised_dissimilarities(torch.stack(found)), atol=1e-6)
+    assert method.dissimilarity.max() > 0.1 and sorted(sum(method.groups, [])) == list(range(len(pool)))
