@@ -1,0 +1,484 @@
+"""Is each system's own mechanism alive? One measurement each, beside its definition.
+
+    python benchmarks/mechanisms.py --pool pools/cifar-fs --data_dir DATA            # under 15 minutes on 2 cores
+    python benchmarks/mechanisms.py --pool pools/cifar-fs --data_dir DATA --only igr gamma
+
+What distinguishes each system from plain inversion and MAML is measured by itself: BELL (FREE), gradient
+regularisation and grouping (TGR), the price gamma of DRO's ball, PURER's curriculum and calibration. Accuracies are on
+validation classes. The last line is a JSON object of all figures.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measuring import open_pool, write_section
+from torch import Tensor, nn
+
+from hf_dfml.arguments import parse_into
+from hf_dfml.data import FewShotDataset, load_dataset
+from hf_dfml.evaluation import EvaluationProtocol, write_results
+from hf_dfml.evaluation.heads.icfil import ICFILConfig
+from hf_dfml.evaluation.meta_testing import episode_accuracies
+from hf_dfml.evaluation.protocol import result_row
+from hf_dfml.evaluation.results import Result
+from hf_dfml.learning.gradients import average_gradient, regularised_gradient, sequential_displacement
+from hf_dfml.learning.inner_loop import Parameters, TaskLoss, outer_loss
+from hf_dfml.learning.optimisation import parameters_of
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.dro import DRO, DROConfig
+from hf_dfml.methods.free import FREE, FREEConfig
+from hf_dfml.methods.inversion import distillation_task
+from hf_dfml.methods.purer import PURER, PURERConfig
+from hf_dfml.networks import create_network
+from hf_dfml.networks.info import network_info
+from hf_dfml.pool import ModelPool
+from hf_dfml.recovery.inversion import RecoveryConfig, recover
+from hf_dfml.settings import Settings, option
+from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.seeding import fork
+
+MECHANISMS = ("bell", "igr", "gamma", "grouping", "purer")
+WAYS = 5
+
+
+class Options(Settings):
+    """What is measured, and how much of it."""
+
+    pool: str = option("", "A pool of members of one architecture; else a small one of glyphs, built when missing.")
+    dataset: str = option("glyphs", "Data set whose validation classes the accuracies are on.")
+    data_dir: str | None = option(None, "Folder of local copies of the data sets.")
+    only: list[str] = option(["bell", "igr", "gamma", "purer"], "Which mechanisms.", choices=MECHANISMS)
+    members: int = option(60, "Members that are used.", least=2)
+    epochs: int = option(4, "FREE's epochs after the warm-up, and as many with each form of BELL.", least=1)
+    draws: int = option(12, "Draws of four tasks for BELL's direction.", least=2)
+    gammas: list[float] = option([0.5, 2.0, 10.0, 50.0], "DRO's prices.")
+    dro_epochs: int = option(20, "DRO's epochs.", least=1)
+    purer_steps: int = option(60, "PURER's steps before the curriculum begins, and again with it.", least=1)
+    episodes: int = option(150, "Episodes of an accuracy.", least=2)
+    icfil_episodes: int = option(40, "Episodes with and without ICFIL.", least=2)
+    quick: bool = option(False, "So little of everything that it only shows that it runs.")
+    pictures: str = option("", "Folder for the figures; none without.")
+    output_dir: str = option("", "Folder for results.json (rows of accuracies) and mechanisms.md.")
+    seed: int = option(0, "Seed of everything random.")
+    num_threads: int = option(1, "CPU threads.", least=0)
+
+    @property
+    def shortened(self) -> Options:
+        """With a little of everything, if it is to be quick."""
+        if not self.quick:
+            return self
+        few = {"epochs": 1, "draws": 2, "dro_epochs": 1, "purer_steps": 2, "episodes": 2, "icfil_episodes": 2}
+        return replace(self, members=4, gammas=[0.5, 10.0], **few)
+
+
+class Measured:
+    """Figures with their definitions, and the rows of accuracies behind them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.figures: dict[str, float] = {}
+        self.definitions: dict[str, str] = {}
+        self.rows: list[Result] = []
+
+    def note(self, name: str, value: float, definition: str) -> None:
+        """Keep one figure and print it beside what it is."""
+        self.figures[name], self.definitions[name] = round(value, 4), definition
+        print(f"{name} = {value:.4g}: {definition}.", flush=True)
+
+    def picture(self, name: str) -> Path | None:
+        """Where a figure goes, if figures are wanted."""
+        return Path(self.options.pictures) / f"{name}.png" if self.options.pictures else None
+
+
+# BELL (FREE).
+
+
+def measure_bell(found: Measured, pool: ModelPool) -> None:
+    """How much of an epoch's movement is BELL's, and whether its direction is the one of Lemma 1."""
+    options = found.options
+    warmup = 1 if options.quick else 10
+    config = FREEConfig(
+        steps=10**6,
+        warmup=warmup,
+        generator_width=16,
+        bn_weight=0.1,
+        adaptation_lr=0.005,
+        latent_lr=0.01,
+        meta_generator_lr=0.005,
+        images_per_class=10,
+        shift=2,
+        second_order=False,
+        replay_batch=4,
+    )
+    if options.quick:
+        config = replace(config, replay_max_batches=1, images_per_class=8, replay_queries=2)
+    start, context = FREE(config, fresh_network(pool, options)), Context(fork(options.seed, "bell"))
+    start.setup(pool, context)
+    first = warmup + options.epochs
+    run_epochs(start, context, 0, first)
+    state, draws = copy.deepcopy(start.state_dict()), context.generator.get_state()
+
+    def share(**changes: Any) -> float:
+        method = FREE(replace(config, **changes), fresh_network(pool, options))
+        method.load_state_dict(copy.deepcopy(state), pool, context)
+        context.generator.set_state(draws)
+        return mean(row["bell_share"] for row in run_epochs(method, context, first, first + options.epochs))
+
+    of_movement = "length of BELL's movement of the weights in an epoch over that plus the replay's"
+    found.note("bell_share", share(), f"{of_movement}; --bell released, an Adam of its own")
+    found.note("bell_share_shared", share(bell_optimizer="shared"), "the same, in the replay's Adam (released code)")
+    found.note("bell_share_paper", share(bell="paper"), "the same, --bell paper: SGD steps of 0.1 and epsilon 1")
+    printed = {"bell": "paper", "bell_lr": 1e-3, "bell_epsilon": 1e-3}
+    found.note("bell_share_printed", share(**printed), "the same with the printed alpha = epsilon = 0.001")
+
+    params = {name: value.detach() for name, value in parameters_of(start.model).items()}
+    generator, angles, gains = fork(options.seed, "tasks"), [], []
+    for _ in range(options.draws):
+        chosen = torch.randperm(len(pool), generator=generator)[:4].tolist()
+        teachers = [pool.load(index) for index in chosen]
+        tasks, _ = start.meta_generator.recover(teachers, generator)
+        losses = [
+            distillation_task(start.model, *each, config.distillation, config.meta_generator.inversion, generator)
+            for each in zip(teachers, tasks, strict=True)
+        ]
+        mean_gradient, before = average_gradient(losses, params)
+        bell, _ = sequential_displacement(losses, params, lr=config.bell_lr)
+        erm = {name: -value for name, value in mean_gradient.items()}
+        angles.append(torch.rad2deg(torch.arccos(cosine(bell, erm).clamp(-1, 1))).item())
+        length = norm(bell)
+        there = [
+            average_gradient(losses, moved(params, way, length))[1]["gradient_inner_product"] for way in (bell, erm)
+        ]
+        gains.append((there[0] - there[1]) / abs(before["gradient_inner_product"]))
+    found.note("bell_angle", mean(angles), "degrees between BELL's movement (SGD, 0.1) and ERM's, on the same tasks")
+    found.note(
+        "bell_agreement",
+        mean(gains),
+        "mean inner product of two tasks' gradients after BELL's movement minus that after ERM's of the same length, "
+        "as a share of that before (Lemma 1: above 0)",
+    )
+    found.note("bell_agreement_ci95", interval(gains), "half the 95 % interval of it over draws of four members")
+
+
+def run_epochs(method: Any, context: Context, first: int, last: int) -> list[dict[str, float]]:
+    """Steps `first` to `last` of a method; their metrics."""
+    rows = []
+    for context.step in range(first, last):
+        rows.append(method.step(context))
+    return rows
+
+
+def flat(params: Parameters) -> Tensor:
+    """All in one vector."""
+    return torch.cat([value.flatten() for value in params.values()])
+
+
+def norm(params: Parameters) -> float:
+    """Its length."""
+    return flat(params).norm().item()
+
+
+def cosine(first: Parameters, second: Parameters) -> Tensor:
+    """Of the angle between two movements."""
+    return F.cosine_similarity(flat(first), flat(second), dim=0)
+
+
+def moved(params: Parameters, way: Parameters, length: float) -> Parameters:
+    """So far in that direction."""
+    scale = length / norm(way)
+    return {name: value + scale * way[name] for name, value in params.items()}
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the 95 % interval of the mean."""
+    return 1.96 * stdev(values) / len(values) ** 0.5
+
+
+# Gradient regularisation (TGR).
+
+
+def measure_igr(found: Measured, pool: ModelPool) -> None:
+    """Whether the displaced gradients (first order) are the derivative of the regulariser (second order)."""
+    options = found.options
+    generator = fork(options.seed, "igr")
+    recovery = RecoveryConfig(
+        recovery="pixels", recovery_steps=2 if options.quick else 40, recovery_lr=0.1, images_per_class=5
+    )
+    tasks = []
+    for index in range(4):
+        teacher = pool.load(index)
+        task = recover(teacher, recovery, network_info(fresh_network(pool, options)).image_size, generator)
+        with torch.no_grad():
+            answers = teacher(task.images).log_softmax(-1).double()
+        tasks.append((task.images.double(), task.labels, answers))
+    strengths = [1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2]
+    lines: dict[str, list[float]] = {}
+    for name, smooth in (("conv4", False), ("smooth", True)):
+        network = plain_conv4(pool[0].num_classes or WAYS, smooth, fork(options.seed, "weights"), tasks[0][0]).double()
+        losses = [partial(distillation_loss_of, network, *task) for task in tasks]
+        params = dict(network.named_parameters())
+        plain, _ = average_gradient(losses, params)
+        exact = regulariser(losses, params, plain, 1.0, "second")
+        first = {strength: regulariser(losses, params, plain, strength, "first") for strength in strengths}
+        lines[name] = [cosine(each, exact).item() for each in first.values()]
+        suffix = "" if name == "conv4" else "_smooth"
+        where = "conv4" if name == "conv4" else "conv4 with softplus and average pooling"
+        found.note(
+            f"igr_agreement{suffix}",
+            cosine(first[1e-3], exact).item(),
+            f"cosine of the first-order regulariser's gradient with the exact one, lambda 0.001, {where}, float64",
+        )
+        found.note(f"igr_norm_ratio{suffix}", norm(first[1e-3]) / norm(exact), "its length over the exact one's")
+    found.note(
+        "igr_agreement_small", lines["conv4"][0], "the same cosine on conv4 with lambda 1e-7, which crosses few kinks"
+    )
+    if path := found.picture("igr_agreement"):
+        points = {name: list(zip(strengths, values, strict=True)) for name, values in lines.items()}
+        plot(points, path, "lambda", "cosine of first and second order", log=True)
+
+
+def regulariser(losses: Sequence[TaskLoss], params: Parameters, plain: Parameters, strength: float, order: Any) -> Any:
+    """What the regularisation adds to the mean gradient, over lambda."""
+    combined, _ = regularised_gradient(losses, params, strength=strength, order=order)
+    return {name: (value - plain[name]) / strength for name, value in combined.items()}
+
+
+def plain_conv4(classes: int, smooth: bool, generator: torch.Generator, images: Tensor) -> nn.Sequential:
+    """A conv4 in a few lines, with kinks (ReLU, max pooling) or without (softplus, average pooling)."""
+    layers: list[nn.Module] = []
+    for channels in (3, 32, 32, 32):
+        layers += [nn.Conv2d(channels, 32, 3, padding=1), nn.BatchNorm2d(32, track_running_stats=False)]
+        layers += [nn.Softplus(beta=5), nn.AvgPool2d(2)] if smooth else [nn.ReLU(), nn.MaxPool2d(2)]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * (images.shape[-1] // 16) ** 2, classes))
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
+    return network
+
+
+def distillation_loss_of(
+    network: nn.Module, images: Tensor, labels: Tensor, answers: Tensor, params: Parameters
+) -> Any:
+    """KD and cross-entropy, TGR's loss of a task."""
+    logits = torch.func.functional_call(network, params, ((images - 0.5) / 0.25,))
+    kd = F.kl_div(logits.log_softmax(-1), answers, reduction="batchmean", log_target=True)
+    return kd + F.cross_entropy(logits, labels)
+
+
+# The price gamma (DRO).
+
+
+def measure_gamma(found: Measured, pool: ModelPool, classes: FewShotDataset) -> None:
+    """Accuracy and width of the search against gamma, by the same episodes and seeds."""
+    options = found.options
+    protocol = EvaluationProtocol(
+        ways=pool[0].num_classes or WAYS, shots=[5], episodes=options.episodes, split=classes.split
+    )
+    accuracies, widths = {}, {}
+    for gamma in options.gammas:
+        method = DRO(DROConfig(epochs=options.dro_epochs, gamma=gamma), fresh_network(pool, options))
+        context = Context(fork(options.seed, "gamma"))
+        method.setup(pool, context)
+        last = run_epochs(method, context, 0, options.dro_epochs)[-1]
+        widths[gamma] = last["wasserstein"]
+        accuracies[gamma] = accuracy_of(found, method.snapshot(context), classes, protocol, f"DRO, gamma {gamma:g}")
+        print(f"gamma {gamma:g}: {100 * accuracies[gamma].mean():.2f} %, {last}", flush=True)
+    found.note(
+        "gamma_width_ratio",
+        max(widths.values()) / max(min(widths.values()), 1e-12),
+        f"widest over narrowest mean search distance, gamma {', '.join(f'{gamma:g}' for gamma in options.gammas)}",
+    )
+    order = sorted(options.gammas, key=lambda gamma: accuracies[gamma].mean().item())
+    gap = 100 * (accuracies[order[-1]] - accuracies[order[0]])
+    found.note(
+        "gamma_range", gap.mean().item(), f"points of accuracy between gamma {order[-1]:g} and {order[0]:g} (5-shot)"
+    )
+    found.note(
+        "gamma_ratio", gap.mean().item() / interval(gap.tolist()), "that range over half its paired 95 % interval"
+    )
+    if path := found.picture("dro_gamma"):
+        points = {"5-shot": [(gamma, 100 * accuracies[gamma].mean().item()) for gamma in options.gammas]}
+        plot(points, path, "gamma", "accuracy (%), validation classes", log=True)
+
+
+def accuracy_of(
+    found: Measured, network: nn.Module, classes: FewShotDataset, protocol: EvaluationProtocol, name: str
+) -> Tensor:
+    """Accuracies `(E,)` in [0, 1], and a row of results."""
+    (shots,), started = protocol.shots, time.monotonic()
+    accuracies = episode_accuracies(network, classes, protocol, shots)
+    seconds = time.monotonic() - started
+    size = network_info(network).image_size
+    found.rows.append(result_row(classes, protocol, shots, name, accuracies, seconds, None, size))
+    return accuracies
+
+
+# Curriculum and calibration (PURER).
+
+
+def measure_purer(found: Measured, pool: ModelPool, classes: FewShotDataset) -> None:
+    """The curriculum's feedback and ICFIL, each on and off, with the same seeds."""
+    options = found.options
+    methods = {}
+    for curriculum in (False, True):
+        config = PURERConfig(
+            steps=10**6,
+            members_per_step=4,
+            warmup=options.purer_steps,
+            patience=3,
+            curriculum=curriculum,
+            images_per_class=16,
+            recovery_lr=0.1,
+            bn_weight=1.0,
+            tv_weight=0.1,
+            inner_steps=5,
+            second_order=False,
+            bn="support",
+            inner_lr=0.05,
+            outer_lr=0.003,
+            replay_shots=1,
+        )
+        method, context = PURER(config, fresh_network(pool, options)), Context(fork(options.seed, "purer"))
+        method.setup(pool, context)
+        rows = run_epochs(method, context, 0, 2 * options.purer_steps)
+        methods[curriculum] = method
+    found.note("eci_steps", sum(row["adversarial"] for row in rows), "steps with the curriculum's feedback")
+    judge = methods[False]
+    losses = {on: losses_on(method, judge, options) for on, method in methods.items()}
+    gap = (losses[True] - losses[False]).tolist()
+    found.note(
+        "eci_shift",
+        mean(gap),
+        "nats of outer loss that episodes of the images learnt with the feedback have above those without, for one "
+        "and the same meta-model (that of the run without)",
+    )
+    found.note("eci_shift_ci95", interval(gap), "half the 95 % interval of it over episodes")
+
+    network = judge.snapshot(context)
+    protocol = EvaluationProtocol(
+        ways=judge.ways, shots=[5], episodes=options.icfil_episodes, split=classes.split, inner_steps=5, inner_lr=0.05
+    )
+    short = ICFILConfig(recovery_steps=2) if options.quick else None
+    without = accuracy_of(found, network, classes, protocol, "PURER")
+    with_it = accuracy_of(found, network, classes, replace(protocol, head="icfil", options=short), "PURER")
+    gain = (100 * (with_it - without)).tolist()
+    found.note("icfil_gain", mean(gain), "points of accuracy of ICFIL above fine-tuning, the same 5-shot episodes")
+    found.note("icfil_gain_ci95", interval(gain), "half the paired 95 % interval of it")
+
+
+def losses_on(method: PURER, judge: PURER, options: Options) -> Tensor:
+    """Outer losses `(E,)` of one meta-model on episodes of the images of a run."""
+    config = judge.config.episode
+    episodes = method.bank.sample(
+        4 if options.quick else 60,
+        fork(options.seed, "judge"),
+        ways=judge.ways,
+        shots=config.replay_shots,
+        queries=config.replay_queries,
+    )
+    params = {name: value.detach().requires_grad_() for name, value in parameters_of(judge.model).items()}
+    tensors = zip(
+        episodes.support,
+        episodes.support_labels.expand(len(episodes), -1),
+        episodes.query,
+        episodes.query_labels.expand(len(episodes), -1),
+        strict=True,
+    )
+    return torch.stack([outer_loss(judge.model, params, config.inner_loop, *each)[0].detach() for each in tensors])
+
+
+# What they share.
+
+
+def fresh_network(pool: ModelPool, options: Options) -> nn.Module:
+    """A meta-model of the members' kind."""
+    first = pool[0]
+    return create_network(
+        first.architecture or "conv4",
+        num_classes=first.num_classes or WAYS,
+        image_size=first.input_size[-1] if first.input_size else 32,
+        mean=first.mean,
+        std=first.std,
+        generator=fork(options.seed, "network"),
+    )
+
+
+def plot(
+    lines: dict[str, list[tuple[float, float]]], path: Path, x_label: str, y_label: str, *, log: bool = False
+) -> None:
+    """Lines with a point for each measurement."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+    axes.set(xlabel=x_label, ylabel=y_label, xscale="log" if log else "linear")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and give the last line's object."""
+    (options,) = parse_into([Options], argv, __doc__)
+    options = options.shortened
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    pool = open_pool(options.pool).resolve()[: options.members]
+    print(f"{len(pool)} members; {describe_machine(pool.device)}.", flush=True)
+    found, started = Measured(options), time.monotonic()
+    size = pool[0].input_size[-1] if pool[0].input_size else 32
+    classes = partial(load_dataset, options.dataset, "validation", data_dir=options.data_dir, image_size=size)
+    work: dict[str, Callable[[], None]] = {
+        "bell": lambda: measure_bell(found, pool),
+        "igr": lambda: measure_igr(found, pool),
+        "gamma": lambda: measure_gamma(found, pool, classes()),
+        "purer": lambda: measure_purer(found, pool, classes()),
+    }
+    for name in options.only:
+        began = time.monotonic()
+        work[name]()
+        print(f"{name}: {time.monotonic() - began:.0f} seconds.", flush=True)
+    summary = {
+        "benchmark": "mechanisms",
+        "unit": "share of an epoch's movement that is BELL's",
+        "baseline": found.figures.get("bell_share_printed"),
+        "ours": found.figures.get("bell_share"),
+        "ratio": found.figures["bell_share"] / found.figures["bell_share_printed"]
+        if "bell_share" in found.figures
+        else None,
+        **found.figures,
+        "minutes": round((time.monotonic() - started) / 60, 1),
+    }
+    if options.output_dir:
+        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
+        write_results(options.output_dir, found.rows)
+        lines = "\n".join(
+            f"| `{name}` | {value:g} | {found.definitions[name]} |" for name, value in found.figures.items()
+        )
+        write_section(
+            options.output_dir,
+            "mechanisms",
+            "The mechanisms of the five systems",
+            f"| figure | value | what it is |\n|---|---|---|\n{lines}",
+        )
+    print(json.dumps(summary))
+    return summary
+
+
+if __name__ == "__main__":
+    main()

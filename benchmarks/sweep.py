@@ -1,0 +1,182 @@
+"""One preset with several values of an option: a table and a figure.
+
+    python benchmarks/sweep.py tgr-cifar-fs-cpu --vary igr_strength=0,0.001,0.01 --pool pools/cifar-fs --data_dir DATA
+    python benchmarks/sweep.py tgr-cifar-fs-cpu --vary num_groups=1,3,5,10 --pool pools/cifar-fs
+    python benchmarks/sweep.py tgr-cifar-fs-cpu --vary replay_patience=4,16,64 --pool pools/cifar-fs
+    python benchmarks/sweep.py dro-cifar-fs-cpu --vary gamma=0.5,2,10 --vary seed=0,1,2 --pool pools/cifar-fs
+    python benchmarks/sweep.py free-cifar-fs-cpu --vary num_members=10,99 --vary bell=erm,paper --pool pools/x
+
+Further options are those of the method and of the run, as in its recipe. Several `--vary` are all combined; values of
+`seed` are averaged in the figure. Each run has a folder of its own below `--output_dir` (runs/sweep-PRESET); the same
+command goes on where it was stopped. Written there: sweep.csv, a line for each row of each evaluation, and sweep.png,
+the accuracy of the method's own adaptation against the first option varied. The last line is a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from io import StringIO
+from itertools import product
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from hf_dfml.arguments import parse, presets
+from hf_dfml.evaluation import RESULTS_NAME, Result, read_results
+from hf_dfml.evaluation.results import ignore
+from hf_dfml.methods.catalogue import METHODS, find_method
+from hf_dfml.pipeline import run
+from hf_dfml.run_config import RunConfig
+from hf_dfml.utils.checkpoint import atomic_write
+
+COLUMNS = ("dataset", "split", "shots", "head", "bn", "inner_steps", "inner_lr", "mean", "ci95", "episodes", "seconds")
+
+
+def method_of(preset: str) -> str:
+    """The method whose preset it is: the longest name of one that it begins with.
+
+    Raises:
+        ValueError: if there is no such preset.
+    """
+    if preset not in presets():
+        raise ValueError(f"There is no preset {preset}: expected one of {', '.join(presets())}.")
+    return max((name for name in METHODS if preset.startswith(name.replace("_", "-"))), key=len)
+
+
+def combinations(varied: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Each combination of the values: `["a=1,2", "b=x"]` -> {a: 1, b: x}, {a: 2, b: x}.
+
+    Raises:
+        ValueError: if one is not `name=value,value`.
+    """
+    names, values = [], []
+    for text in varied:
+        name, equals, listed = text.partition("=")
+        if not equals or not all(listed.split(",")):
+            raise ValueError(f"--vary {text}: expected name=value,value,...")
+        names.append(name.replace("-", "_"))
+        values.append(listed.split(","))
+    for chosen in product(*values):
+        yield dict(zip(names, chosen, strict=True))
+
+
+def sweep(
+    preset: str, varied: Sequence[str], rest: Sequence[str], folder: Path
+) -> list[tuple[dict[str, str], Result]]:
+    """Run each combination that has not been run; all rows of results with the values that they are for."""
+    method, found = find_method(method_of(preset)), []
+    # All are read first: a value that an option cannot have is refused before the first run.
+    runs = []
+    for values in combinations(varied):
+        words = ["--preset", preset, *rest, *(word for name, value in values.items() for word in (f"--{name}", value))]
+        runs.append((values, *parse(method, RunConfig, words, program="sweep.py")))
+    for values, method_config, run_config in runs:
+        own = folder / "-".join(f"{name}={value}" for name, value in values.items())
+        if not (own / RESULTS_NAME).is_file() or not (own / "config.json").is_file():
+            config = replace(run_config, output_dir=str(own), resume_from_checkpoint="latest")
+            rows = run(method, method_config, config, show=ignore)
+            if rows.exit_code:
+                raise SystemExit(rows.exit_code)
+        rows = read_results(own)
+        name = rows[0].method
+        found += [(values, row) for row in rows if row.method == name]
+    return found
+
+
+def as_csv(rows: Sequence[tuple[Mapping[str, str], Result]]) -> str:
+    """A line for each row, the varied options first."""
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*rows[0][0], "method", *COLUMNS])
+    for values, row in rows:
+        writer.writerow([*values.values(), row.method, *(getattr(row, name) for name in COLUMNS)])
+    return text.getvalue()
+
+
+def lines_of(rows: Sequence[tuple[Mapping[str, str], Result]]) -> dict[str, list[tuple[str, float, float]]]:
+    """What is drawn: for each number of shots (and each value of the other options) value, mean, interval.
+
+    Of each run the first row of each number of shots, which is the method's own adaptation. Over several seeds the
+    mean, and as interval twice the standard deviation over their root.
+    """
+    first, grouped = next(iter(rows[0][0])), {}
+    seen: set[tuple] = set()
+    for values, row in rows:
+        key = (*values.items(), row.dataset, row.shots)
+        if key in seen:
+            continue
+        seen.add(key)
+        others = [f"{name} {value}" for name, value in values.items() if name not in (first, "seed")]
+        line = ", ".join([f"{row.shots}-shot", *others])
+        grouped.setdefault(line, {}).setdefault(values[first], []).append(row)
+    return {
+        line: [(value, mean(row.mean for row in found), _interval(found)) for value, found in points.items()]
+        for line, points in grouped.items()
+    }
+
+
+def _interval(rows: Sequence[Result]) -> float:
+    if len(rows) == 1:
+        return rows[0].ci95
+    centre = mean(row.mean for row in rows)
+    variance = sum((row.mean - centre) ** 2 for row in rows) / (len(rows) - 1)
+    return 2 * (variance / len(rows)) ** 0.5
+
+
+def draw(rows: Sequence[tuple[Mapping[str, str], Result]], path: Path, title: str) -> None:
+    """Accuracy against the first option, with intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines_of(rows).items():
+        labels, means, intervals = zip(*points, strict=True)
+        axes.errorbar(labels, means, intervals, marker="o", capsize=3, label=name)
+    axes.set(xlabel=next(iter(rows[0][0])), ylabel="accuracy (%)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run the sweep; the object of the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", help="a file of hf_dfml/presets, without .yaml")
+    parser.add_argument(
+        "--vary", action="append", required=True, metavar="NAME=A,B,C", help="an option and its values"
+    )
+    parser.add_argument("--output_dir", "--output-dir", default="", help="folder of the runs")
+    options, rest = parser.parse_known_args(argv)
+    folder = Path(options.output_dir or f"runs/sweep-{options.preset}")
+    try:
+        rows = sweep(options.preset, options.vary, rest, folder)
+    except ValueError as error:
+        parser.error(str(error))
+    atomic_write(folder / "sweep.csv", as_csv(rows))
+    draw(rows, folder / "sweep.png", f"{options.preset}, {rows[0][1].split} classes of {rows[0][1].dataset}")
+    lines = {
+        name: [[value, round(centre, 2), round(half, 2)] for value, centre, half in points]
+        for name, points in lines_of(rows).items()
+    }
+    best = {name: max(points, key=lambda point: point[1])[0] for name, points in lines.items()}
+    print(f"Wrote {folder / 'sweep.csv'} and {folder / 'sweep.png'}.")
+    summary = {
+        "benchmark": "sweep",
+        "preset": options.preset,
+        "vary": options.vary,
+        "unit": "accuracy (%)",
+        "lines": lines,
+        "best": best,
+        "options": shlex.join(rest),
+    }
+    print(json.dumps(summary))
+    return summary
+
+
+if __name__ == "__main__":
+    main()

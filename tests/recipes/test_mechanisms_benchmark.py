@@ -1,0 +1,69 @@
+"""benchmarks/mechanisms.py: each figure is there with its definition, and what has a closed form is right."""
+
+import json
+
+import pytest
+import torch
+
+from hf_dfml.evaluation import read_results
+from tests.recipes.test_free_recipe import glyph_pool
+
+FIGURES = {
+    "bell": {"bell_share", "bell_share_printed", "bell_angle", "bell_agreement"},
+    "igr": {"igr_agreement", "igr_agreement_smooth", "igr_agreement_small"},
+    "gamma": {"gamma_ratio", "gamma_range", "gamma_width_ratio"},
+    "purer": {"eci_shift", "icfil_gain"},
+}
+
+
+def test_a_quick_run_ends_with_all_figures_in_one_line(script, tmp_path, capsys):
+    threads, pool = torch.get_num_threads(), glyph_pool(tmp_path / "pool", 4)
+    words = ["--pool", str(pool), "--quick", "--only", *FIGURES, "--output_dir", str(tmp_path / "out")]
+    script("mechanisms").main([*words, "--pictures", str(tmp_path / "pictures")])
+    printed = capsys.readouterr().out.splitlines()
+    result = json.loads(printed[-1])
+    assert set.union(*FIGURES.values()) <= set(result) and result["benchmark"] == "mechanisms"
+    assert result["ours"] == result["bell_share"] > 10 * result["bell_share_printed"]
+    assert result["ratio"] == pytest.approx(result["ours"] / result["baseline"])
+    rows = read_results(tmp_path / "out")
+    assert [row.method for row in rows] == ["DRO, gamma 0.5", "DRO, gamma 10", "PURER", "PURER"]
+    assert [row.head for row in rows[2:]] == ["finetune", "icfil"] and {row.split for row in rows} == {"validation"}
+    table = (tmp_path / "out" / "mechanisms.md").read_text()
+    assert all(f"| `{name}` |" in table for names in FIGURES.values() for name in names)
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"igr_agreement.png", "dro_gamma.png"}
+    assert torch.get_num_threads() == threads
+
+
+def test_the_regulariser_of_both_orders_agrees_on_a_quadratic(script):
+    """There the displaced gradients have no remainder, whatever lambda is."""
+    module = script("mechanisms")
+    centres = [torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)]
+    scales = [torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([2.0, 0.5], dtype=torch.float64)]
+    losses = [
+        lambda params, c=c, s=s: (s * (params["w"] - c) ** 2).sum() for c, s in zip(centres, scales, strict=True)
+    ]
+    params = {"w": torch.tensor([0.5, 0.5], dtype=torch.float64)}
+    plain, _ = module.average_gradient(losses, params)
+    first, second = (module.regulariser(losses, params, plain, 0.1, order) for order in ("first", "second"))
+    assert torch.allclose(first["w"], second["w"]) and module.cosine(first, second) == pytest.approx(1)
+
+
+def test_the_smooth_network_has_no_kinks(script):
+    """A second difference across zero is of the order of the step's square, not of the step."""
+    module = script("mechanisms")
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    remainders = {}
+    for smooth in (True, False):
+        network = module.plain_conv4(5, smooth, torch.Generator().manual_seed(0), images).double()
+        way = {
+            name: torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(1))
+            for name, value in network.named_parameters()
+        }
+
+        def at(step, network=network, way=way):
+            params = {name: value + step * way[name] for name, value in network.named_parameters()}
+            return torch.func.functional_call(network, params, (images,)).detach()
+
+        ratio = [(at(step) + at(-step) - 2 * at(0.0)).norm() / step**2 for step in (1e-3, 1e-4)]
+        remainders[smooth] = (ratio[1] / ratio[0] - 1).abs().item()
+    assert remainders[True] < 0.05 < remainders[False]

@@ -1,0 +1,62 @@
+"""benchmarks/sweep.py: each combination is run once, and written as a table, a figure and a line."""
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.evaluation.test_results import ROW
+from tests.recipes.test_free_recipe import glyph_pool
+
+
+def test_values_are_combined(script):
+    module = script("sweep")
+    assert list(module.combinations(["gamma=1,2", "inner-steps=3"])) == [
+        {"gamma": "1", "inner_steps": "3"},
+        {"gamma": "2", "inner_steps": "3"},
+    ]
+    for wrong in ("gamma", "gamma=", "gamma=1,,2"):
+        with pytest.raises(ValueError, match="expected name=value,value"):
+            list(module.combinations([wrong]))
+
+
+def test_a_preset_names_its_method(script):
+    module = script("sweep")
+    assert module.method_of("pool-distillation-cpu") == "pool_distillation" and module.method_of("dro-tiny") == "dro"
+    with pytest.raises(ValueError, match="There is no preset dro-tinyy: expected one of bidf-mkd"):
+        module.method_of("dro-tinyy")
+
+
+def test_the_figure_has_the_own_adaptation_and_the_mean_over_seeds(script):
+    rows = [
+        ({"gamma": gamma, "seed": seed}, replace(ROW, mean=mean, head=head))
+        for gamma, seed, mean in (("1", "0", 40.0), ("1", "1", 44.0), ("2", "0", 50.0))
+        for head in ("finetune", "prototype")
+    ]
+    assert script("sweep").lines_of(rows) == {"1-shot": [("1", 42.0, pytest.approx(4.0)), ("2", 50.0, 0.8)]}
+
+
+def test_two_runs_become_a_table_and_are_not_run_again(script, tmp_path, capsys, monkeypatch):
+    module, pool = script("sweep"), glyph_pool(tmp_path / "pool")
+    words = ["dro-tiny", "--vary", "gamma=0.5,10", "--output_dir", str(tmp_path / "out"), "--pool", str(pool)]
+    words += "--dataset glyphs --ways 3 --shots 1 --episodes 2 --validation_episodes 2 --arch conv4_16".split()
+    words += "--epochs 1 --baselines false --log_with none".split()
+    result = module.main(words)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    with (tmp_path / "out" / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert {row["gamma"] for row in table} == {"0.5", "10"} and {row["method"] for row in table} == {"DRO"}
+    first = {row["gamma"]: float(row["mean"]) for row in reversed(table)}
+    assert [point[:2] for point in result["lines"]["1-shot"]] == [[g, round(first[g], 2)] for g in ("0.5", "10")]
+    assert (tmp_path / "out" / "sweep.png").stat().st_size > 1000
+    monkeypatch.setattr(module, "run", lambda *_, **__: pytest.fail("what has its results is run again"))
+    assert module.main(words) == result
+
+
+def test_a_value_that_an_option_cannot_have_is_refused_before_any_run(script, tmp_path, monkeypatch, capsys):
+    module = script("sweep")
+    monkeypatch.setattr(module, "run", lambda *_, **__: pytest.fail("a run has begun"))
+    with pytest.raises(SystemExit):
+        module.main(["dro-tiny", "--vary", "ball_steps=3,-1", "--output_dir", str(tmp_path)])
+    assert "ball_steps -1: expected at least 0" in capsys.readouterr().err
