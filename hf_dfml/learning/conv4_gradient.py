@@ -35,7 +35,7 @@ def applies_to(model: nn.Module, images: Tensor) -> bool:
     return (
         type(model) is Conv4
         and isinstance(model.global_pool, nn.Identity)
-        and isinstance(model.get_classifier(), nn.Linear)
+        and isinstance(model.fc, nn.Linear)
         and images.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
     )

@@ -34,6 +34,7 @@ from hf_dfml.methods.base import Context, Method, in_mixed_precision
 from hf_dfml.methods.pool_images import SHOWN, PoolImagesConfig, pool_images
 from hf_dfml.networks.beside import answers_beside
 from hf_dfml.networks.info import network_info
+from hf_dfml.pool.backbone import find_backbone
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
@@ -118,9 +119,11 @@ class PoolDistillation(Method):
 
     @classmethod
     def check_names(cls, config: PoolDistillationConfig) -> None:
-        """The folder of unlabelled images, if there is to be one."""
+        """The folder of unlabelled images and the network of an image prior, if there are to be any."""
         if config.training_set.images:
             find_images(config.training_set.images)
+        if config.training_set.prior:
+            find_backbone(config.training_set.prior)
 
     @classmethod
     def config_for(cls, config: PoolDistillationConfig, pool: TeacherPool) -> PoolDistillationConfig:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_dfml.data.unlabelled import unlabelled_images
 from hf_dfml.methods.base import Context
+from hf_dfml.pool.backbone import open_backbone
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.sources.digests import weights_digest
 from hf_dfml.pool.teacher import Teacher
@@ -25,6 +26,7 @@ from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
 from hf_dfml.recovery.joint import JointConfig, joint_classes, recover_jointly
 from hf_dfml.recovery.many_classes import ALWAYS, chosen_classes, images_at_once, in_parts
 from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
+from hf_dfml.recovery.prior import ImagePrior
 from hf_dfml.recovery.procedural import procedural_images
 from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
@@ -63,6 +65,12 @@ class PoolImagesConfig(Settings):
     recovery_memory_gb: float = option(
         1.5, "Memory of a member's forward and backward pass: more images are recovered in parts.", above=0
     )
+    prior: str | None = option(
+        None,
+        "Public network with batch norm (a folder, a Hub id, a timm name) whose statistics images of members without "
+        "batch norm are to match.",
+    )
+    prior_weight: float = option(0.1, "Weight of the distance to these statistics.", above=0)
     inversion: RecoveryConfig = part(
         RecoveryConfig,
         recovery="pixels",
@@ -166,11 +174,12 @@ def _found(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Cont
 def _recovered(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
     parts: list[Tree] = []
     jointly: list[Tree] = []
+    prior = image_prior(config)
     if config.recoveries:
-        recovery = partial(recover_member, pool, config, size, context)
+        recovery = partial(recover_member, pool, config, size, context, prior=prior)
         parts = context.map_members("recovered", recovery, pool, "Recovering images")
     if config.joint_rounds:
-        round_of = partial(recover_round, pool, config, size, context)
+        round_of = partial(recover_round, pool, config, size, context, prior=prior)
         jointly = context.map_parts("joint", round_of, config.joint_rounds, "Recovering jointly", "round")
     if not parts and not jointly:
         raise ValueError("Nothing is recovered: set recoveries or joint_rounds to 1 or more.")
@@ -184,7 +193,15 @@ def _recovered(pool: TeacherPool, config: PoolImagesConfig, size: int, context: 
     return mixed, _sample_of_classes(jointly, known) if jointly else _sample_of_members(parts, pool)
 
 
-def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context, index: int) -> Tree:
+def recover_member(
+    pool: TeacherPool,
+    config: PoolImagesConfig,
+    size: int,
+    context: Context,
+    index: int,
+    *,
+    prior: ImagePrior | None = None,
+) -> Tree:
     """`images` `(R, 3, size, size)` uint8, recovery after recovery, and `labels` `(R,)` of a member; perhaps cached.
 
     Raises:
@@ -198,7 +215,8 @@ def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, conte
         images = config.recoveries * _shown(config, teacher.num_classes) * config.inversion.images_per_class
         pool.queries.require(images * config.inversion.recovery_steps * source.queries_per_image)
 
-    each, further = config.inversion.images_per_class, {}
+    each, further = config.inversion.images_per_class, _prior_options(config)
+    term = prior.term(teacher) if prior and isinstance(teacher, Teacher) else None
     shown = _shown(config, teacher.num_classes)
     most = shown * each
 
@@ -208,7 +226,7 @@ def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, conte
             classes = chosen_classes(teacher.num_classes, shown, generator)
             for some, count in in_parts(classes, each, most):
                 options = replace(config.inversion, images_per_class=count)
-                task = recover(teacher, options, size, generator, outputs=some, source=source)
+                task = recover(teacher, options, size, generator, term, outputs=some, source=source)
                 images.append(to_uint8(task.images))
                 labels.append(torch.tensor(some, device=task.labels.device)[task.labels])
         return {"images": torch.cat(images), "labels": torch.cat(labels)}
@@ -236,11 +254,20 @@ def recover_member(pool: TeacherPool, config: PoolImagesConfig, size: int, conte
         )
 
 
-def recover_round(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context, index: int) -> Tree:
+def recover_round(
+    pool: TeacherPool,
+    config: PoolImagesConfig,
+    size: int,
+    context: Context,
+    index: int,
+    *,
+    prior: ImagePrior | None = None,
+) -> Tree:
     """`images` `(classes, images_per_class, 3, size, size)` uint8 of a round of joint recovery; perhaps cached."""
     shown = classes_shown(pool, config, context.seed)
     at_once = _at_once(pool, config, shown)
-    further = {"shown": shown, "at_once": at_once} if shown or at_once else {}
+    further: Tree = {"shown": shown, "at_once": at_once} if shown or at_once else {}
+    further |= _prior_options(config)
     with context.autocast():
         return context.cached(
             {
@@ -256,7 +283,13 @@ def recover_round(pool: TeacherPool, config: PoolImagesConfig, size: int, contex
             lambda: {
                 "images": to_uint8(
                     recover_jointly(
-                        pool, config.joint, size, fork(context.seed, "joint", index), shown=shown, at_once=at_once
+                        pool,
+                        config.joint,
+                        size,
+                        fork(context.seed, "joint", index),
+                        shown=shown,
+                        at_once=at_once,
+                        prior=prior,
                     )
                 )
             },
@@ -287,6 +320,20 @@ def _at_once(pool: TeacherPool, config: PoolImagesConfig, shown: list[list[int]]
             found[kind] = images_at_once(pool.load(entry.id), images, config.recovery_memory_gb)
     at_once = [found[entry.architecture, entry.num_classes, entry.input_size] for entry in pool]
     return None if at_once == wanted else at_once
+
+
+def image_prior(config: PoolImagesConfig) -> ImagePrior | None:
+    """The prior for members without batch norm, if there is to be one.
+
+    Raises:
+        FileNotFoundError: if there is no such network.
+        ValueError: if it has no batch norm.
+    """
+    return ImagePrior(open_backbone(config.prior), config.prior_weight) if config.prior else None
+
+
+def _prior_options(config: PoolImagesConfig) -> Tree:
+    return {"prior": config.prior, "prior_weight": config.prior_weight} if config.prior else {}
 
 
 def _recovery_options(config: PoolImagesConfig) -> Tree:

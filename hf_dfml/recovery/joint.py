@@ -20,6 +20,7 @@ from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.augment import random_roll
 from hf_dfml.recovery.objective import InversionWeights, inversion_loss
+from hf_dfml.recovery.prior import ImagePrior
 
 BETAS = (0.9, 0.99)
 """Of the images' Adam."""
@@ -84,6 +85,7 @@ def recover_jointly(
     *,
     shown: Sequence[Sequence[int]] | None = None,
     at_once: Sequence[int] | None = None,
+    prior: ImagePrior | None = None,
 ) -> Tensor:
     """One round: some images of every class of a pool.
 
@@ -99,6 +101,7 @@ def recover_jointly(
         shown: of each member, which of its outputs have images; by default all.
         at_once: images that each member sees at once at most (those of one class at least): of more classes those
             with the fewest updates are taken. By default all.
+        prior: for members that have no batch norm.
 
     Returns:
         `(classes, images, 3, size, size)` in [0, 1], classes in the order of `joint_classes`.
@@ -131,7 +134,7 @@ def recover_jointly(
         labels = labels.to(pool.device).repeat_interleave(config.images)
         given = images[classes.to(pool.device)].flatten(0, 1).requires_grad_()
         seen = random_roll(given, generator, pixels=config.shift, flip=config.flip)
-        loss, _ = inversion_loss(teacher, seen, labels, config.weights)
+        loss, _ = inversion_loss(teacher, seen, labels, config.weights, prior.term(teacher) if prior else None)
         gradient = torch.autograd.grad(loss, given)[0].view(len(classes), *images.shape[1:])
         # The mean over the batch made each image's share small; Adam does not mind the scale.
         for row, index in enumerate(classes.tolist()):
