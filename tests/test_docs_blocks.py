@@ -63,7 +63,8 @@ TINY = {
     "--log_with none --num_threads 1",
     "pool-distillation": "--steps 1 --num_images 40 --batch_size 20 --recovery pixels --recovery_steps 1 "
     "--recoveries 1 --images_per_class 2 --joint_rounds 0",
-    "tgr": "--steps 1 --recovery pixels --recovery_steps 1 --images_per_class 12",
+    "tgr": "--steps 1 --recovery pixels --recovery_steps 1 --images_per_class 4 --probe average --embedding_batches 1 "
+    "--num_groups 2 --teachers_per_step 2 --replay_queries 2 --replay_batch 2 --replay_patience 1 --inner_steps 1",
     "pool_reptile.py:PoolReptile": "--steps 1 --images 8",
     "evaluate": "--episodes 2",
     "compare": "--episodes 2",
@@ -72,10 +73,12 @@ TINY = {
 
 SHORT = {
     "ReptileConfig(steps=100)": "ReptileConfig(steps=1, images=8)",
-    'dataset="cifar-fs", output_dir="runs/reptile"': 'dataset="glyphs", output_dir="runs/reptile", episodes=2, '
+    'dataset="cifar-fs", output_dir="runs/reptile"': 'dataset="glyphs", output_dir="runs/again", episodes=2, '
     'validation_episodes=2, queries=2, ways=3, baselines=False, check_members=False, log_with="none"',
+    '"resnet18", num_classes=3)': '"resnet18", num_classes=3, pretrained_cfg_overlay={"input_size": (3, 32, 32)})',
+    "--image_size 64": "--image_size 32",
 }
-"""The same in blocks of Python."""
+"""What is exchanged in a block, for the same reason."""
 
 CODES = {"hf-dfml pool check": (0, 1)}
 """Exit codes other than 0: random members may be found unsound."""
@@ -90,9 +93,17 @@ class Block(NamedTuple):
     text: str
 
     @property
+    def short(self) -> str:
+        """Its text, for seconds."""
+        text = self.text
+        for long, short in SHORT.items():
+            text = text.replace(long, short)
+        return text
+
+    @property
     def lines(self) -> list[str]:
         """The command lines of bash, without comments."""
-        joined = self.text.replace("\\\n", " ").splitlines()
+        joined = self.short.replace("\\\n", " ").splitlines()
         return [" ".join(words) for line in joined if (words := shlex.split(line, comments=True, posix=False))]
 
 
@@ -160,6 +171,7 @@ def world(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> It
     photos(home / "photos" / "more", ("c",), 1, 3)
     MetaModel.of(network_of(0), method="TGR").adapt(home / "photos" / "train").save_pretrained("my-classifier")
     torch.save(timm.create_model("resnet18", num_classes=3).state_dict(), "weights.pt")
+    hub.user = "me"
     with running(PoolServer(ModelPool.from_dir(home / "pools" / "glyphs"), port=0, output="probs")) as server:
         Path("endpoints.yaml").write_text(yaml.safe_dump({"image_size": 16, "endpoints": [server.url]}))
         yield server.url
@@ -197,10 +209,12 @@ def test_blocks_of_a_page_run(page: Path, world: str, capsys: pytest.CaptureFixt
 
 def run_line(line: str, served: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = typed(line, served)
-    if words[0] == "train" and "--resume_from_checkpoint" not in words and "--output_dir" in words:
+    if words[0] == "train" and "--resume_from_checkpoint" not in words:
+        if "--output_dir" not in words:
+            words += ["--output_dir", "runs/by-default"]
         taken = Path(words[words.index("--output_dir") + 1])
         if taken.exists():  # Another run's, which a new one does not overwrite.
-            taken.rename(taken.with_name(f"earlier-{taken.name}-{len(list(taken.parent.iterdir()))}"))
+            taken.rename(taken.with_name(f"earlier-{len(list(taken.parent.iterdir()))}"))
     with pytest.raises(SystemExit) as stop:
         main(words)
     said = "".join(capsys.readouterr())
@@ -209,9 +223,7 @@ def run_line(line: str, served: str, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def run_python(block: Block, names: dict) -> None:
-    text = block.text
-    for long, short in SHORT.items():
-        text = text.replace(long, short)
+    text = block.short
     if (block.page, block.number) == ("extending", 0):
         Path("pool_reptile.py").write_text(text)  # The page's next block names this file.
     exec(compile(text, f"{block.page}.md, block {block.number}", "exec"), names)

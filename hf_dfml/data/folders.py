@@ -103,8 +103,8 @@ def open_data(
 
     Args:
         spec: a data set of `hf_dfml.data.DATASETS`; a folder of class folders, or of `train`, `validation` and `test`
-            with class folders in each; a folder of Parquet or Arrow files; or an image data set of the Hub, `org/name`
-            or `org/name@revision`. `dir:` and `hf:` settle which.
+            with class folders in each (others beside these are not looked into); a folder of Parquet or Arrow files;
+            or an image data set of the Hub, `org/name` or `org/name@revision`. `dir:` and `hf:` settle which.
         split: `train`, `validation` or `test`; all images where class folders or a table have no splits.
         data_dir: see `load_dataset`.
         image_size: height and width in pixels; default 84, and the own size of a set of `DATASETS`.
@@ -215,7 +215,7 @@ def _list_images(spec: str | Path, split: str, image_column: str | None, label_c
 
 
 def _split_folder(folder: Path, split: str) -> Path:
-    """The folder of a split's class folders: the folder itself unless all its sub-folders are splits with classes."""
+    """The folder of a split's class folders: the folder itself unless it has splits with class folders."""
     parts = _split_folders(folder)
     if parts and split not in parts:
         names = ", ".join(sorted(path.name for path in parts.values()))
@@ -224,11 +224,11 @@ def _split_folder(folder: Path, split: str) -> Path:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of the splits, none where the folder holds class folders itself."""
+    """The folders of the splits, none where the folder holds class folders itself; `new` beside `train` is neither."""
     inside = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    parts = {ALIASES.get(path.name.lower(), path.name.lower()): path for path in inside}
-    splits = set(parts) <= set(SPLITS) and any(below.is_dir() for path in inside for below in path.iterdir())
-    return parts if splits else {}
+    named = {ALIASES.get(path.name.lower(), path.name.lower()): path for path in inside}
+    parts = {name: path for name, path in named.items() if name in SPLITS}
+    return parts if any(below.is_dir() for path in parts.values() for below in path.iterdir()) else {}
 
 
 def _rows(listing: _Listing, needs: Needs, room: int) -> np.ndarray:

@@ -60,10 +60,21 @@ def test_splits_are_recognised_by_their_names(tmp_path):
         open_data(tmp_path / "data", "val")
 
 
+def test_folders_beside_the_splits_are_no_classes(tmp_path):
+    """Photos to be classified often lie beside those to learn from."""
+    for name in ("a", "b"):
+        write(tmp_path / "data" / "train", name, (9, 9, 9))
+    write(tmp_path / "data", "new", (1, 1, 1))
+    assert open_data(tmp_path / "data", "train").class_names == ("a", "b")
+    with pytest.raises(ValueError, match="data has the splits train: there is no 'test'"):
+        open_data(tmp_path / "data", "test")
+
+
 def test_classes_may_be_called_like_splits(tmp_path):
     write(tmp_path, "train", (1, 1, 1))
     write(tmp_path, "test", (2, 2, 2))
-    assert open_data(tmp_path).class_names == ("test", "train")
+    write(tmp_path, "tram", (3, 3, 3))
+    assert open_data(tmp_path).class_names == ("test", "train", "tram")
 
 
 def test_a_known_set_is_itself_unless_a_folder_is_meant(tmp_path, monkeypatch):
