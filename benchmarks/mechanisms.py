@@ -1,7 +1,7 @@
 """Is each system's own mechanism alive? One measurement each, beside its definition.
 
-    python benchmarks/mechanisms.py --pool pools/cifar-fs --data_dir DATA            # under 15 minutes on 2 cores
-    python benchmarks/mechanisms.py --pool pools/cifar-fs --data_dir DATA --only igr gamma
+    python benchmarks/mechanisms.py --pool pools/cifar-fs --dataset cifar-fs --data_dir DATA --probe BACKBONE
+    python benchmarks/mechanisms.py --quick --only igr gamma
 
 What distinguishes each system from plain inversion and MAML is measured by itself: BELL (FREE), gradient
 regularisation and grouping (TGR), the price gamma of DRO's ball, PURER's curriculum and calibration. Accuracies are on
@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -23,6 +23,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from measuring import open_pool, write_section
+from scipy.stats import spearmanr
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
 from hf_dfml.arguments import parse_into
@@ -32,9 +34,12 @@ from hf_dfml.evaluation.heads.icfil import ICFILConfig
 from hf_dfml.evaluation.meta_testing import episode_accuracies
 from hf_dfml.evaluation.protocol import result_row
 from hf_dfml.evaluation.results import Result
+from hf_dfml.learning.filter_fisher import filter_fisher, standardised_dissimilarities
 from hf_dfml.learning.gradients import average_gradient, regularised_gradient, sequential_displacement
+from hf_dfml.learning.grouping import group_tasks
 from hf_dfml.learning.inner_loop import Parameters, TaskLoss, outer_loss
 from hf_dfml.learning.optimisation import parameters_of
+from hf_dfml.learning.probe import load_probe
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.dro import DRO, DROConfig
 from hf_dfml.methods.free import FREE, FREEConfig
@@ -43,8 +48,12 @@ from hf_dfml.methods.purer import PURER, PURERConfig
 from hf_dfml.networks import create_network
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool
+from hf_dfml.pool.building.build import build_pool
+from hf_dfml.pool.building.training import PoolRecipe
+from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.settings import Settings, option
+from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
@@ -58,12 +67,21 @@ class Options(Settings):
     pool: str = option("", "A pool of members of one architecture; else a small one of glyphs, built when missing.")
     dataset: str = option("glyphs", "Data set whose validation classes the accuracies are on.")
     data_dir: str | None = option(None, "Folder of local copies of the data sets.")
-    only: list[str] = option(["bell", "igr", "gamma", "purer"], "Which mechanisms.", choices=MECHANISMS)
+    only: list[str] = option(list(MECHANISMS), "Which mechanisms.", choices=MECHANISMS)
     members: int = option(60, "Members that are used.", least=2)
     epochs: int = option(4, "FREE's epochs after the warm-up, and as many with each form of BELL.", least=1)
     draws: int = option(12, "Draws of four tasks for BELL's direction.", least=2)
     gammas: list[float] = option([0.5, 2.0, 10.0, 50.0], "DRO's prices.")
     dro_epochs: int = option(20, "DRO's epochs.", least=1)
+    embedded: int = option(24, "Members that are embedded for the grouping.", least=4)
+    embedded_images: int = option(10, "Images of each class for an embedding.", least=1)
+    groups: int = option(5, "Groups, as in TGR.", least=2)
+    probe: str = option("average", "Network that embeds: a folder, a timm model with weights, or `average`.")
+    probe_size: int = option(64, "Height and width at which it sees images.", least=0)
+    real_images: bool = option(False, "Real images of the members' training classes beside, as an upper guide.")
+    mixed: str = option(
+        "pools/mechanisms-mixed", "Folder of a small pool of several architectures; built when missing."
+    )
     purer_steps: int = option(60, "PURER's steps before the curriculum begins, and again with it.", least=1)
     episodes: int = option(150, "Episodes of an accuracy.", least=2)
     icfil_episodes: int = option(40, "Episodes with and without ICFIL.", least=2)
@@ -79,7 +97,7 @@ class Options(Settings):
         if not self.quick:
             return self
         few = {"epochs": 1, "draws": 2, "dro_epochs": 1, "purer_steps": 2, "episodes": 2, "icfil_episodes": 2}
-        return replace(self, members=4, gammas=[0.5, 10.0], **few)
+        return replace(self, members=4, gammas=[0.5, 10.0], embedded_images=2, groups=2, probe_size=0, **few)
 
 
 class Measured:
@@ -325,6 +343,115 @@ def accuracy_of(
     return accuracies
 
 
+# Grouping (TGR).
+
+
+def measure_grouping(found: Measured, pool: ModelPool, real: Callable[[], FewShotDataset]) -> None:
+    """Whether groups come from what members know, and come out alike from another recovery."""
+    options = found.options
+    probe = load_probe(options.probe, pool, options.probe_size)
+    members = pool[: options.embedded]
+    matrices = [distances(found, members, probe, f"recovery-{seed}") for seed in (0, 1)]
+    classes = [set(entry.class_names) for entry in members]
+    shared = torch.tensor([[float(len(a & b)) for b in classes] for a in classes])
+    found.note(
+        "grouping_overlap",
+        -rank_correlation(matrices[0], shared),
+        f"rank correlation of two members' dissimilarity with minus the number of classes they share ({len(members)} "
+        "members, recovered images)",
+    )
+    ties = torch.rand(shared.shape, generator=fork(options.seed, "ties"))
+    best = rank_correlation(shared + 1e-3 * (ties + ties.T), shared)
+    found.note("grouping_overlap_ceiling", best, "the most that it can be, as most pairs share no class")
+    found.note(
+        "grouping_rand",
+        rand_index(group_tasks(matrices[0], options.groups), group_tasks(matrices[1], options.groups)),
+        f"adjusted Rand index of the {options.groups} groups from two recovery seeds",
+    )
+    found.note(
+        "grouping_repeats",
+        rank_correlation(*matrices),
+        "rank correlation of the dissimilarities from two recovery seeds",
+    )
+    if options.real_images:
+        images = real()
+        seen = [distances(found, members, probe, f"real-{seed}", images) for seed in (0, 1)]
+        found.note("grouping_overlap_real", -rank_correlation(seen[0], shared), "with real images of the members")
+        found.note(
+            "grouping_rand_real",
+            rand_index(group_tasks(seen[0], options.groups), group_tasks(seen[1], options.groups)),
+            "the same Rand index, from two draws of real images",
+        )
+        found.note(
+            "grouping_recovered_real",
+            rank_correlation(matrices[0], seen[0]),
+            "rank correlation of dissimilarities by recovered and by real images",
+        )
+    mixed = mixed_pool(options)
+    matrix = distances(found, mixed, load_probe(options.probe, mixed, options.probe_size), "mixed")
+    kinds = [entry.architecture for entry in mixed]
+    other = torch.tensor([[float(a != b) for b in kinds] for a in kinds])
+    found.note(
+        "grouping_architecture",
+        rank_correlation(matrix, other),
+        f"rank correlation of dissimilarity with another architecture ({len(mixed)} members of glyphs, "
+        f"{', '.join(dict.fromkeys(map(str, kinds)))})",
+    )
+
+
+def distances(
+    found: Measured, pool: ModelPool, probe: Teacher, name: str, real: FewShotDataset | None = None
+) -> Tensor:
+    """Dissimilarities by the Fisher information of filters, on recovered images or real ones of the same classes."""
+    options, embeddings = found.options, []
+    recovery = RecoveryConfig(
+        recovery="pixels",
+        recovery_steps=2 if options.quick else 60,
+        recovery_lr=0.1,
+        images_per_class=options.embedded_images,
+        tv_weight=0.1,
+        shift=2,
+    )
+    for index, entry in enumerate(pool):
+        generator = fork(options.seed, "grouping", name, index)
+        if real is None:
+            images = recover(pool.load(index), recovery, entry.input_size[-1], generator).images
+        else:
+            drawn = []
+            for class_name in entry.class_names:
+                rows = (real.labels == real.class_names.index(class_name)).nonzero().flatten()
+                drawn.append(rows[torch.randperm(len(rows), generator=generator)[: options.embedded_images]])
+            images = to_unit(real.images[torch.cat(drawn)])
+        embeddings.append(filter_fisher(probe, images, generator))
+    return standardised_dissimilarities(torch.stack(embeddings))
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's, over the pairs of different members."""
+    rows, columns = torch.triu_indices(len(first), len(first), 1)
+    return float(spearmanr(first[rows, columns].numpy(), second[rows, columns].numpy()).statistic)
+
+
+def rand_index(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
+    """Adjusted for chance: 0 on average for random groups, 1 for the same groups."""
+    labels = []
+    for groups in (first, second):
+        group_of = {member: number for number, group in enumerate(groups) for member in group}
+        labels.append([group_of[member] for member in sorted(group_of)])
+    return float(adjusted_rand_score(*labels))
+
+
+def mixed_pool(options: Options) -> ModelPool:
+    """Members of several architectures on one data set, built when missing."""
+    recipe = replace(PoolRecipe.fast(flip=False), epochs=1 if options.quick else 6, batch_size=32)
+    folders = []
+    for arch in ("conv4", "conv4_64", "resnet10t")[: 2 if options.quick else 3]:
+        folders.append(Path(options.mixed) / arch)
+        count = 2 if options.quick else 5
+        build_pool("glyphs", output=folders[-1], arch=arch, num_models=count, recipe=recipe, seed=options.seed)
+    return ModelPool.open(",".join(map(str, folders))).resolve()
+
+
 # Curriculum and calibration (PURER).
 
 
@@ -442,12 +569,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(f"{len(pool)} members; {describe_machine(pool.device)}.", flush=True)
     found, started = Measured(options), time.monotonic()
     size = pool[0].input_size[-1] if pool[0].input_size else 32
-    classes = partial(load_dataset, options.dataset, "validation", data_dir=options.data_dir, image_size=size)
+    classes = cache(partial(load_dataset, options.dataset, data_dir=options.data_dir, image_size=size))
     work: dict[str, Callable[[], None]] = {
         "bell": lambda: measure_bell(found, pool),
         "igr": lambda: measure_igr(found, pool),
-        "gamma": lambda: measure_gamma(found, pool, classes()),
-        "purer": lambda: measure_purer(found, pool, classes()),
+        "gamma": lambda: measure_gamma(found, pool, classes("validation")),
+        "grouping": lambda: measure_grouping(found, pool, lambda: classes("train")),
+        "purer": lambda: measure_purer(found, pool, classes("validation")),
     }
     for name in options.only:
         began = time.monotonic()

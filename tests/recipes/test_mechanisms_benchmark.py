@@ -12,13 +12,15 @@ FIGURES = {
     "bell": {"bell_share", "bell_share_printed", "bell_angle", "bell_agreement"},
     "igr": {"igr_agreement", "igr_agreement_smooth", "igr_agreement_small"},
     "gamma": {"gamma_ratio", "gamma_range", "gamma_width_ratio"},
+    "grouping": {"grouping_overlap", "grouping_rand", "grouping_architecture", "grouping_overlap_real"},
     "purer": {"eci_shift", "icfil_gain"},
 }
 
 
 def test_a_quick_run_ends_with_all_figures_in_one_line(script, tmp_path, capsys):
     threads, pool = torch.get_num_threads(), glyph_pool(tmp_path / "pool", 4)
-    words = ["--pool", str(pool), "--quick", "--only", *FIGURES, "--output_dir", str(tmp_path / "out")]
+    words = ["--pool", str(pool), "--quick", "--real_images", "--mixed", str(tmp_path / "mixed")]
+    words += ["--only", *FIGURES, "--output_dir", str(tmp_path / "out")]
     script("mechanisms").main([*words, "--pictures", str(tmp_path / "pictures")])
     printed = capsys.readouterr().out.splitlines()
     result = json.loads(printed[-1])
@@ -67,3 +69,11 @@ def test_the_smooth_network_has_no_kinks(script):
         ratio = [(at(step) + at(-step) - 2 * at(0.0)).norm() / step**2 for step in (1e-3, 1e-4)]
         remainders[smooth] = (ratio[1] / ratio[0] - 1).abs().item()
     assert remainders[True] < 0.05 < remainders[False]
+
+
+def test_the_rand_index_is_of_the_same_groups_and_of_others(script):
+    module = script("mechanisms")
+    assert module.rand_index([[0, 1], [2, 3]], [[3, 2], [1, 0]]) == 1
+    assert module.rand_index([[0, 1], [2, 3]], [[0, 2], [1, 3]]) < 0
+    first = torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]])
+    assert module.rank_correlation(first, first.square()) == pytest.approx(1)
