@@ -160,8 +160,8 @@ def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping
         kept = pixels * each * (names * rounds + sum(shown) * recoveries) + 2 * pixels * values["num_images"]
         return int(max(values["batch_size"] * activations, floats + passes) + kept)
 
-    values = {name: float(options[name]) for name in SHRINKING if name in options}
-    values["classes_per_member"] = float(most or max(classes))
+    names = ("num_images", "batch_size", "classes_per_member", "recovery_memory_gb")
+    values = {name: float(options[name]) for name in names} | {"classes_per_member": float(most or max(classes))}
     return Cost(recovery + looking + learning, needs(values), values, needs)
 
 

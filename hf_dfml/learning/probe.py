@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub.utils import httpx
 
 from hf_dfml.learning.fusion import average_state
+from hf_dfml.networks.timm_network import is_model
 from hf_dfml.pool.backbone import open_backbone
 from hf_dfml.pool.entry import MemberError
 from hf_dfml.pool.formats.checks import one_line
@@ -68,7 +69,7 @@ def check_probe(name: str, pool: TeacherPool) -> str | None:
         return None
     import timm
 
-    if not timm.is_model(name):
+    if not is_model(name):
         near = meant(name, ["average", *(entry.id for entry in pool), *timm.list_pretrained()])
         raise ValueError(
             f"The probe '{name}' is neither 'average', nor a member of the pool, nor a folder, nor a timm model.{near}"

@@ -50,12 +50,15 @@ def _give_to_timm(build: Build) -> None:
 
 
 def is_model(arch: str) -> bool:
-    """Whether timm knows an architecture, ours among them."""
+    """Whether timm knows an architecture, ours among them, and the tag of its weights where it has one (`x.a1_in1k`)."""
     if arch in _BUILDS:
         return True
     import timm
 
-    return timm.is_model(arch)
+    try:
+        return timm.is_model(arch) and ("." not in arch or timm.get_pretrained_cfg(arch) is not None)
+    except RuntimeError:  # For a tag that it does not know.
+        return False
 
 
 def create_model(arch: str, **arguments: Any) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hf_dfml.networks.info import network_info, set_input
+from hf_dfml.networks.timm_network import is_model
 from hf_dfml.pool.entry import MemberError
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.teacher import Teacher
@@ -76,7 +77,7 @@ def started_from(backbone: Teacher, *, num_classes: int, image_size: int, genera
 def _address(name: str) -> str:
     import timm
 
-    if Path(name).exists() or "/" in name or not timm.is_model(name):
+    if Path(name).exists() or "/" in name or not is_model(name):
         return name
     known = timm.get_pretrained_cfg(name)
     hub_id = known.hf_hub_id if known else None

@@ -189,7 +189,7 @@ def test_a_checkpoint_takes_no_more_than_was_estimated(place, tmp_path, method):
     state = made.state_dict()
     kept = method_class.kept_bytes(made.config, pool, 16)
     images = state["bank"] if "bank" in state else {name: state[name] for name in ("images", "answers")}
-    assert 0 < bytes_in(images) <= kept
+    assert 0 < bytes_in(images) <= kept + 64  # And the optimiser's count of its steps.
 
 
 def bytes_in(tree: Any) -> int:

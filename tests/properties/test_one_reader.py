@@ -31,7 +31,7 @@ TURNS = {1: 0, 3: 2, 6: -1, 8: 1}
 """Quarter turns, counter-clockwise, that make an image upright, by its EXIF orientation; 2, 4, 5, 7 are mirrored."""
 MODES = {
     "PNG": ["1", "L", "LA", "P", "RGB", "RGBA"],
-    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"],
     "JPEG": ["L", "RGB", "CMYK", "YCbCr"],
     "WEBP": ["RGB", "RGBA"],
     "GIF": ["L", "P"],
@@ -68,7 +68,6 @@ def routes(content: bytes, folder: Path) -> list:
         content,
         folder / "x.bin",
         str(folder / "x.bin"),
-        np.array([str(folder / "x.bin")]),
         Image.open(io.BytesIO(content)),
         Image.open(io.BytesIO(content)).copy(),
         {"bytes": content, "path": None},
@@ -122,7 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("routes")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(
     seed=st.integers(0, 999),
     shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
@@ -137,7 +136,8 @@ def test_every_route_gives_the_same_pixels(folder, server, seed, shape, kind, mo
     image = image.convert("RGB").convert(mode) if mode == "YCbCr" else image.convert(mode)
     options = {"transparency": 1} if clear and mode == "P" and kind in ("PNG", "GIF") else {}
     content = encoded(image, kind, orientation if kind in WITH_EXIF else None, **options)
-    found = [as_batch(item if isinstance(item, np.ndarray) else [item], SIZE) for item in routes(content, folder)]
+    found = [as_batch([item], SIZE) for item in routes(content, folder)]
+    found += [as_batch(np.array([str(folder / "x.bin")]), SIZE)]
     assert all(torch.equal(batch, found[0]) for batch in found)
     assert all(torch.equal(batch, as_batch([content], (16, 16))) for batch in over_http(server, content))
     if mode in ("L", "RGB") and kind in ("PNG", "TIFF", "BMP", "PPM") and orientation in (None, *TURNS):
