@@ -50,7 +50,7 @@ def _give_to_timm(build: Build) -> None:
 
 
 def is_model(arch: str) -> bool:
-    """Whether timm knows an architecture, ours among them, and the tag of its weights where it has one (`x.a1_in1k`)."""
+    """Whether timm knows an architecture, ours included, and the tag of its weights, if it has one (`x.a1_in1k`)."""
     if arch in _BUILDS:
         return True
     import timm
