@@ -36,7 +36,6 @@ TIMM: dict[str, dict[str, Any]] = {
     "mobilenetv3_small_050": {},
     "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
     "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2},
-    "mixer_s32_224": {"img_size": 32, "embed_dim": 24, "num_blocks": 1},
 }
 
 
@@ -98,7 +97,7 @@ def spoil(folder: Path, draw: random.Random) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.fixture(scope="module", params=range(5))
+@pytest.fixture(scope="module", params=range(3))
 def pool(request, tmp_path_factory) -> ModelPool:
     """The drawn members that pass the check; half of the pools have damaged ones among them."""
     draw, folder = random.Random(request.param), tmp_path_factory.mktemp("drawn")

@@ -60,7 +60,7 @@ def glyph_pool(folder, count=2, first=0):
 def test_configurations_are_read_and_say_what_was_not_measured(path):
     name = next(name for name in METHODS if path.name.startswith(name))
     method, config = parse(METHODS[name], RunConfig, ["--config", str(path), "--pool", "x"])
-    METHODS[name](method, create_network(config.arch, num_classes=config.ways, image_size=32))
+    METHODS[name](method, create_network(config.arch.replace("auto", "conv4"), num_classes=config.ways, image_size=32))
     assert config.output_dir == f"runs/{path.stem}"
     if path.stem.removeprefix(f"{name}-") in SIZES:
         assert config.dataset is None and "# Time: " in path.read_text()
@@ -139,7 +139,7 @@ def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
     read = preflight.open_data
     monkeypatch.setattr(preflight, "own_splits", lambda name: ("validation", "test"))
     monkeypatch.setattr(preflight, "DATASETS", ("glyphs", "runes"))
-    monkeypatch.setattr(preflight, "dataset_info", lambda name: None)
+    monkeypatch.setattr(preflight, "dataset_info", lambda name: dataset_info("glyphs"))
     monkeypatch.setattr(
         preflight,
         "open_data",
