@@ -102,8 +102,7 @@ def _kind(id: str, settings: dict[str, Any]) -> str | None:
 
 
 def _flag(settings: dict[str, Any], key: str, default: bool) -> bool:
-    value = settings.get(key)
-    return default if value is None else bool(value)
+    return bool(settings.get(key, default))  # A null is no there, too.
 
 
 def _sides(id: str, settings: dict[str, Any], kind: str | None) -> tuple[Any, Any]:
