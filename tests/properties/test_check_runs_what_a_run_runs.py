@@ -97,7 +97,7 @@ def spoil(folder: Path, draw: random.Random) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.fixture(scope="module", params=range(3))
+@pytest.fixture(scope="module", params=range(2))
 def pool(request, tmp_path_factory) -> ModelPool:
     """The drawn members that pass the check; half of the pools have damaged ones among them."""
     draw, folder = random.Random(request.param), tmp_path_factory.mktemp("drawn")
