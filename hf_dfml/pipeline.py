@@ -164,7 +164,8 @@ def _run(
         if processes.is_main:
             write_results(folder, results)
 
-    adapt, lines = suits, {}
+    adapt = suits
+    lines: dict[str, dict[str, float]] = {}
     parts = ["setup", "steps", *["evaluation"] * bool(data.validation)]
     with whole_run(method.name, parts, enabled=processes.is_main) as whole:
         # With the first checkpoint, so that a run that is interrupted can go on with the same members.

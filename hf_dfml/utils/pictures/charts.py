@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_dfml.utils.pictures.style import GREY, colour_of, marker_of, write_figure
 
-LEVELS = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+LEVELS: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 """Line styles of baselines; the first is that of the run itself."""
 
 
@@ -139,7 +139,7 @@ def learning_curves(
     for panel in panels[len(lines) :]:
         panel.set_visible(False)
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    handles = {artist.get_label(): artist for panel in panels for artist in panel.get_legend_handles_labels()[0]}
+    handles = {str(artist.get_label()): artist for panel in panels for artist in panel.get_legend_handles_labels()[0]}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return write_figure(path, figure)
 

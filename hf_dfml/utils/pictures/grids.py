@@ -96,7 +96,8 @@ def class_rows(
     """
     if images.dim() != 5 or len(names) != len(images):
         raise ValueError(f"Rows need images (C, n, 3, H, W) and C names, found {tuple(images.shape)}, {len(names)}.")
-    columns, bars, titles = images.shape[1], None, list(names)
+    columns, titles = images.shape[1], list(names)
+    bars: list[float] | None = None
     if confidence is not None:
         if confidence.shape != images.shape[:2]:
             raise ValueError(f"Confidence must be {tuple(images.shape[:2])}, found {tuple(confidence.shape)}.")

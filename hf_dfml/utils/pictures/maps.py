@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -100,7 +101,7 @@ def feature_map(
     points, shares = _plane(torch.cat([support.flatten(1), queries.flatten(1)]).cpu().float())
     shown, asked = points[: len(support)], points[len(support) :]
     classes = list(dict.fromkeys([*labels, *(query_labels or ())]))
-    figure = Figure(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(6.5, 5.2), layout="constrained")
     axes = figure.add_subplot()
     if query_labels is None and len(asked):
         axes.scatter(*asked.T, s=16, color=GREY, alpha=0.6, linewidths=0, label="not classified")
@@ -114,18 +115,18 @@ def feature_map(
         set_label(f"principal component {number} ({share:.0%} of the variance)", fontsize=8)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=10, loc="left")
-    figure.legend(fontsize=8, loc="outside right center", frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=5, frameon=False)
     return write_figure(path, figure)
 
 
-def _plane(features: Tensor) -> tuple[Tensor, list[float]]:
+def _plane(features: Tensor) -> tuple[np.ndarray, list[float]]:
     """Rows of unit length along their two principal components `(n, 2)`, and the share of the variance of each."""
     unit = F.normalize(features, dim=-1)
     centred = unit - unit.mean(0)
     left, values, _ = torch.linalg.svd(centred, full_matrices=False)
     points = F.pad(left * values, (0, 2))[:, :2]  # Features of one number have one component.
     total = float(values.square().sum()) or 1.0
-    return points, [float(value.square()) / total for value in F.pad(values, (0, 2))[:2]]
+    return points.numpy(), [float(value.square()) / total for value in F.pad(values, (0, 2))[:2]]
 
 
 def member_map(
@@ -165,7 +166,7 @@ def member_map(
         raise ValueError(f"A map needs two members or more and a group of each, found {count} and {len(groups)}.")
     overlap = class_overlap(classes)
     points = _spread(1 - overlap)
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    figure = Figure(figsize=(6.5, 5.2), layout="constrained")
     axes = figure.add_subplot()
     pairs = _closest(overlap)
     axes.add_collection(
@@ -188,14 +189,14 @@ def member_map(
     axes.margins(0.12)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=10, loc="left")
-    dot = {"linestyle": "", "markersize": 7}
+    dot: dict[str, Any] = {"linestyle": "", "markersize": 7}
     handles = [Line2D([], [], color=colour_of(i), marker="o", label=name, **dot) for i, name in enumerate(colours)]
     if len(shapes) > 1:
         handles += [
             Line2D([], [], color=GREY, marker=marker_of(i), label=name, **dot) for i, name in enumerate(shapes)
         ]
     handles.append(Line2D([], [], color=GREY, alpha=0.6, label="classes shared"))
-    figure.legend(handles=handles, fontsize=8, loc="outside right center", frameon=False)
+    figure.legend(handles=handles, fontsize=8, loc="outside lower center", ncols=5, frameon=False)
     return write_figure(path, figure)
 
 
@@ -222,7 +223,7 @@ def _own_parts(names: Sequence[str]) -> list[str]:
     return [name.removeprefix(shared) or name for name in names]
 
 
-def _spread(distances: Tensor) -> Any:
+def _spread(distances: Tensor) -> np.ndarray:
     """Points `(M, 2)` of a plane for distances `(M, M)`, the same each time."""
     from sklearn.manifold import TSNE
 
