@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hf_dfml import pipeline
 from hf_dfml.cli import main
 from hf_dfml.evaluation import read_results, reporting
 from hf_dfml.meta_model import MetaModel
@@ -112,6 +113,27 @@ def test_rows_of_baselines_are_written_one_by_one(members, tmp_path, monkeypatch
         run(Nudge, NudgeConfig(), config_of(members, tmp_path), argv=["test"])
     methods = [row.method for row in read_results(tmp_path)]
     assert methods[0] == "Nudge" and methods[-3:-1] == ["Random init", "Average"]
+
+
+@pytest.mark.parametrize("baselines", [True, False])
+def test_the_course_of_a_run_is_drawn_beside_the_baselines_of_its_validation(
+    members, tmp_path, monkeypatch, baselines
+):
+    drawn = {}
+
+    def learning_curves(lines, path, **options):
+        drawn.update(lines=lines, path=path, **options)
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"")
+        return path
+
+    monkeypatch.setattr(pipeline, "learning_curves", learning_curves)
+    run(Nudge, NudgeConfig(), config_of(members, tmp_path, shots=[1, 2], baselines=baselines), argv=["test"])
+    assert drawn["path"] == tmp_path / "pictures" / "training.png" and list(drawn["lines"]) == ["1-shot", "2-shot"]
+    names = ["Random init", "Best member + prototype", "All 3 members + prototype"] if baselines else []
+    assert list(drawn["baselines"]) == names
+    assert all(list(values) == ["1-shot", "2-shot"] for values in drawn["baselines"].values())
+    assert "![Accuracy on the validation classes in the course of training." in (tmp_path / "README.md").read_text()
 
 
 def hyper_parameters_of(folder):
