@@ -163,6 +163,24 @@ def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_evaluations(ca
     assert "results.json is not readable" in str(code), "said before the evaluation, not after it"
 
 
+def test_evaluate_fine_tunes_as_the_model_was_trained_unless_it_is_asked_otherwise(capsys, tmp_path):
+    network = create_network("conv4", num_classes=3, image_size=16)
+    MetaModel.of(network, method="TGR", adapt=Adaptation(steps=2, lr=0.05)).save_pretrained(tmp_path)
+    usual = ["--dataset", "glyphs", "--ways", "3", "--shots", "1", "--queries", "2", "--episodes", "2", "--json"]
+    found = []
+    for words in (
+        [],
+        ["--inner-loop", "papers"],
+        ["--inner-steps", "1"],
+        ["--inner-loop", "papers", "--inner-lr", "0.1"],
+    ):
+        code, out = run(capsys, "evaluate", str(tmp_path), *usual, "--split", "validation", *words)
+        assert code == 0
+        (row,) = json.loads(out.splitlines()[-1])["rows"]
+        found.append((row["inner_steps"], row["inner_lr"]))
+    assert found == [(2, 0.05), (10, 0.01), (1, 0.05), (10, 0.1)]
+
+
 def test_adapt_labels_each_picture(capsys, meta_folder, tmp_path):
     for name, colour in (("red", (200, 20, 20)), ("blue", (20, 20, 200))):
         (tmp_path / "support" / name).mkdir(parents=True)

@@ -35,6 +35,22 @@ def test_each_method_has_each_size_of_no_data_set_and_says_how_long_it_takes(nam
         assert re.search(r"\d core-hour", said)
 
 
+@pytest.mark.parametrize("name", ["tgr", "free", "purer", "bidf-mkd", "dro"])
+def test_each_method_has_the_papers_data_sets_at_both_sizes_with_the_time_they_take(name):
+    """DRO needs members of one network; the paper's tables have 10 ways as well."""
+    settings = ["cifar-fs", "mini-imagenet", "cub"]
+    settings += [] if name == "dro" else ["multi-architecture", "multi-domain"]
+    wanted = {f"{name}-{setting}-{size}" for setting in settings for size in ("paper", "cpu")}
+    if name == "dro":
+        wanted |= {"dro-cifar-fs-10-way-paper", "dro-mini-imagenet-10-way-paper"}
+    assert wanted <= {path.stem for path in CONFIGS.glob("*.yaml")}
+    if name in ("tgr", "dro"):
+        without = [
+            each for each in wanted if not re.search(r"not measured|# Time: ", (CONFIGS / f"{each}.yaml").read_text())
+        ]
+        assert without in ([], [f"{name}-cifar-fs-cpu"])
+
+
 def test_without_a_preset_cpu_is_taken_and_named_and_options_win(capsys):
     method, run = parse(TGR, RunConfig, ["--shift", "1"], default=Default())
     assert (method.steps, method.inversion.shift, run.num_threads) == (16, 1, 1)

@@ -14,10 +14,13 @@ from hf_dfml.pool.teacher import Teacher
 def filter_fisher(probe: Teacher, images: Tensor, generator: torch.Generator, *, chunk_size: int = 25) -> Tensor:
     r"""Embed a task by the Fisher information of the scale of each convolution's filters.
 
-    :math:`F_k = \mathbb E_x \mathbb E_{y \sim p(y|x)} (\partial_{s_k} \log p(y|x))^2` at :math:`s_k = 1`, where
-    :math:`s_k` multiplies the k-th output channel of a convolution and :math:`p` is the probe's own classifier (that
-    of ImageNet, for a public backbone). No head is fitted to the task: one that fits a task's images perfectly has no
-    Fisher information left, and so all tasks are seen through the same outputs.
+    :math:`F_k = \mathbb E_x\, d_k^2 / \sum_j d_j^2` with :math:`d_k = \partial_{s_k} \log p(y|x)` at :math:`s_k = 1`
+    for a label drawn from :math:`p(y|x)`, where :math:`s_k` multiplies the k-th output channel of a convolution and
+    :math:`p` is the probe's own classifier (that of ImageNet, for a public backbone). Each image counts the same: in
+    the plain expectation those few decide on which the classifier is least sure (docs/results/mechanisms.md). No head
+    is fitted to the task: one that fits a task's images perfectly has no Fisher information left, and so all tasks are
+    seen through the same outputs.
+
     One backward pass gives all images' derivatives, where those of every weight (Task2Vec, `fisher_embedding`) take
     one for each image.
 
@@ -28,7 +31,7 @@ def filter_fisher(probe: Teacher, images: Tensor, generator: torch.Generator, *,
         chunk_size: images in memory at a time.
 
     Returns:
-        `(D,)`, one non-negative number an output channel.
+        `(D,)`, one non-negative number an output channel; they sum to 1.
 
     Raises:
         ValueError: if the probe has no convolutions.
@@ -57,7 +60,8 @@ def filter_fisher(probe: Teacher, images: Tensor, generator: torch.Generator, *,
         drawn = torch.multinomial(logits.detach().float().softmax(-1).cpu(), 1, generator=generator).squeeze(1)
         loss = F.cross_entropy(logits, drawn.to(logits.device), reduction="sum")
         gradients = torch.autograd.grad(loss, scales)
-        total += torch.cat([gradient.flatten(1) for gradient in gradients], 1).square().sum(0)
+        squares = torch.cat([gradient.flatten(1) for gradient in gradients], 1).square()
+        total += (squares / squares.sum(1, keepdim=True).clamp_min(1e-30)).sum(0)
     return total / len(images)
 
 

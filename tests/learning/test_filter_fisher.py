@@ -12,7 +12,7 @@ from tests.learning.test_embedding import make_probe
 from tests.pool.members import write_pool
 
 
-def test_it_is_the_mean_square_of_each_images_derivative(monkeypatch):
+def test_it_is_the_mean_share_of_each_images_squared_derivatives(monkeypatch):
     """A filter's scale is that of its weights and bias, so that the derivative is their inner product with theirs."""
     probe, images = make_probe(), torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 0, 1])
@@ -22,14 +22,16 @@ def test_it_is_the_mean_square_of_each_images_derivative(monkeypatch):
 
     convs = [block.conv for block in probe.network.blocks]
     weights = [value.requires_grad_() for conv in convs for value in (conv.weight, conv.bias)]
-    expected = [torch.zeros(4) for _ in convs]
+    expected = torch.zeros(16)
     for image, label in zip(images, labels, strict=True):
         slopes = torch.autograd.grad(F.cross_entropy(probe(image[None]), label[None]), weights)
+        squares = []
         for index, conv in enumerate(convs):
             of_weight = (slopes[2 * index] * conv.weight).flatten(1).sum(1)
-            expected[index] += (of_weight + slopes[2 * index + 1] * conv.bias).square() / len(images)
-    assert found.shape == (16,) and found.sum() > 0
-    assert torch.allclose(found, torch.cat(expected).detach(), rtol=1e-3, atol=1e-8)
+            squares.append((of_weight + slopes[2 * index + 1] * conv.bias).square())
+        expected += torch.cat(squares).detach() / torch.cat(squares).sum() / len(images)
+    assert found.shape == (16,) and found.sum() == pytest.approx(1)
+    assert torch.allclose(found, expected.detach(), rtol=1e-3, atol=1e-8)
 
 
 def test_a_probe_without_convolutions_is_refused():
