@@ -259,7 +259,9 @@ def measure_igr(found: Measured, pool: ModelPool) -> None:
         )
         found.note(f"igr_norm_ratio{suffix}", norm(first[1e-3]) / norm(exact), "its length over the exact one's")
     found.note(
-        "igr_agreement_small", lines["conv4"][0], "the same cosine on conv4 with lambda 1e-7, which crosses few kinks"
+        "igr_agreement_small",
+        lines["conv4"][0],
+        "the same cosine on conv4 with lambda 1e-7, which crosses hardly a kink",
     )
     if path := found.picture("igr_agreement"):
         points = {name: list(zip(strengths, values, strict=True)) for name, values in lines.items()}
@@ -324,7 +326,9 @@ def measure_gamma(found: Measured, pool: ModelPool, classes: FewShotDataset) -> 
         "gamma_range", gap.mean().item(), f"points of accuracy between gamma {order[-1]:g} and {order[0]:g} (5-shot)"
     )
     found.note(
-        "gamma_ratio", gap.mean().item() / interval(gap.tolist()), "that range over half its paired 95 % interval"
+        "gamma_ratio",
+        gap.mean().item() / max(interval(gap.tolist()), 1e-9),
+        "that range over half its paired 95 % interval",
     )
     if path := found.picture("dro_gamma"):
         points = {"5-shot": [(gamma, 100 * accuracies[gamma].mean().item()) for gamma in options.gammas]}

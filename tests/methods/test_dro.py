@@ -112,14 +112,15 @@ def test_gamma_has_no_effect_in_the_trap_and_an_effect_outside_it(pool):
 
 
 def test_gamma_decides_how_far_the_search_goes(pool):
-    """Above the curvature the distance falls as gamma grows; a learning rate that does not follow it overshoots."""
+    """Above the curvature the distance falls as gamma grows; below it, or if the step overshoots, the radius binds."""
 
     def distance(gamma, **changes):
         method, context = started(pool, replace(SMALL, gamma=gamma, **changes))
         return run_steps(method, context, 0, 1)[0]["wasserstein"]
 
-    distances = [distance(gamma) for gamma in (0.1, 2.0, 10.0, 50.0)]
-    assert all(near < 0.7 * far for far, near in pairwise(distances)) and distances[0] <= 1 + 1e-6
+    distances = [distance(gamma) for gamma in (10.0, 50.0, 200.0)]
+    assert all(near < 0.5 * far for far, near in pairwise(distances)), distances
+    assert distance(0.1) == pytest.approx(1, abs=1e-3)
     fixed = [distance(gamma, ball_step_size=3.0) for gamma in (2.0, 10.0)]
     assert fixed == pytest.approx([1.0, 1.0], abs=0.05)
     likelihood = replace(SMALL, gamma=3.0, gamma_unit="likelihood")
@@ -147,8 +148,8 @@ def test_the_losses_are_those_of_before(pool):
     """A stored curve: a change of these numbers is a change of the method."""
     method, context = started(pool)
     rows = run_steps(method, context, 0, 3)
-    assert [row["outer_loss"] for row in rows] == pytest.approx([125.264, 67.362, 26.070], rel=0.01)
-    assert [row["bounding_gamma"] for row in rows] == pytest.approx([1.758, 8.275, 5.663], rel=0.01)
+    assert [row["outer_loss"] for row in rows] == pytest.approx([131.782, 72.455, 26.681], rel=0.01)
+    assert [row["bounding_gamma"] for row in rows] == pytest.approx([1.438, 6.997, 6.572], rel=0.01)
 
 
 def test_online_every_member_is_loaded_exactly_once(pool):
