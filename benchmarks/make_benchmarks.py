@@ -21,6 +21,8 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 SCRIPTS = {
     "evaluate": "",
     "replay": "",
+    "teachers": "",
+    "fisher": "",
     "recovery": "--members 2 --recovery_steps 40 --warmup 10 "
     "--recoveries generator-64 generator-16x20n40 generator-16cx20n40 pixels@0.1 free-5 free-2",
     "pool_scale": "--members 200",

@@ -38,10 +38,10 @@ from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate
 from hf_dfml.methods.base import Context
-from hf_dfml.methods.pool_images import answers_of
 from hf_dfml.methods.tgr import TGR, TGRConfig
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
+from hf_dfml.pool.asking import answers_of
 from hf_dfml.settings import Settings, option
 from hf_dfml.utils.processes import ALONE, Processes
 from hf_dfml.utils.provenance import describe_machine

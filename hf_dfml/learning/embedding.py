@@ -59,7 +59,7 @@ def fisher_embedding(
         for name, parameter in probe.network.named_parameters()
         if parameter.dim() >= 2 and not info.in_classifier(name)
     }
-    size = chunk_size or _images_at_once(images)
+    size = chunk_size or images_at_once(images)
     total = {name: torch.zeros(len(value), device=value.device) for name, value in params.items()}
     for part, answers in zip(images.split(size), sampled.split(size), strict=True):
         for name, squares in _squares(probe, params, weight, bias, part, answers).items():
@@ -97,7 +97,7 @@ def _squares_by_vmap(
     return {name: gradient.flatten(2).square().mean(2).sum(0) for name, gradient in gradients.items()}
 
 
-def _images_at_once(images: Tensor) -> int:
+def images_at_once(images: Tensor) -> int:
     """So that what a backward pass keeps of them stays below a gigabyte, for networks such as ResNet-34."""
     return max(1, min(64, PIXELS_AT_ONCE // (images.shape[-2] * images.shape[-1])))
 

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from hf_dfml.data.unlabelled import unlabelled_images
 from hf_dfml.methods.base import Context
+from hf_dfml.pool.asking import Asking, Compile, answers_of
 from hf_dfml.pool.backbone import open_backbone
-from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.sources.digests import weights_digest
-from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
 from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
@@ -30,14 +29,11 @@ from hf_dfml.recovery.prior import ImagePrior
 from hf_dfml.recovery.procedural import procedural_images
 from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
-from hf_dfml.utils.images import to_uint8, to_unit
+from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.seeding import fork
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-PIXELS_AT_ONCE = 100 * 32 * 32
-"""Pixels (of one channel) that a member answers to at once; with many more conv4 is half as fast on a CPU."""
 
 SHOWN = 10
 """Classes, and images of each, in a picture."""
@@ -71,6 +67,11 @@ class PoolImagesConfig(Settings):
         "batch norm are to match.",
     )
     prior_weight: float = option(0.1, "Weight of the distance to these statistics.", above=0)
+    compile: Compile = option(
+        "auto",
+        "Compile the members that are asked: `auto`, where that saves more time than it takes and there is a C++ "
+        "compiler, or `never`.",
+    )
     inversion: RecoveryConfig = part(
         RecoveryConfig,
         recovery="pixels",
@@ -145,7 +146,9 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
             )
     make = _drawn if config.training_images == "procedural" else _recovered
     images, sample = (_found if config.images else make)(pool, config, size, context)
-    asked = context.map_members("answers", partial(_ask, pool, images, context), pool, "Asking the members")
+    asking = None if pool.answers_only else Asking(pool.load(0), len(pool), len(images), config.compile)
+    described = f"Asking the members ({asking.choice})" if asking else "Asking the members"
+    asked = context.map_members("answers", partial(_ask, pool, images, asking, context), pool, described)
     return PoolImages(images, torch.cat([part["answers"] for part in asked], dim=-1), sample)
 
 
@@ -342,19 +345,13 @@ def _recovery_options(config: PoolImagesConfig) -> Tree:
     return options
 
 
-def answers_of(member: Teacher | BlackBox, images: Tensor) -> Tensor:
-    """Probabilities `(N, C)` of images `(N, 3, H, W)` uint8, a batch at a time."""
-    _, height, width = member.entry.input_size or (3, *images.shape[-2:])
-    batch = max(1, PIXELS_AT_ONCE // (height * width))
-    with torch.no_grad():
-        return torch.cat([member(to_unit(part)).float().softmax(-1) for part in images.split(batch)])
-
-
-def _ask(pool: TeacherPool, images: Tensor, context: Context, index: int) -> Tree:
+def _ask(pool: TeacherPool, images: Tensor, asking: Asking | None, context: Context, index: int) -> Tree:
     if pool.queries:
         pool.queries.require(len(images))
+    member = pool.load(index)
     with context.autocast():
-        return {"answers": answers_of(pool.load(index), images).half()}
+        answers = asking.probabilities(member, images) if asking else answers_of(member, images)
+        return {"answers": answers.half()}
 
 
 def _sample_of_classes(rounds: list[Tree], known: dict[str, list[int]]) -> Tree:

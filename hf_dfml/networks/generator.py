@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hf_dfml.utils.compiling import has_compiler
 
 
 class UpsampledConv2d(nn.Conv2d):
@@ -87,8 +86,7 @@ def compile_generator(network: Generator) -> None:
     Raises:
         ValueError: on a CPU without a C++ compiler.
     """
-    compilers = (os.environ.get("CXX") or "g++", "clang++")
-    if next(network.parameters()).device.type == "cpu" and not any(map(shutil.which, compilers)):
+    if next(network.parameters()).device.type == "cpu" and not has_compiler():
         raise ValueError(
             "A generator is compiled by a C++ compiler, and none was found: install g++, or do not compile."
         )
