@@ -11,6 +11,8 @@ maps, and on a CPU some of its convolutions in a slow way. Here
 
 - maxima are taken before the batch norm, which keeps the order within a channel (where its weight is negative, minima
   are): normalising, ReLU and all derivatives of both concern a quarter of the places;
+- the first layer's statistics, and what they add to its gradients, follow from the covariance of the images' patches,
+  which is computed once for all steps;
 - several episodes stand side by side, channels last in memory.
 
 Networks of other architectures, statistics of a network's own and other devices take autograd's way
@@ -20,6 +22,7 @@ Networks of other architectures, statistics of a network's own and other devices
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +55,7 @@ class Conv4Gradient:
         images: `(B, E * 3, H, W)` on the network's scale, channels last in memory (`beside`, `prepare`).
         labels: `(E, B)` integers.
         twice: whether `along` will be called.
+        patches: of the images, where several gradients are taken on them.
 
     Attributes:
         logits: `(E, B, N)`.
@@ -60,7 +64,14 @@ class Conv4Gradient:
     """
 
     def __init__(
-        self, model: Conv4, params: Mapping[str, Tensor], images: Tensor, labels: Tensor, *, twice: bool
+        self,
+        model: Conv4,
+        params: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        *,
+        twice: bool,
+        patches: Patches | None = None,
     ) -> None:
         count = len(labels)
         maps = images.permute(0, 2, 3, 1)
@@ -68,7 +79,8 @@ class Conv4Gradient:
         for index, module in enumerate(model.blocks):
             name = f"blocks.{index}"
             weight, scale, shift = (params[f"{name}.{part}"] for part in ("conv.weight", "bn.weight", "bn.bias"))
-            block = _Block(name, maps, weight.detach(), scale.detach(), shift.detach(), module.bn.eps, count)
+            given = (name, maps, weight.detach(), scale.detach(), shift.detach(), module.bn.eps, count)
+            block = _Block(*given) if index or patches is None else _FirstBlock(patches, *given)
             self._blocks.append(block)
             maps = block.out
         self._head = _Head(maps, params["fc.weight"].detach(), params["fc.bias"].detach(), labels)
@@ -91,6 +103,32 @@ class Conv4Gradient:
         return products
 
 
+class Patches:
+    """Mean and covariance of the 3x3 patches of images, from which the first layer's statistics follow in closed form.
+
+    The same for all steps on a support set, whose images do not change; in double precision.
+
+    Args:
+        images: `(B, E * 3, H, W)`.
+        count: E.
+    """
+
+    def __init__(self, images: Tensor, count: int) -> None:
+        patches = F.unfold(images, 3, padding=1).unflatten(1, (count, -1)).permute(1, 2, 0, 3).flatten(2).double()
+        self.mean = patches.mean(2)
+        self.covariance = patches @ patches.mT / patches.shape[2] - self.mean[:, :, None] * self.mean[:, None]
+
+    def of_outputs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the outputs of kernels `(E * C, 3, 3, 3)`: means `(E * C,)`, covariances with patches `(E * C, 27)`."""
+        kernels = weight.flatten(1).unflatten(0, (len(self.mean), -1)).double()
+        means = (kernels @ self.mean[:, :, None]).flatten()
+        return means.to(weight), (kernels @ self.covariance).flatten(0, 1).to(weight)
+
+    def means(self, channels: int) -> Tensor:
+        """`(channels, 27)`: the mean patch that each of the outputs sees."""
+        return self.mean.repeat_interleave(channels // len(self.mean), 0)
+
+
 class _Block:
     """Convolution, maxima, batch norm, ReLU of `E` networks side by side; maps are `(B, H, W, E * C)`.
 
@@ -102,35 +140,26 @@ class _Block:
     ) -> None:
         self.name, self.x, self.scale, self.count = name, x, scale, count
         self.weight = _as_maps(weight)
-        self.y = _convolution(x, self.weight, count)
+        y = _convolution(x, self.weight, count)
+        self.shape, self.number = y.shape, y[..., 0].numel()
         # Where the scale is negative, the largest output comes from the smallest value.
         signs = torch.where(scale < 0, -1.0, 1.0).to(x.dtype) if bool((scale < 0).any()) else None
-        signed = _first(self.y if signs is None else self.y * signs)
-        highest, places = F.max_pool2d(signed, 2, return_indices=True)
+        highest, places = F.max_pool2d(_first(y if signs is None else y * signs), 2, return_indices=True)
         self.peaks = _last(highest) if signs is None else _last(highest) * signs
-        self.places = _in_memory(_last(places), self.y)
-        self.mean, variance = torch.ops.aten.batch_norm_update_stats(_first(self.y), None, None, 0.0)
+        self.places = _in_memory(_last(places), y)
+        self.mean, variance = self._statistics(y)
         self.rate = torch.rsqrt(variance + eps)
-        self.number = self.y[..., 0].numel()
         gain = scale * self.rate
         self.out = torch.addcmul(shift - gain * self.mean, self.peaks, gain).clamp_min_(0)
 
     def backward(self, slope: Tensor, *, further: bool, keep: bool) -> tuple[Named, Tensor]:
         """Gradients of the parameters, and of `x` if `further`, from that of `out`."""
-        mean, rate, number = self.mean, self.rate, self.number
         slope = _where_positive(slope, self.out)
         to_shift = _sum(slope)
-        to_scale = rate * (_sum(slope * self.peaks) - mean * to_shift)
-        gain = self.scale * rate
+        to_scale = self.rate * (_sum(slope * self.peaks) - self.mean * to_shift)
+        self.slope, self.to_shift, self.to_scale = slope, to_shift, to_scale
         # dy = gain * (slope at the maxima - to_shift / number - n * to_scale / number)
-        of_y = -gain * rate * to_scale / number
-        constant = -gain * to_shift / number - of_y * mean
-        values = torch.addcmul(constant, self.peaks, of_y).addcmul_(slope, gain)
-        slopes = torch.addcmul(constant, self.y, of_y, out=None if keep else self.y)
-        slopes.view(-1).scatter_(0, self.places, values.view(-1))
-        back, weight = _convolution_backward(slopes, self.x, self.weight, self.count, (further, True))
-        if keep:
-            self.slope, self.slopes, self.to_shift, self.to_scale = slope, slopes, to_shift, to_scale
+        weight, back = self._through_convolution(self.scale * self.rate, further, keep)
         return self._named(weight, to_scale, to_shift), back
 
     def forward_along(self, direction: Mapping[str, Tensor], way: Tensor | None) -> Tensor:
@@ -139,38 +168,73 @@ class _Block:
             direction[f"{self.name}.{part}"].detach() for part in ("conv.weight", "bn.weight", "bn.bias")
         )
         self.turn, self.way = _as_maps(turn), way
-        self.t = _convolution(self.x, self.turn, self.count)
+        t = _convolution(self.x, self.turn, self.count)
         if way is not None:
-            self.t += _convolution(way, self.weight, self.count)
-        mean, rate, number = self.mean, self.rate, self.number
-        self.mean_t = _sum(self.t) / number
-        self.mean_nt = rate * (_sum(self.y * self.t) / number - mean * self.mean_t)
-        self.t_peaks = self.t.view(-1).index_select(0, self.places).view_as(self.out)
+            t += _convolution(way, self.weight, self.count)
+        self.t_peaks = t.view(-1).index_select(0, self.places).view_as(self.out)
+        self.mean_t, together = self._statistics_along(t)
+        self.mean_nt = self.rate * together
         # The tangent of n is rate * (t - mean(t) - n * mean(n t)), that of z: stretch * n + scale * it + lift
-        of_n = self.stretch - self.scale * rate * self.mean_nt
-        of_t = self.scale * rate
-        constant = lift - of_t * self.mean_t - of_n * rate * mean
-        z = torch.addcmul(constant, self.peaks, of_n * rate).addcmul_(self.t_peaks, of_t)
+        of_n = self.stretch - self.scale * self.rate * self.mean_nt
+        of_t = self.scale * self.rate
+        constant = lift - of_t * self.mean_t - of_n * self.rate * self.mean
+        z = torch.addcmul(constant, self.peaks, of_n * self.rate).addcmul_(self.t_peaks, of_t)
         return _where_positive(z, self.out)
 
     def backward_along(self, slope: Tensor, *, further: bool) -> tuple[Named, Tensor]:
         """The derivative of what `backward` gives; `slope` is that of the slope it was given."""
-        mean, rate, number = self.mean, self.rate, self.number
         slope = _where_positive(slope, self.out)
         to_shift = _sum(slope)
-        to_scale = rate * (
+        to_scale = self.rate * (
             _sum((slope * self.peaks).addcmul_(self.slope, self.t_peaks))
-            - mean * to_shift
+            - self.mean * to_shift
             - self.mean_t * self.to_shift
             - self.mean_nt * self.to_scale
         )
-        gain = self.scale * rate
-        gain_way = self.stretch * rate - self.scale * rate.square() * self.mean_nt
-        # The derivative of dy = gain * (slope at the maxima - to_shift / number - n * to_scale / number)
-        of_t = -gain * rate * self.to_scale / number
-        of_n = (gain * rate * self.to_scale * self.mean_nt - gain_way * self.to_scale - gain * to_scale) / number
-        of_y = of_n * rate
-        constant = -(gain_way * self.to_shift + gain * to_shift) / number - of_t * self.mean_t - of_y * mean
+        gain = self.scale * self.rate
+        gain_way = self.stretch * self.rate - self.scale * self.rate.square() * self.mean_nt
+        # The derivative of dy = gain * (slope at the maxima - to_shift / number - n * to_scale / number), which is
+        # gain_way * the old slope + gain * the new one + of_t * (t - mean(t)) + of_y * (y - mean) + constant
+        of_t = -gain * self.rate * self.to_scale / self.number
+        of_n = gain * self.rate * self.to_scale * self.mean_nt - gain_way * self.to_scale - gain * to_scale
+        of_y = of_n * self.rate / self.number
+        constant = -(gain_way * self.to_shift + gain * to_shift) / self.number
+        weight, back = self._through_convolution_along(slope, gain, gain_way, of_t, of_y, constant, further)
+        return self._named(weight, to_scale, to_shift), back
+
+    def _statistics(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of y, of which is kept what the derivatives need."""
+        self.y = y
+        return torch.ops.aten.batch_norm_update_stats(_first(y), None, None, 0.0)
+
+    def _statistics_along(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of t and its covariance with y."""
+        self.t = t
+        mean = _sum(t) / self.number
+        return mean, _sum(self.y * t) / self.number - self.mean * mean
+
+    def _through_convolution(self, gain: Tensor, further: bool, keep: bool) -> tuple[Tensor, Tensor]:
+        """Gradients of the weight and, if `further`, of `x`."""
+        of_y = -gain * self.rate * self.to_scale / self.number
+        constant = -gain * self.to_shift / self.number - of_y * self.mean
+        values = torch.addcmul(constant, self.peaks, of_y).addcmul_(self.slope, gain)
+        self.slopes = torch.addcmul(constant, self.y, of_y, out=None if keep else self.y)
+        self.slopes.view(-1).scatter_(0, self.places, values.view(-1))
+        back, weight = _convolution_backward(self.slopes, self.x, self.weight, self.count, (further, True))
+        return weight, back
+
+    def _through_convolution_along(
+        self,
+        slope: Tensor,
+        gain: Tensor,
+        gain_way: Tensor,
+        of_t: Tensor,
+        of_y: Tensor,
+        constant: Tensor,
+        further: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """The derivative of what `_through_convolution` gives."""
+        constant = constant - of_t * self.mean_t - of_y * self.mean
         values = torch.addcmul(constant, self.peaks, of_y).addcmul_(self.t_peaks, of_t)
         values.addcmul_(self.slope, gain_way).addcmul_(slope, gain)
         slopes = torch.addcmul(constant, self.y, of_y).addcmul_(self.t, of_t)
@@ -180,10 +244,58 @@ class _Block:
             weight += _convolution_backward(self.slopes, self.way, self.weight, self.count, (False, True))[1]
         if further:
             back += _convolution_backward(self.slopes, self.x, self.turn, self.count, (True, False))[0]
-        return self._named(weight, to_scale, to_shift), back
+        return weight, back
 
     def _named(self, weight: Tensor, scale: Tensor, shift: Tensor) -> Named:
         return {f"{self.name}.conv.weight": weight, f"{self.name}.bn.weight": scale, f"{self.name}.bn.bias": shift}
+
+
+class _FirstBlock(_Block):
+    """The block on the images, whose patches are known: what batch norm adds to slopes need not be spread over maps.
+
+    Three quarters of all places are in this block's maps.
+    """
+
+    def __init__(self, patches: Patches, *arguments: Any) -> None:
+        self.patches = patches
+        super().__init__(*arguments)
+
+    def _statistics(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        mean, self.covariance = self.patches.of_outputs(self.weight)
+        return mean, (self.covariance * self.weight.flatten(1)).sum(1).clamp_min_(0)
+
+    def _statistics_along(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        mean, self.covariance_t = self.patches.of_outputs(self.turn)
+        return mean, (self.covariance * self.turn.flatten(1)).sum(1)
+
+    def _through_convolution(self, gain: Tensor, further: bool, keep: bool) -> tuple[Tensor, Tensor]:
+        # By each output's slope at the maxima, by their mean, and by y.
+        self.at_maxima = self._of_maxima(self.slope)
+        self.mean_patch = self.patches.means(len(gain)).to(gain)
+        constant = self.to_shift[:, None] * self.mean_patch
+        weight = self.at_maxima - constant - (self.rate * self.to_scale)[:, None] * self.covariance
+        return (gain[:, None] * weight).view_as(self.weight), self.slope
+
+    def _through_convolution_along(
+        self,
+        slope: Tensor,
+        gain: Tensor,
+        gain_way: Tensor,
+        of_t: Tensor,
+        of_y: Tensor,
+        constant: Tensor,
+        further: bool,
+    ) -> tuple[Tensor, Tensor]:
+        weight = gain_way[:, None] * self.at_maxima + gain[:, None] * self._of_maxima(slope)
+        everywhere = constant[:, None] * self.mean_patch
+        everywhere += of_y[:, None] * self.covariance + of_t[:, None] * self.covariance_t
+        return (weight + self.number * everywhere).view_as(self.weight), slope
+
+    def _of_maxima(self, slope: Tensor) -> Tensor:
+        """The gradient `(E * C, 27)` of the kernels by slopes that are zero but at the maxima."""
+        slopes = slope.new_zeros(self.shape)
+        slopes.view(-1).scatter_(0, self.places, slope.view(-1))
+        return _convolution_backward(slopes, self.x, self.weight, self.count, (False, True))[1].flatten(1)
 
 
 class _Head:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.data.episodes import Episodes
-from hf_dfml.learning.conv4_gradient import Conv4Gradient, applies_to
+from hf_dfml.learning.conv4_gradient import Conv4Gradient, Patches, applies_to
 from hf_dfml.networks.conv4 import biases_before_batch_norm
 from hf_dfml.networks.functional import (
     BatchNorm,
@@ -124,8 +124,9 @@ def _gradient_descent(
     forward = network_info(model).logits
 
     def written_out() -> None:
+        patches = Patches(images, count)
         for _ in range(loop.steps):
-            step = Conv4Gradient(model, state | leaves, images, labels, twice=False)
+            step = Conv4Gradient(model, state | leaves, images, labels, twice=False, patches=patches)
             for name, gradient in step.gradients.items():
                 leaves[name].detach().sub_(gradient, alpha=loop.lr)
 
@@ -304,9 +305,9 @@ def _by_products(
     own = dict(model.named_parameters()) | params
     state = joined([{name: value.detach() for name, value in own.items()}] * count)
     images = beside(normalise(model, episodes.support))
-    steps: list[Conv4Gradient] = []
+    patches, steps = Patches(images, count), []
     for _ in range(loop.steps):
-        step = Conv4Gradient(model, state, images, episodes.support_labels, twice=loop.second_order)
+        step = Conv4Gradient(model, state, images, episodes.support_labels, twice=loop.second_order, patches=patches)
         state = state | {name: state[name] - loop.lr * gradient for name, gradient in step.gradients.items()}
         if loop.second_order:
             steps.append(step)

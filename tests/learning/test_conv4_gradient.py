@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_dfml.learning.conv4_gradient import Conv4Gradient, applies_to
+from hf_dfml.learning.conv4_gradient import Conv4Gradient, Patches, applies_to
 from hf_dfml.networks import create_network, functional_forward
 from hf_dfml.networks.functional import normalise
 from hf_dfml.networks.side_by_side import apart, beside, joined
@@ -52,9 +52,12 @@ def by_autograd(model, params, images, labels, direction):
     )
 
 
-def test_gradient_and_hessian_products_are_those_of_autograd(given):
+@pytest.mark.parametrize("known", [False, True], ids=["maps", "patches"])
+def test_gradient_and_hessian_products_are_those_of_autograd(given, known):
     model, params, images, labels = given
-    found = Conv4Gradient(model, joined(params), beside(normalise(model, images)), labels, twice=True)
+    together = beside(normalise(model, images))
+    patches = Patches(together, 2) if known else None
+    found = Conv4Gradient(model, joined(params), together, labels, twice=True, patches=patches)
     generator = torch.Generator().manual_seed(2)
     ways = [
         {name: torch.randn(value.shape, generator=generator, dtype=value.dtype) for name, value in each.items()}
