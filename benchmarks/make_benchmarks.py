@@ -21,6 +21,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 SCRIPTS = {
     "evaluate": "",
     "replay": "",
+    "roofline": "",
     "teachers": "",
     "fisher": "",
     "recovery": "--members 2 --recovery_steps 40 --warmup 10 "

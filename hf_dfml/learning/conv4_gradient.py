@@ -63,6 +63,7 @@ class Conv4Gradient:
         gradients: by name, in the shape of `params`; none for the biases of the convolutions, for which it is zero.
     """
 
+    @torch.no_grad()
     @torch.autocast("cpu", enabled=False)
     def __init__(
         self,
@@ -91,6 +92,7 @@ class Conv4Gradient:
             found, slope = block.backward(slope, further=index > 0, keep=twice)
             self.gradients |= found
 
+    @torch.no_grad()
     @torch.autocast("cpu", enabled=False)
     def along(self, direction: Mapping[str, Tensor]) -> Named:
         """The Hessian of each loss times `direction`, by the names of `gradients`."""
@@ -115,6 +117,7 @@ class Patches:
         count: E.
     """
 
+    @torch.no_grad()
     def __init__(self, images: Tensor, count: int) -> None:
         patches = F.unfold(images, 3, padding=1).unflatten(1, (count, -1)).permute(1, 2, 0, 3).flatten(2).double()
         self.mean = patches.mean(2)

@@ -137,6 +137,16 @@ def test_the_outer_loss_reaches_the_images_through_the_unrolled_steps(model, epi
         assert (slope * direction).sum().item() == pytest.approx(difference.item(), rel=1e-4) and slope.abs().max() > 0
 
 
+def test_to_first_order_the_outer_loss_reaches_the_queries_alone(model, episodes):
+    """The steps are constants, also where the images that they are taken on have a gradient."""
+    support, query = (images[0].clone().requires_grad_() for images in (episodes.support, episodes.query))
+    params = {name: value.detach() for name, value in model.named_parameters()}
+    loop = InnerLoop(2, 0.1, second_order=False)
+    loss, _ = outer_loss(model, params, loop, support, episodes.support_labels[0], query, episodes.query_labels[0])
+    to_support, to_query = torch.autograd.grad(loss, [support, query], allow_unused=True)
+    assert to_support is None and to_query.abs().max() > 0
+
+
 def test_unrolled_steps_on_a_quadratic_have_a_closed_form():
     """L = h theta^2 / 2: theta_k = (1 - lr h)^k theta_0, whose derivative only second order sees."""
     theta = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)

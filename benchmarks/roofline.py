@@ -1,0 +1,127 @@
+"""What share of this machine's arithmetic each hot loop reaches, and what bounds it.
+
+    python benchmarks/roofline.py
+
+Two ceilings are measured: a product of matrices, and a 3x3 convolution whose data stays in the cache. The work of a
+loop is counted by torch's `FlopCounterMode` (convolutions and matrix products only, as they are done); its share is
+that work a second over the convolution's ceiling. A loop whose time goes into convolutions is bound by them; where
+much goes into all else, by passes over maps, that is by memory. Seconds are those of the process where it has one CPU
+thread, and else the clock's. The last line is a JSON object; `ratio` is the smallest share.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from measuring import convolution_peak, table, time_shares, timed, write_section
+from replay import Options as ReplayOptions
+from replay import bank_of
+from teachers import Options as TeacherOptions
+from teachers import drawn_member
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_dfml.arguments import parse_into
+from hf_dfml.learning.inner_loop import InnerLoop, adapt_each
+from hf_dfml.learning.replay import divided_meta_gradient
+from hf_dfml.networks import create_network
+from hf_dfml.pool.asking import Asking
+from hf_dfml.recovery.inversion import RecoveryConfig, recover
+from hf_dfml.settings import Settings, option
+from hf_dfml.utils.processes import ALONE
+from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.seeding import fork
+
+HEADER = "loop | of the convolution peak | time in convolutions and products | in batch norm | in all else"
+TUNING = InnerLoop(10, 0.01, "support", second_order=False)
+Work = Callable[[], Any]
+
+
+class Options(Settings):
+    """How long it takes."""
+
+    repeats: int = option(3, "Times that each loop is timed; the fastest counts.", least=1)
+    seed: int = option(0, "Seed of networks and images.")
+    num_threads: int = option(1, "CPU threads.", least=0)
+    output_dir: str = option("", "Where `roofline.md` goes; nowhere by default.")
+
+
+def loops(settings: Options, device: torch.device) -> dict[str, Work]:
+    """The hot loops by name, on conv4 and images of 32 pixels."""
+    network = create_network("conv4", num_classes=5, generator=fork(settings.seed, "network")).to(device)
+    found: dict[str, Work] = {}
+    for shots in (1, 5):
+        replay = ReplayOptions(seed=settings.seed)
+        episodes = bank_of(replay, 32, device).sample(4, fork(shots, "episodes"), ways=5, shots=shots, queries=15)
+        for order, second in (("second", True), ("first", False)):
+            loop = replace(replay.config.inner_loop, second_order=second)
+            found[f"replay, {order} order, {shots}-shot"] = lambda episodes=episodes, loop=loop: divided_meta_gradient(
+                network, episodes, loop, ALONE
+            )
+        params = [{name: value.detach() for name, value in network.named_parameters()}] * len(episodes)
+        found[f"fine-tuning, {shots}-shot"] = lambda episodes=episodes, params=params: adapt_each(
+            network, params, episodes.support, episodes.support_labels, TUNING
+        )
+    teacher = drawn_member(TeacherOptions(seed=settings.seed), 0).to(device)
+    images = torch.randint(256, (200, 3, 32, 32), generator=fork(settings.seed, "images"), dtype=torch.uint8)
+    asking = Asking(teacher, 1, len(images), "never")
+    found["asking a member"] = lambda: asking.probabilities(teacher, images.to(device))
+    pixels = RecoveryConfig(recovery="pixels", recovery_steps=5, images_per_class=20)
+    found["recovery of pixels"] = lambda: recover(teacher, pixels, 32, fork(settings.seed, "recovery"))
+    return found
+
+
+def product_peak(device: torch.device) -> float:
+    """Operations a second of a product of two matrices."""
+    one, other = torch.randn(1024, 1024, device=device), torch.randn(1024, 1024, device=device)
+    return 2 * 1024**3 / min(timed(device, lambda: one @ other)[1] for _ in range(10))
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and give the object of the last line."""
+    (settings,) = parse_into([Options], argv, __doc__)
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.num_threads)
+    try:
+        return measure(settings, Accelerator().device)
+    finally:
+        torch.set_num_threads(before)
+
+
+def measure(settings: Options, device: torch.device) -> dict[str, Any]:
+    """All loops, the table, and the object of the last line."""
+    peak, products = convolution_peak(device), product_peak(device)
+    about = (
+        f"conv4 with 32 channels, images of 32 pixels. The peaks: {peak / 1e9:.0f} billion operations a second of a "
+        f"convolution, {products / 1e9:.0f} of a product of matrices. {describe_machine(device)}."
+    )
+    print(about, HEADER, sep="\n", flush=True)
+    rows, shares = [], {}
+    for name, work in loops(settings, device).items():
+        with FlopCounterMode(display=False) as counter:
+            work()
+        seconds = min(timed(device, work)[1] for _ in range(settings.repeats))
+        shares[name] = counter.get_total_flops() / seconds / peak
+        times = time_shares(device, work)
+        rows.append([name, f"{100 * shares[name]:.0f} %", *(f"{100 * share:.0f} %" for share in times.values())])
+        print(*rows[-1], sep=" | ", flush=True)
+    write_section(settings.output_dir, "roofline", "The machine's arithmetic", about, table(HEADER, rows))
+    slowest = min(shares, key=lambda name: shares[name])
+    result = {
+        "benchmark": "roofline",
+        "ratio": round(shares[slowest], 3),
+        "baseline": round(peak / 1e9, 1),
+        "ours": round(shares[slowest] * peak / 1e9, 1),
+        "unit": "billion operations a second",
+        "shares": {name: round(share, 3) for name, share in shares.items()},
+    }
+    print(json.dumps(result))
+    return result
+
+
+if __name__ == "__main__":
+    main()
