@@ -19,6 +19,7 @@ from hf_dfml.methods.base import Context
 from hf_dfml.pool.asking import Asking, Compile, answers_of
 from hf_dfml.pool.backbone import open_backbone
 from hf_dfml.pool.sources.digests import weights_digest
+from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
 from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
