@@ -7,7 +7,6 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,11 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from hf_dfml.estimate import Cost, check_memory, cost_of_distillation, cost_of_recovery
-from hf_dfml.evaluation import Adaptation, EvaluationProtocol, Result, print_table, results_chart, write_results
-from hf_dfml.evaluation.baselines import BASELINES
+from hf_dfml.evaluation import Adaptation, Result, print_table, results_chart, write_results
 from hf_dfml.evaluation.heads.base import PAPERS_INNER_LOOP
-from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
-from hf_dfml.evaluation.selection import best_head, level_lines, validation
+from hf_dfml.evaluation.of_run import RunEvaluation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.meta_network import choose_network, meta_network
 from hf_dfml.methods.base import Method, refuse_black_boxes
@@ -129,30 +126,17 @@ def _run(
     method = method_class(method_config, network)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
-    suits = adaptation_of(method, config)
-    protocol = EvaluationProtocol(
-        ways=config.ways, shots=config.shots, queries=config.queries, episodes=config.episodes
-    )
-    if not config.finetuned_rows:
-        protocol = replace(protocol, head="prototype", bn="running")
-    validating = replace(
-        protocol,
-        episodes=config.validation_episodes,
-        split="validation",
-        inner_steps=suits.steps,
-        inner_lr=suits.lr,
-    )
+    evaluation = RunEvaluation(config, adaptation_of(method, config), processes)
     if choice.reason:
         accelerator.print(f"Student: {choice.arch} of {choice.image_size} pixels, {choice.reason}.")
     size = network_info(network).image_size
-    data = evaluation_data(config, protocol, size)
+    data = evaluation_data(config, evaluation.protocol, size)
     kept = method_class.kept_bytes(method_config, pool, size)
     processes.once(lambda: check_disk(folder, network, kept, config))
     cost = None if (folder / "checkpoints").exists() else cost_of(method, pool, kept)
     if cost is not None:
         accelerator.print(f"Estimate: {cost}.")
         check_memory(cost, available_memory() if processes.device.type == "cpu" else None)
-    validate = validation(data.validation, validating, suits, processes) if data.validation else None
     accelerator.config = hyper_parameters(
         method=method.name, options=method_config, run=config, members=len(pool), pool=scrub_command(config.pool)
     )
@@ -164,36 +148,25 @@ def _run(
         if processes.is_main:
             write_results(folder, results)
 
-    adapt = suits
-    lines: dict[str, dict[str, float]] = {}
     parts = ["setup", "steps", *["evaluation"] * bool(data.validation)]
     with whole_run(method.name, parts, enabled=processes.is_main) as whole:
         # With the first checkpoint, so that a run that is interrupted can go on with the same members.
         lock = partial(pool.lock, config.output_dir)
+        validate = evaluation.validation(data.validation)
         outcome = Trainer(method, pool, config, accelerator, validate, lock, whole=whole).fit()
         results.exit_code = outcome.exit_code
         if outcome.finished and data.validation:
-            protocols = protocols_of_run(protocol, (suits,), config.icfil_episodes)
-            rows = len(protocols) + 1 + len(BASELINES) * config.baselines
-            whole.begin("evaluation", pieces=1 + len(data.validation) * rows + config.baselines)
+            whole.begin("evaluation", pieces=evaluation.pieces(len(data.validation)))
             try:
-                heads = None if config.finetuned_rows else ("prototype",)
-                adapt = best_head(outcome.model, data.validation, validating, processes, heads=heads)
-                whole.next_piece()
-                meta_test(
+                evaluation.evaluate(
                     outcome.model,
+                    data.validation,
                     data.test(),
-                    protocols_of_run(protocol, (suits, adapt), config.icfil_episodes),
                     pool,
                     method=method.name,
-                    baselines=protocol if config.baselines else None,
                     command=command,
-                    processes=processes,
                     record=record,
                 )
-                if config.baselines and not pool.answers_only:
-                    lines = level_lines(pool, data.validation, validating, processes)  # type: ignore[arg-type]
-                    whole.next_piece()
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
                     f"stopped by Ctrl-C in the evaluation. The training is done and kept in {folder}: the same "
@@ -203,7 +176,7 @@ def _run(
         show(results)
     accelerator.end_training()  # From here on each process is alone.
     if outcome.finished and processes.is_main:
-        _publish(outcome, method, pool, config, data.dataset, results, adapt, lines, command, accelerator)
+        _publish(outcome, method, pool, config, data.dataset, results, evaluation, command, accelerator)
     return results
 
 
@@ -230,8 +203,7 @@ def _publish(
     config: RunConfig,
     dataset: str | None,
     results: list[Result],
-    adapt: Adaptation,
-    lines: Mapping[str, Mapping[str, float]],
+    evaluation: RunEvaluation,
     command: str,
     accelerator: Accelerator,
 ) -> None:
@@ -245,7 +217,7 @@ def _publish(
         pool=pool,
         dataset=dataset,
         results=results,
-        adapt=adapt,
+        adapt=evaluation.adapt,
     )
     training = Training(
         command=command,
@@ -262,7 +234,7 @@ def _publish(
     write_results(folder, results)
     meta.save_pretrained(folder)
     pictures = method.pictures(folder / "pictures")
-    charts = _charts(outcome, results, lines, folder)
+    charts = _charts(outcome, results, evaluation.lines, folder)
     write_card(folder, meta.config, training=training, pictures=pictures, charts=charts)
     if pool.queries:
         accelerator.print(f"The black boxes were sent {pool.queries.total:,} images.")

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
 from hf_dfml.errors import explain
+from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.catalogue import METHODS, find_method
-from hf_dfml.pipeline import meta_network
 from hf_dfml.pool import ModelPool
 from hf_dfml.run_config import RunConfig
 from tests.methods.pools import make_context
