@@ -314,14 +314,14 @@ def test_an_interrupted_setup_goes_on_and_ends_in_the_same_training_set(tmp_path
 
         monkeypatch.setattr(pool_images, name, work)
 
-    for name in ("recover", "recover_jointly", "answers_of"):
+    for name in ("recover", "recover_jointly", "_ask"):
         watched(name)
     for _ in stops:
         with pytest.raises(KeyboardInterrupt):
             trainer_of(pool, tmp_path / "parts", steps=0, joint_rounds=2).fit()
     last = trainer_of(pool, tmp_path / "parts", steps=0, joint_rounds=2)
     last.fit()
-    assert done == ["recover"] * 4 + ["recover_jointly"] * 3 + ["answers_of"] * 4, "only interrupted parts come twice"
+    assert done == ["recover"] * 4 + ["recover_jointly"] * 3 + ["_ask"] * 4, "only interrupted parts come twice"
     assert torch.equal(last.method.images, whole.method.images)
     assert torch.equal(last.method.answers, whole.method.answers)
 
