@@ -245,9 +245,10 @@ def _publish(
 
 def adaptation_of(method: Method, config: RunConfig) -> Adaptation:
     """How a run's meta-model is adapted in validations, in the first rows of the evaluation and by default."""
-    papers = dict(zip(("steps", "lr"), PAPERS_INNER_LOOP, strict=True)) if config.eval_inner_loop == "papers" else {}
-    asked = {"steps": config.eval_inner_steps, "lr": config.eval_inner_lr}
-    return method.adaptation.but(**papers | {name: value for name, value in asked.items() if value is not None})
+    how = method.adaptation
+    if config.eval_inner_loop == "papers":
+        how = how.but(steps=PAPERS_INNER_LOOP[0], lr=PAPERS_INNER_LOOP[1])
+    return how.but(steps=config.eval_inner_steps, lr=config.eval_inner_lr)
 
 
 def open_pool(config: RunConfig) -> ModelPool:

@@ -78,7 +78,7 @@ def evaluate(
         typer.echo(json.dumps(counts) if as_json else f"Of the images in {data}: {accuracy}.")
         return
     found = open_model(model)
-    papers = PAPERS_INNER_LOOP if inner_loop else (None, None)
+    papers: tuple[int | None, float | None] = PAPERS_INNER_LOOP if inner_loop else (None, None)
     steps, lr = inner_steps if inner_steps is not None else papers[0], inner_lr or papers[1]
     protocol = EvaluationProtocol(ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed, split=split)
     read: Any = partial(

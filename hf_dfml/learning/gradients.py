@@ -101,8 +101,8 @@ def sequential_displacement(
     gradients, losses = zip(*(_gradient(task, params) for task in tasks), strict=True)
     start = {name: value.detach() for name, value in params.items()}
     current = {name: value.clone().requires_grad_() for name, value in start.items()}
-    kind = torch.optim.SGD if rule == "sgd" else torch.optim.Adam
-    optimizer = kind(list(current.values()), lr)
+    values = list(current.values())
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(values, lr) if rule == "sgd" else torch.optim.Adam(values, lr)
     for position, task in enumerate(tasks):
         passed = _gradient(task, current)[0] if position else gradients[0]
         for name, value in current.items():
