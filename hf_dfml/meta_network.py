@@ -47,7 +47,8 @@ def choose_network(pool: TeacherPool, config: RunConfig) -> Choice:
         return Choice("", config.image_size)
     counts: Counter[str] = Counter()
     if not pool.answers_only:
-        counts.update(entry.architecture for entry in pool if entry.library == "timm" and is_model(entry.architecture))
+        named = [entry.architecture for entry in pool if entry.library == "timm" and entry.architecture]
+        counts.update(arch for arch in named if is_model(arch))
     if config.arch != AUTO:
         return Choice(config.arch, config.image_size or _largest(pool, config.arch))
     if not counts:

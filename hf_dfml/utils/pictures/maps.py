@@ -104,15 +104,26 @@ def feature_map(
     figure = Figure(figsize=(6.5, 5.2), layout="constrained")
     axes = figure.add_subplot()
     if query_labels is None and len(asked):
-        axes.scatter(*asked.T, s=16, color=GREY, alpha=0.6, linewidths=0, label="not classified")
+        axes.scatter(asked[:, 0], asked[:, 1], s=16, color=GREY, alpha=0.6, linewidths=0, label="not classified")
     for kind, name in enumerate(classes):
         colour, marker = colour_of(kind), marker_of(kind)
         small = [row for row, label in enumerate(query_labels or ()) if label == name]
         large = [row for row, label in enumerate(labels) if label == name]
-        axes.scatter(*asked[small].T, s=20, color=colour, marker=marker, alpha=0.5, linewidths=0)
-        axes.scatter(*shown[large].T, s=110, color=colour, marker=marker, edgecolors="black", zorder=3, label=name)
-    for number, (set_label, share) in enumerate(zip((axes.set_xlabel, axes.set_ylabel), shares, strict=True), 1):
-        set_label(f"principal component {number} ({share:.0%} of the variance)", fontsize=8)
+        axes.scatter(
+            asked[small][:, 0], asked[small][:, 1], s=20, color=colour, marker=marker, alpha=0.5, linewidths=0
+        )
+        axes.scatter(
+            shown[large][:, 0],
+            shown[large][:, 1],
+            s=110,
+            color=colour,
+            marker=marker,
+            edgecolors="black",
+            zorder=3,
+            label=name,
+        )
+    for number, (axis, share) in enumerate(zip((axes.xaxis, axes.yaxis), shares, strict=True), 1):
+        axis.set_label_text(f"principal component {number} ({share:.0%} of the variance)", fontsize=8)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=10, loc="left")
     figure.legend(fontsize=8, loc="outside lower center", ncols=5, frameon=False)
