@@ -50,7 +50,7 @@ class Conv4Gradient:
     in bfloat16 the gradient of a replayed batch has a cosine of 0.95 with this one.
 
     Args:
-        model: the network; its own weights are not touched.
+        model: a conv4 (`applies_to`); its own weights are not touched.
         params: of all `E` along the first axis.
         images: `(B, E * 3, H, W)` on the network's scale, channels last in memory (`beside`, `prepare`).
         labels: `(E, B)` integers.
@@ -67,7 +67,7 @@ class Conv4Gradient:
     @torch.autocast("cpu", enabled=False)
     def __init__(
         self,
-        model: Conv4,
+        model: nn.Module,
         params: Mapping[str, Tensor],
         images: Tensor,
         labels: Tensor,
@@ -78,7 +78,8 @@ class Conv4Gradient:
         count = len(labels)
         maps = images.permute(0, 2, 3, 1)
         self._blocks: list[_Block] = []
-        for index, module in enumerate(model.blocks):
+        blocks: Any = model.blocks
+        for index, module in enumerate(blocks):
             name = f"blocks.{index}"
             weight, scale, shift = (params[f"{name}.{part}"] for part in ("conv.weight", "bn.weight", "bn.bias"))
             given = (name, maps, weight.detach(), scale.detach(), shift.detach(), module.bn.eps, count)

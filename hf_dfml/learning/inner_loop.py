@@ -305,7 +305,8 @@ def _by_products(
     own = dict(model.named_parameters()) | params
     state = joined([{name: value.detach() for name, value in own.items()}] * count)
     images = beside(normalise(model, episodes.support))
-    patches, steps = Patches(images, count), []
+    patches = Patches(images, count)
+    steps: list[Conv4Gradient] = []
     for _ in range(loop.steps):
         step = Conv4Gradient(model, state, images, episodes.support_labels, twice=loop.second_order, patches=patches)
         state = state | {name: state[name] - loop.lr * gradient for name, gradient in step.gradients.items()}
@@ -318,7 +319,7 @@ def _by_products(
         products = steps.pop().along(way)
         way = {name: way[name] - loop.lr * product for name, product in products.items()}
     gradients = {name: value.unflatten(0, (count, -1)).sum(0) for name, value in way.items()}
-    losses, hits = (torch.stack([entry[place] for entry in found]) for place in (1, 2))
+    losses, hits = torch.stack([loss for _, loss, _ in found]), torch.stack([accuracy for _, _, accuracy in found])
     return gradients, losses, hits
 
 

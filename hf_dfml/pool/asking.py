@@ -63,7 +63,7 @@ class Asking:
         batch = max(1, PIXELS_AT_ONCE // (height * width))
         one = to_unit(images[:1])
         quick = Teacher(teacher.entry, folded(teacher.network, lambda: teacher(one))).to(teacher.device)
-        answer = self._compiled(quick, batch) if self.compiles else quick
+        answer: Callable[[Tensor], Tensor] = self._compiled(quick, batch) if self.compiles else quick
         with self._precision(quick, to_unit(images[:batch])):
             return torch.cat([answer(to_unit(part)).float().softmax(-1) for part in images.split(batch)])
 
