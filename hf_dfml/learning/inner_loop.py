@@ -265,10 +265,10 @@ def meta_gradient(
     tensors = (episodes.support, episodes.support_labels, episodes.query, episodes.query_labels)
     for part in zip(*(tensor.split(size) for tensor in tensors), strict=True):
         loss, accuracy = _over_episodes(partial(outer_loss, model, leaves, loop), part)
-        gradients = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(leaves, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient
+        found = torch.autograd.grad(loss.sum(), list(leaves.values()), allow_unused=True)
+        for name, slope in zip(leaves, found, strict=True):
+            if slope is not None:
+                total[name] += slope
         losses.append(loss.detach())
         hits.append(accuracy)
     return total, torch.cat(losses).mean().item(), torch.cat(hits).mean().item()

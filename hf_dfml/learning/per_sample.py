@@ -102,7 +102,7 @@ def _rows_of_layer(
         return _rows_of_linear
     if func is not F.conv2d:
         return None
-    settings = dict(zip(("stride", "padding", "dilation", "groups"), args[3:], strict=False)) | kwargs
+    settings = dict(zip(("stride", "padding", "dilation", "groups"), args[3:], strict=False)) | dict(kwargs)
     stride, padding, dilation = (settings.get(name, usual) for name, usual in _USUAL.items())
     weight: Tensor = args[1]
     kernel = (weight.shape[2], weight.shape[3])
