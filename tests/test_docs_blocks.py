@@ -34,6 +34,7 @@ CLASSES = ("cat", "dog", "emu", "fox", "gnu")
 SERVED = "http://127.0.0.1:8000"
 
 NOT_RUN = {
+    r"^source ": "the tests run in the environment already",
     r"^make ": "CI runs the targets; `make quickstart` is what tests/test_quickstart.py runs",
     r"^pip |^uv |^python -m build": "installs packages: tests/test_packaging.py, and CI in an empty environment",
     r"^hf jobs ": "needs an account, and costs money",

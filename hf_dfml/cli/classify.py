@@ -20,12 +20,17 @@ Device = Annotated[str, typer.Option(help="Where the work is done, such as cuda.
 
 
 def adapt(
-    model: Annotated[str, typer.Argument(help="A meta-model, a member of a pool, or a whole pool: folder or Hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="A meta-model, a member of a pool, or a whole pool: folder, Hub id, or zoo:cifar-fs.")
+    ],
     support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
     query: Annotated[
         list[Path] | None, typer.Option(help="Images, or folders of images, to classify: --query a b.")
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Folder for the classifier; `hf-dfml classify` reads it.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the classifier, in place of one that is there; `hf-dfml classify` reads it."),
+    ] = None,
     head: HeadName = None,
     flips: Flips = None,
     representation: Representation = None,

@@ -17,7 +17,7 @@ def demo(
         typer.Argument(
             metavar="RUN|CLASSIFIER",
             help="A meta-model (the folder of a run), a pool, or a classifier that `hf-dfml adapt --save` wrote: "
-            "folder or Hub id.",
+            "folder, Hub id, or zoo:cifar-fs.",
         ),
     ],
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 7860,

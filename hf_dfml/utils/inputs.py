@@ -182,7 +182,14 @@ def list_class_folders(folder: Path | str) -> tuple[list[Path], list[str]]:
     for path in classes:
         found = _usable(path)
         if not found:
-            raise ValueError(f"Class '{path.name}' has no image in {path}: add at least one, or remove the folder.")
+            within = [each.name for each in sorted(path.iterdir()) if each.is_dir()]
+            if within:
+                raise ValueError(
+                    f"{folder} was expected to hold one folder of images for each class, and {path.name} there holds "
+                    f"folders itself ({', '.join(within[:3])}{', ...' if len(within) > 3 else ''}): name {path} if "
+                    "these are the classes."
+                )
+            raise ValueError(f"Class '{path.name}' has no image in {path}: add one, or move the folder elsewhere.")
         files += found
         labels += [path.name] * len(found)
     return files, labels

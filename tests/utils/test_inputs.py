@@ -171,3 +171,11 @@ def test_labels_may_be_text_or_tuples() -> None:
 def test_what_is_no_label_is_refused(labels, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         as_labels(labels)
+
+
+def test_a_folder_one_level_too_high_is_answered_with_the_right_one(tmp_path):
+    for name in ("train/cat", "train/dog", "new"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a.png")
+    with pytest.raises(ValueError, match=r"and train there holds folders itself \(cat, dog\): name .*train if"):
+        list_class_folders(tmp_path)
