@@ -16,9 +16,7 @@ from hf_dfml.cli.options import AsJson, DataDir, Flips, HeadName, InnerLoop, Inn
 def evaluate(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A meta-model, a member, a whole pool, or a classifier: folder, Hub id, or zoo:cifar-fs."
-        ),
+        typer.Argument(help="A meta-model, a member, a whole pool, or a classifier: folder, Hub id, or zoo:cifar-fs."),
     ],
     dataset: Annotated[str | None, typer.Option(help="Data set of the evaluation: cifar-fs, glyphs, ...")] = None,
     data: Annotated[

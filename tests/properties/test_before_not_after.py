@@ -49,7 +49,11 @@ OF_THE_DATA = [
 ]
 FREE = {"image_column": "of a data set whose columns are asked when it is read", "label_column": "likewise"}
 """Options that name something and are not in `WRONG`, and why."""
-OF_METHODS = {("tgr", "probe"): ["resnet34.typo", "./typo"], ("pool_distillation", "images"): ["./typo", "empty"]}
+OF_METHODS = {
+    ("tgr", "probe"): ["resnet34.typo", "./typo"],
+    ("pool_distillation", "images"): ["./typo", "empty"],
+    ("pool_distillation", "prior"): ["./typo", "empty"],
+}
 
 
 class BegunError(Exception):
