@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from hf_dfml.utils.interrupt import INTERRUPTED, SENTENCE, end_soon, obey_interrupts
+from hf_dfml.utils.interrupt import INTERRUPTED, SENTENCE, end_soon, keep_exit_code, obey_interrupts
 from hf_dfml.utils.outside import subject
 
 TRACEBACK_VARIABLE = "HF_DFML_TRACEBACK"
@@ -52,10 +52,12 @@ def errors_in_a_sentence(program: str | None = None, *, own_process: bool = True
     except KeyboardInterrupt as interrupt:
         if own_process:
             end_soon()
+            keep_exit_code()
         interrupted(program, interrupt)
     except SystemExit as end:
         if own_process and end.code == INTERRUPTED:
             end_soon()
+            keep_exit_code()
         raise
     except Exception as error:
         sentence = explain(error)

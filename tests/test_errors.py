@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import zlib
@@ -94,3 +95,13 @@ def test_a_sentence_ends_the_process_with_1_and_a_fault_with_a_traceback():
 
     assert run("MemoryError('9 bytes')").startswith("x: There is not enough memory (9 bytes): ")
     assert "Traceback" in run("KeyError('x')")
+
+
+@pytest.mark.parametrize("within", ["os.kill(os.getpid(), 2)", "exec('os.kill(os.getpid(), 2)')"])
+def test_ctrl_c_ends_with_130_even_in_a_string_that_is_executed(within, tmp_path):
+    lines = ["import os", "from hf_dfml.errors import errors_in_a_sentence", "with errors_in_a_sentence('x'):"]
+    (tmp_path / "program.py").write_text("\n".join([*lines, f"    {within}"]), encoding="utf-8")
+    words, path = [sys.executable, "-m", "program"], os.pathsep.join([str(tmp_path), *sys.path])
+    found = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path})
+    assert found.returncode == 130
+    assert found.stderr.strip() == "x: stopped by Ctrl-C; what was finished until then is kept."

@@ -160,6 +160,16 @@ def end_soon(seconds: float = 2.0) -> None:
     timer.start()
 
 
+def keep_exit_code() -> None:
+    """Let Python end with the exit code that it is asked for.
+
+    Where Ctrl-C has hit the execution of a string (as that of a dataclass's methods, in many an import), Python notes
+    an unhandled interrupt, and `python -m` ends by SIGINT even if the interrupt was caught later. Executing a string
+    clears that.
+    """
+    exec("")
+
+
 def _leave(program: str) -> None:
     # Written past Python's buffers, which the main thread may be using.
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{program}: {SENTENCE}\n".encode())

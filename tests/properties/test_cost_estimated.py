@@ -122,7 +122,7 @@ def test_more_of_every_option_never_needs_less_memory(mixed, less, more):
 
 def proposed(refusal: str) -> dict[str, float]:
     """The settings that a sentence proposes."""
-    return {name: float(value) for name, value in re.findall(r"--(\w+) ([\d.]+)", refusal)}
+    return {name: float(value) for name, value in re.findall(r"--(\w+) (\d+(?:\.\d+)?)", refusal)}
 
 
 @settings(max_examples=40, deadline=None)

@@ -44,6 +44,9 @@ _OWN_KEYS = {
 """Keys that these processors alone know; the others pass them over."""
 _CROPPING = frozenset("Bit CLIP DeiT Levit MobileNetV1 MobileNetV2 MobileViT PPLCNet Perceiver PoolFormer".split())
 """Those that crop unless they are told not to."""
+_NEVER_CROPPING = frozenset(["Segformer"])
+_ENLARGING = frozenset("Levit PoolFormer".split())
+"""Those that make an image larger than the size that is told, for the crop that follows."""
 
 
 def preprocessing(id: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -108,15 +111,18 @@ def _flag(settings: dict[str, Any], key: str, default: bool) -> bool:
 def _sides(id: str, settings: dict[str, Any], kind: str | None) -> tuple[Any, Any]:
     """Height and width of what a square image becomes."""
     size, crops = settings.get("size", {}), _flag(settings, "do_center_crop", kind in _CROPPING)
+    crops = crops and kind not in _NEVER_CROPPING
     if crops and not settings.get("crop_size"):
         raise MemberError(id, "preprocessor_config.json crops images (do_center_crop) but has no 'crop_size'")
-    if kind == "PoolFormer" and not crops:
-        raise MemberError(id, "preprocessor_config.json of PoolFormer without do_center_crop enlarges images")
+    if kind in _ENLARGING and not crops:
+        raise MemberError(id, f"preprocessor_config.json of {kind} without do_center_crop enlarges images")
     if crops and kind != "Perceiver":  # Which crops first and resizes afterwards.
         size = settings["crop_size"]
     elif kind == "PPLCNet":
         size = settings.get("resize_short") or 256
     sides = _height_and_width(size)
+    if kind == "Donut" and not settings.get("do_pad", True) and sides[0] != sides[1]:
+        raise MemberError(id, "preprocessor_config.json of Donut without do_pad shrinks images to their 'size'")
     divisor = settings.get("size_divisor") or (32 if kind == "TextNet" else 1)
     if not crops and any(isinstance(side, int) and isinstance(divisor, int) and side % divisor for side in sides):
         found = " x ".join(map(str, sides))
