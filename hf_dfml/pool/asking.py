@@ -87,7 +87,7 @@ class Asking:
         def answer(images: Tensor) -> Tensor:
             missing = batch - len(images)
             whole = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing else images
-            return self._functions[kind](state, (teacher.prepare(whole),))[: len(images)]  # type: ignore[arg-type]
+            return self._functions[kind](state, (teacher._prepare(whole),))[: len(images)]  # type: ignore[arg-type]
 
         return answer
 

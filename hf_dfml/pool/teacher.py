@@ -57,19 +57,19 @@ class Teacher(Member, nn.Module):
             Logits `(B, num_classes)`.
         """
         with about(self.entry.id):
-            return network_info(self.network).logits(self.prepare(images))
+            return network_info(self.network).logits(self._prepare(images))
 
     def features(self, images: Tensor) -> Tensor:
         """The penultimate features: `(B, 3, h, w)` in [0, 1] -> `(B, D)`, what the classifier layer is given."""
         with about(self.entry.id):
-            return network_info(self.network).features(self.prepare(images))
+            return network_info(self.network).features(self._prepare(images))
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode: a member is never trained."""
         super().train(False)
         return self
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def _prepare(self, images: Tensor) -> Tensor:
         """What the network itself takes: images `(B, 3, h, w)` in its size and on its scale."""
         _, height, width = self.entry.input_size  # type: ignore[misc]
         pixels = (resize(to_unit(images), (height, width)) - self.mean) / self.std
