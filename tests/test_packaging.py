@@ -16,15 +16,19 @@ ROOT = Path(__file__).parents[1]
 DATA = (".json", ".md", ".yaml", ".safetensors", ".typed")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that no `build/` is left in the repository."""
+def copy_source(folder: Path) -> None:
+    """What a build reads, in another folder, so that no `build/` is left in the repository."""
     pytest.importorskip("setuptools")
-    folder = tmp_path_factory.mktemp("source")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "hf_dfml", folder / "hf_dfml", ignore=ignored)
+    shutil.copytree(ROOT / "hf_dfml", folder / "hf_dfml", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy."""
+    folder = tmp_path_factory.mktemp("source")
+    copy_source(folder)
     words = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder / "dist"), str(folder)]
     subprocess.run([sys.executable, "-m", "pip", *words], check=True)
     (built,) = (folder / "dist").glob("*.whl")
@@ -67,6 +71,22 @@ main(["adapt", "zoo:cifar-fs", "--support", "photos", "--query", "photos/red"])
     version = [sys.executable, "-m", "hf_dfml.cli", "--version"]
     said = subprocess.run(version, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert said.startswith("hf_dfml ")
+
+
+def test_a_script_beside_a_clone_of_that_name_imports_the_package(tmp_path):
+    """`git clone .../hf_dfml; pip install -e hf_dfml; python try.py`: the clone's folder has the package's name."""
+    clone, site = tmp_path / "hf_dfml", tmp_path / "site-packages"
+    copy_source(clone)
+    build = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=clone, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    ZipFile(wheel).extractall(site)
+    # Nothing is found but what the folder of the script and this site-packages bring.
+    (tmp_path / "try.py").write_text(
+        f"import site; site.addsitedir({str(site)!r}); import hf_dfml; print(hf_dfml.__file__)"
+    )
+    run = subprocess.run([sys.executable, "-ES", "try.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str(clone / "hf_dfml" / "__init__.py")
 
 
 def test_optional_libraries_have_an_extra_each():
