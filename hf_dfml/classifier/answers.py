@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from hf_dfml.classifier.classifier import QUERIES_AT_ONCE, Classifier
 from hf_dfml.evaluation.heads import HEADS
 from hf_dfml.utils.checkpoint import atomic_write
-from hf_dfml.utils.inputs import as_batch
+from hf_dfml.utils.inputs import FolderContent, as_batch, look_into, nothing_in
 from hf_dfml.utils.text import counted
 
 NONE = "none of these"
@@ -37,35 +37,48 @@ class Answer(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The answers to all files that could be read, and why each of the others could not."""
+    """The answers to all files that could be read, and what of the folders has none.
+
+    Attributes:
+        answers: one for each file.
+        left_out: why each other file of a folder was left out, in a sentence that names it.
+        sub_folders: folders inside the folders, which were not searched.
+    """
 
     answers: list[Answer]
     left_out: dict[Path, str]
+    sub_folders: list[Path]
 
 
 def answer(
-    classifier: Classifier, queries: Sequence[Path | str], *, top_k: int = 1, threshold: float = 0.0
+    classifier: Classifier, queries: Path | str | Sequence[Path | str], *, top_k: int = 1, threshold: float = 0.0
 ) -> Answers:
     """Classify image files.
 
     Args:
         classifier: whose classes.
-        queries: image files, and folders of them.
-        top_k: labels of each image.
+        queries: image files, and folders of them, or one of either. Files of a folder that cannot be read are left
+            out; its sub-folders are not searched.
+        top_k: labels of each image; all, where there are fewer.
         threshold: probability in [0, 1] below which the label is `NONE`.
 
     Raises:
         FileNotFoundError: if one of the queries does not exist.
-        ValueError: if no file can be read, or an argument is out of range.
+        ValueError: if a file that was named itself cannot be read, or none of a folder, or an argument is out of
+            range.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold={threshold}: expected a probability from 0 to 1.")
-    files = list(dict.fromkeys(_files_of([Path(query).expanduser() for query in queries])))
+    if top_k < 1:
+        raise ValueError(f"top_k={top_k}: expected 1 or more.")
+    paths = [Path(query).expanduser() for query in ([queries] if isinstance(queries, str | Path) else queries)]
+    listed, named = _files_of(paths), {path for path in paths if path.is_file()}
+    files = list(dict.fromkeys(listed.images))
     if not files:
-        raise ValueError(f"There is no file in {', '.join(map(str, queries))}: expected images.")
+        raise ValueError(nothing_in(paths, listed))
     # Transductive statistics are of all images that are asked together.
     size = len(files) if classifier.how.bn == "transductive" else QUERIES_AT_ONCE
-    found = Answers([], {})
+    found = Answers([], listed.left_out, listed.sub_folders)
     for first in range(0, len(files), size):
         images, kept = [], []
         for file in files[first : first + size]:
@@ -73,14 +86,17 @@ def answer(
                 images.append(as_batch([file], classifier.size)[0])
                 kept.append(file)
             except ValueError as error:
+                if file in named:
+                    raise ValueError(f"{error} It was named itself; of a folder such files are left out.") from error
                 found.left_out[file] = str(error)
         if kept:
             for file, top in zip(kept, classifier.top_k(images, top_k), strict=True):
                 label, probability = top[0]
                 found.answers.append(Answer(file, label if probability >= threshold else NONE, top))
     if not found.answers:
-        raise ValueError(f"None of the {len(files)} image files can be read: {next(iter(found.left_out.values()))}")
-    return found
+        unread = next(reason for file, reason in found.left_out.items() if file in files)
+        raise ValueError(f"None of the {len(files)} image files can be read: {unread}")
+    return found._replace(left_out=dict(sorted(found.left_out.items())))
 
 
 def lines(answers: Iterable[Answer]) -> list[str]:
@@ -91,7 +107,7 @@ def lines(answers: Iterable[Answer]) -> list[str]:
 
 
 def write_answers(path: Path, found: Answers) -> Path:
-    """Write a `.csv` (file, label, probability, label_2, ...) or a `.json` file, which names the files left out too.
+    """Write a `.csv` (file, label, probability, label_2, ...) or a `.json` file, which names what was left out too.
 
     Raises:
         ValueError: for another ending.
@@ -109,6 +125,7 @@ def write_answers(path: Path, found: Answers) -> Path:
                 for row in found.answers
             ],
             "left_out": [{"file": str(file), "reason": reason} for file, reason in found.left_out.items()],
+            "sub_folders": [str(folder) for folder in found.sub_folders],
         }
         atomic_write(path, json.dumps(content, indent=1, default=str) + "\n")
         return path
@@ -148,13 +165,21 @@ def check_output(path: Path) -> None:
         raise ValueError(f"{path} ends in '{path.suffix}': expected {' or '.join(SUFFIXES)}.")
 
 
-def _files_of(queries: Sequence[Path]) -> list[Path]:
-    """The files themselves, and all that lie in the folders but hidden ones, sorted by name."""
+def _files_of(queries: Sequence[Path]) -> FolderContent:
+    """The files that are named, and what lies in the folders that are, in the order of the names."""
+    found = FolderContent([], {}, [])
     for query in queries:
         if not query.exists():
             raise FileNotFoundError(f"There is no image file or folder {query}.")
-    found = [file for query in queries for file in (sorted(query.iterdir()) if query.is_dir() else [query])]
-    return [file for file in found if file.is_file() and not file.name.startswith(".")]
+        if not query.is_dir():
+            found.images.append(query)
+            continue
+        inside = look_into(query)
+        found.images.extend(inside.images)
+        found.left_out.update(inside.left_out)
+        # One that is named as well is searched.
+        found.sub_folders.extend(folder for folder in inside.sub_folders if folder not in queries)
+    return found
 
 
 def _words(top: Sequence[tuple[Any, float]]) -> list[str]:

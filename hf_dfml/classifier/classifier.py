@@ -2,6 +2,7 @@
 
 classifier = meta.adapt(images, labels)
 classifier.predict(queries), classifier.predict_proba(queries), classifier.top_k(queries, 3)
+classifier.classify("photos/new")  # the same with the file beside each answer, and what was left out
 classifier.leave_one_out(), classifier.evaluate(test_images, test_labels)
 classifier.save_pretrained("my-classifier"); Classifier.from_pretrained("my-classifier")
 """
@@ -25,11 +26,12 @@ from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.linear_on_features import LinearOnFeatures
-from hf_dfml.utils.inputs import Images, as_batch, as_labels, list_class_folders, read_files
+from hf_dfml.utils.inputs import Images, as_batch, as_labels, list_class_folders, list_images, read_files
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from hf_dfml.classifier.answers import Answers
     from hf_dfml.pool.sources.client import HubArguments
 
 QUERIES_AT_ONCE = 256
@@ -159,13 +161,36 @@ class Classifier:
         """The most probable label of each image, as the label was given.
 
         Args:
-            images: as in `MetaModel.adapt`, or a folder of image files (in the order of their names).
+            images: as in `MetaModel.adapt`, or a folder of image files: those that can be read, in the order of their
+                names. A warning names each of the others; `classify` gives the file of each answer.
             threshold: probability in [0, 1] below which the label is None: none of these.
+
+        Raises:
+            ValueError: if an image, or a file that was named itself, cannot be used, or none of a folder.
         """
         return [label if value >= threshold else None for [(label, value)] in self.top_k(images, 1)]
 
+    def classify(
+        self, queries: Path | str | Sequence[Path | str], *, top_k: int = 1, threshold: float = 0.0
+    ) -> Answers:
+        """What `hf-dfml classify` answers: labels, the file that each is of, and which files were left out and why.
+
+        Args:
+            queries: image files, and folders of them, or one of either.
+            top_k: labels of each image; all, where there are fewer.
+            threshold: probability in [0, 1] below which the label is `none of these`.
+
+        Raises:
+            FileNotFoundError: if one of the queries does not exist.
+            ValueError: if a file that was named itself cannot be read, or none of a folder, or an argument is out of
+                range.
+        """
+        from hf_dfml.classifier.answers import answer
+
+        return answer(self, queries, top_k=top_k, threshold=threshold)
+
     def predict_proba(self, images: Images) -> Tensor:
-        """Probabilities `(B, N)` on the CPU, columns as `classes`."""
+        """Probabilities `(B, N)` on the CPU, columns as `classes`; images as in `predict`."""
         return self.logits(images).softmax(-1)
 
     def logits(self, images: Images) -> Tensor:
@@ -197,6 +222,8 @@ class Classifier:
 
     def top_k(self, images: Images, k: int = 5) -> list[list[tuple[Any, float]]]:
         """The `k` most probable labels of each image (all, where there are fewer) with their probabilities.
+
+        Images as in `predict`.
 
         Raises:
             ValueError: if `k` is less than 1.
@@ -369,6 +396,8 @@ def _labelled(images: Images, labels: Labels | None, size: tuple[int, int]) -> t
         if not isinstance(images, str | Path):
             raise ValueError("Labels are missing: give one for each image, or a folder with a folder for each class.")
         return _read_class_folders(images, size)
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        images = list_images(images)  # Each has a label, so that none may be left out.
     batch = as_batch(images, size)
     names = as_labels(labels)
     if len(names) != len(batch):

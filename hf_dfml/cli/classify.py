@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from hf_dfml.classifier import Classifier
 
 Output = Annotated[Path | None, typer.Option(help="A .csv or .json file for the answers, in place of the screen.")]
-TopK = Annotated[int, typer.Option(help="Labels of each picture.")]
-Threshold = Annotated[float, typer.Option(help='Probability below which a picture is "none of these".')]
+TopK = Annotated[
+    int, typer.Option(min=1, help="Labels of each picture, the most probable first; all, where there are fewer.")
+]
+Threshold = Annotated[float, typer.Option(min=0, max=1, help='Probability below which a picture is "none of these".')]
 Device = Annotated[str, typer.Option(help="Where the work is done, such as cuda.")]
 
 
@@ -25,7 +27,8 @@ def adapt(
     ],
     support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
     query: Annotated[
-        list[Path] | None, typer.Option(help="Images, or folders of images, to classify: --query a b.")
+        list[Path] | None,
+        typer.Option(help="Images, or folders of images, to classify: --query a b."),
     ] = None,
     save: Annotated[
         Path | None,
@@ -74,13 +77,16 @@ def adapt(
 
 def classify(
     classifier: Annotated[str, typer.Argument(help="Folder or Hub id of a classifier (`hf-dfml adapt --save`).")],
-    photos: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    photos: Annotated[list[Path], typer.Argument(help="Images, or folders of images; sub-folders are not searched.")],
     output: Output = None,
     top_k: TopK = 1,
     threshold: Threshold = 0.0,
     device: Device = "cpu",
 ) -> None:
-    """Classify pictures with a stored classifier."""
+    """Classify pictures with a stored classifier.
+
+    Files of a folder that cannot be read are left out and named; a file that you name yourself must be readable.
+    """
     from hf_dfml.classifier import Classifier
     from hf_dfml.classifier.answers import check_output
 
@@ -90,9 +96,10 @@ def classify(
 
 
 def _answer(classifier: Classifier, queries: list[Path], output: Path | None, top_k: int, threshold: float) -> None:
-    from hf_dfml.classifier.answers import answer, lines, write_answers
+    from hf_dfml.classifier.answers import lines, write_answers
+    from hf_dfml.utils.inputs import not_searched
 
-    found = answer(classifier, queries, top_k=top_k, threshold=threshold)
+    found = classifier.classify(queries, top_k=top_k, threshold=threshold)
     if output:
         write_answers(output, found)
         _say(f"Wrote the answers to {counted(len(found.answers), 'image')} to {output}.")
@@ -103,6 +110,8 @@ def _answer(classifier: Classifier, queries: list[Path], output: Path | None, to
         _say(f"Left out {counted(len(found.left_out), 'file')}:")
         for reason in found.left_out.values():
             _say(f"  {reason}")
+    if found.sub_folders:
+        _say(f"{not_searched(found.sub_folders)}. To classify their images, name them too.")
 
 
 def _say(text: str) -> None:

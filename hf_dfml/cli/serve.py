@@ -30,7 +30,9 @@ def serve(
     output: Annotated[
         str, typer.Option(help="What is returned for an image: logits, probs, topk or label; nothing else ever is.")
     ] = "probs",
-    top_k: Annotated[int, typer.Option(help="Classes that `--output topk` returns.")] = 3,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Classes that `--output topk` returns; all, where there are fewer.")
+    ] = 3,
     token: Annotated[
         str | None,
         typer.Option(help="Bearer token that clients must send.", envvar="HF_DFML_SERVE_TOKEN", show_envvar=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from hf_dfml.utils.images import (
     read_pixels,
     to_unit,
 )
+from hf_dfml.utils.text import counted
 
 logger = logging.getLogger(__name__)
 
@@ -36,20 +37,21 @@ def as_batch(images: Images, size: tuple[int, int]) -> Tensor:
     """Images of any sizes and kinds as one batch.
 
     Args:
-        images: see `Images`; the files of a folder are taken in the order of `list_images`.
+        images: see `Images`. Of a folder those files that can be read, in the order of `list_images`; a warning names
+            each of the others. Files that are named themselves must all be readable.
         size: height and width that each is resized to; see `hf_dfml.utils.images`.
 
     Returns:
         `(B, 3, H, W)` float in [0, 1].
 
     Raises:
-        ValueError: for another number of channels, pixels outside their range, a file that is not a readable image, or
-            no image at all.
+        ValueError: for another number of channels, pixels outside their range, a named file that is not a readable
+            image, or no image at all.
         TypeError: for anything but an image.
         FileNotFoundError: for a path where there is nothing.
     """
     if isinstance(images, str | Path) and Path(images).is_dir():
-        images = list_images(images)
+        return read_files(list_images(images), size)[0]
     if isinstance(images, np.ndarray):
         images = images.tolist() if images.dtype.kind in "OUS" else channels_first(images)
     if isinstance(images, Tensor) and images.dim() == 4:
@@ -122,8 +124,46 @@ def read_files(files: Sequence[Path], size: tuple[int, int]) -> tuple[Tensor, li
     return torch.cat(batches), kept
 
 
+class FolderContent(NamedTuple):
+    """What lies in a folder of images; hidden files and folders are passed over.
+
+    Attributes:
+        images: the files whose names are those of images, sorted by name.
+        left_out: why each other file is none, in a sentence that names it.
+        sub_folders: sorted by name; they are not searched.
+    """
+
+    images: list[Path]
+    left_out: dict[Path, str]
+    sub_folders: list[Path]
+
+
+def look_into(folder: Path | str) -> FolderContent:
+    """What lies in a folder of images; no file is opened."""
+    found = FolderContent([], {}, [])
+    for path in sorted(path for path in Path(folder).iterdir() if not path.name.startswith(".")):
+        ending = path.suffix.lower()
+        if path.is_dir():
+            found.sub_folders.append(path)
+        elif not path.is_file():
+            found.left_out[path] = f"{path} is not a file: it may be a link to one that is gone."
+        elif ending in SUFFIXES:
+            found.images.append(path)
+        elif ending in UNREADABLE:
+            found.left_out[path] = f"{path} is not readable as an image: {UNREADABLE[ending]}."
+        else:
+            found.left_out[path] = f"{path}: names of images end in {', '.join(SUFFIXES)}."
+    return found
+
+
+def not_searched(sub_folders: Sequence[Path]) -> str:
+    """How many folders inside a folder of images were not looked into, and which, without a full stop."""
+    shown = ", ".join(map(str, sub_folders[:3])) + (", ..." if len(sub_folders) > 3 else "")
+    return f"Not searched: {counted(len(sub_folders), 'sub-folder')} ({shown})"
+
+
 def list_images(folder: Path | str) -> list[Path]:
-    """The image files of a folder, sorted by name; a warning names each other file and sub-folder.
+    """The image files of a folder, sorted by name; a warning names each other file, and the sub-folders.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -132,32 +172,26 @@ def list_images(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
-    files = _usable(folder)
-    if not files:
-        raise ValueError(
-            f"The folder {folder} holds no image: expected files such as {', '.join(SUFFIXES[:3])} in it (its "
-            "sub-folders are not searched)."
-        )
-    return files
+    found = look_into(folder)
+    if not found.images:
+        raise ValueError(nothing_in([folder], found))
+    _warn(found, "Name one to use its images.")
+    return found.images
 
 
-def split_files(folder: Path | str) -> tuple[list[Path], dict[Path, str]]:
-    """The image files of a folder, sorted by name, and why each other one is left out; hidden ones are passed over."""
-    paths = sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
-    usual = f"names of images end in {', '.join(SUFFIXES)}"
-    left_out = {
-        path: "sub-folders are not searched" if path.is_dir() else UNREADABLE.get(path.suffix.lower(), usual)
-        for path in paths
-        if path.is_dir() or path.suffix.lower() not in SUFFIXES
-    }
-    return [path for path in paths if path not in left_out], {path: f"{path}: {left_out[path]}." for path in left_out}
+def nothing_in(folders: Sequence[Path], found: FolderContent) -> str:
+    """What is wrong with folders that hold no image, and what to do."""
+    expected = f"expected files such as {', '.join(SUFFIXES[:3])} in it."
+    why = next(iter(found.left_out.values()), "")
+    below = f"{not_searched(found.sub_folders)}: name these in its place." if found.sub_folders else ""
+    return " ".join(filter(None, [f"{', '.join(map(str, folders))} holds no image: {expected}", why, below]))
 
 
-def _usable(folder: Path) -> list[Path]:
-    files, left_out = split_files(folder)
-    for reason in left_out.values():
+def _warn(found: FolderContent, todo: str) -> None:
+    for reason in found.left_out.values():
         logger.warning("Left out: %s", reason)
-    return files
+    if found.sub_folders:
+        logger.warning("%s. %s", not_searched(found.sub_folders), todo)
 
 
 def list_class_folders(folder: Path | str) -> tuple[list[Path], list[str]]:
@@ -175,14 +209,15 @@ def list_class_folders(folder: Path | str) -> tuple[list[Path], list[str]]:
         raise ValueError(
             f"{folder} has no class folders: expected one folder of images for each class, such as {folder.name}/cat."
         )
-    for path in split_files(folder)[0]:
+    for path in look_into(folder).images:
         logger.warning("Left out: %s: it lies beside the class folders.", path)
     files: list[Path] = []
     labels: list[str] = []
     for path in classes:
-        found = _usable(path)
-        if not found:
-            within = [each.name for each in sorted(path.iterdir()) if each.is_dir()]
+        found = look_into(path)
+        _warn(found, f"Move their images into {path} to learn from them.")
+        if not found.images:
+            within = [each.name for each in found.sub_folders]
             if within:
                 raise ValueError(
                     f"{folder} was expected to hold one folder of images for each class, and {path.name} there holds "
@@ -190,6 +225,6 @@ def list_class_folders(folder: Path | str) -> tuple[list[Path], list[str]]:
                     "these are the classes."
                 )
             raise ValueError(f"Class '{path.name}' has no image in {path}: add one, or move the folder elsewhere.")
-        files += found
-        labels += [path.name] * len(found)
+        files += found.images
+        labels += [path.name] * len(found.images)
     return files, labels

@@ -67,8 +67,72 @@ def test_none_of_these(classifier: Classifier, folders: list[Path]) -> None:
         answer(classifier, folders, threshold=1.5)
 
 
+def test_in_python_and_on_the_command_line_folders_are_the_same(
+    classifier: Classifier, folders: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be read is left out and named; which file an answer is of can be known."""
+    found = classifier.classify(folders[0], top_k=2)
+    assert found == answer(classifier, [folders[0]], top_k=2)
+    labels = [row.label for row in found.answers]
+    for ask in (
+        classifier.predict,
+        classifier.predict_proba,
+        classifier.top_k,
+        classifier.logits,
+        classifier.features,
+    ):
+        caplog.clear()
+        assert len(ask(folders[0])) == len(found.answers)
+        assert [record.getMessage() for record in caplog.records] == [
+            f"Left out: {found.left_out[folders[0] / name]}" for name in ("d.heic", "b.png")
+        ]
+    assert classifier.predict(folders[0]) == classifier.predict([row.file for row in found.answers]) == labels
+    assert [row for [(row, _)] in classifier.nearest(folders[0], 1)] == [
+        row for [(row, _)] in classifier.nearest([row.file for row in found.answers], 1)
+    ]
+    with pytest.raises(ValueError, match=r"b\.png is not readable"):  # Each label is of a file.
+        classifier.evaluate(folders[0], ["ant", "bee", "cow"])
+
+
+def test_a_file_that_was_named_itself_must_be_readable(classifier: Classifier, folders: list[Path]) -> None:
+    good, broken = folders[0] / "a.png", folders[0] / "b.png"
+    for ask in (classifier.predict, classifier.classify):
+        for named in (broken, [good, broken]):
+            with pytest.raises(ValueError, match=r"b\.png is not readable as an image"):
+                ask(named)
+    with pytest.raises(ValueError, match="It was named itself; of a folder such files are left out"):
+        classifier.classify([folders[0], broken])
+
+
+def test_sub_folders_are_named_unless_they_are_searched(classifier: Classifier, folders: list[Path]) -> None:
+    parent = folders[0].parent
+    found = answer(classifier, [parent])
+    assert [row.file.name for row in found.answers] == ["single.png"]
+    assert found.sub_folders == [folders[0], folders[1]] and found.left_out == {}
+    assert answer(classifier, [parent, folders[1]]).sub_folders == [folders[0]]
+    written = json.loads(write_answers(parent / "answers.json", found).read_text())
+    assert written["sub_folders"] == [str(folders[0]), str(folders[1])]
+    (parent / "single.png").unlink()
+    (parent / "answers.json").unlink()
+    sentence = (
+        r"holds no image: expected files such as .* Not searched: 2 sub-folders \(.*first, .*second\): name these"
+    )
+    for ask in (classifier.classify, classifier.predict):
+        with pytest.raises(ValueError, match=sentence):
+            ask(parent)
+
+
 def test_nothing_to_read_is_an_error(classifier: Classifier, folders: list[Path]) -> None:
-    with pytest.raises(ValueError, match=r"None of the 1 image files can be read: .*b\.png"):
-        answer(classifier, [folders[0] / "b.png"])
+    for name in ("a.png", "c.png"):
+        (folders[0] / name).unlink()
+    for ask in (classifier.classify, classifier.predict):
+        with pytest.raises(ValueError, match=r"None of the 1 image files can be read: .*b\.png"):
+            ask(folders[0])
+    (folders[0] / "b.png").unlink()
+    for ask in (classifier.classify, classifier.predict):
+        with pytest.raises(ValueError, match="first holds no image: expected files such as .*convert HEIC files"):
+            ask(folders[0])
+    with pytest.raises(ValueError, match=r"^top_k=0: expected 1 or more"):
+        answer(classifier, folders, top_k=0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         answer(classifier, ["nowhere"])

@@ -134,8 +134,18 @@ def test_what_is_left_out_of_folders_is_named(tmp_path: Path, caplog) -> None:
     assert [file.name for file in files] == ["a.jfif"]
     named = [record.getMessage().removeprefix(f"Left out: {tmp_path}/") for record in caplog.records]
     assert named[0] == "loose.png: it lies beside the class folders." and len(named) == 4
-    assert named[1].startswith("cat/b.HEIC: convert HEIC files") and named[2].startswith("cat/more: sub-folders")
-    assert named[3].startswith("cat/notes.txt: names of images end in .png")
+    assert named[1].startswith("cat/b.HEIC is not readable as an image: convert HEIC files")
+    assert named[2].startswith("cat/notes.txt: names of images end in .png")
+    assert named[3] == (
+        f"Not searched: 1 sub-folder ({tmp_path}/cat/more). Move their images into {tmp_path}/cat to learn from them."
+    )
+
+
+def test_links_to_nothing_are_left_out(tmp_path: Path, caplog) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert [file.name for file in list_images(tmp_path)] == ["a.png"]
+    assert "gone.png is not a file" in caplog.text
 
 
 @pytest.mark.parametrize(
