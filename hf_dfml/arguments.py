@@ -97,7 +97,7 @@ def parse_into(
     program = program or Path(sys.argv[0]).name
     given = list(sys.argv[1:] if argv is None else argv)
     usage = f"usage: {program} [--preset NAME] [--config FILE] [--OPTION VALUE ...]"
-    for words, everything in ((("-h", "--help"), False), (("--help-advanced", "--help_advanced"), True)):
+    for words, everything in ((("-h", "--help"), False), (("--help_advanced", "--help-advanced"), True)):
         if any(word in words for word in given):
             print("\n\n".join([usage, (description or "").strip(), *_help(options.values(), everything)]))
             raise SystemExit(0)
@@ -258,7 +258,7 @@ def _help(options: Iterable[Option], everything: bool) -> Iterator[str]:
     for group in dict.fromkeys(each.group for each in shown) if everything else [None]:
         lines = [_line(each) for each in shown if group in (None, each.group)]
         yield "\n".join([f"{group or 'options'}:", *lines])
-    yield "--help lists the common ones." if everything else "--help-advanced lists all options."
+    yield "--help lists the common ones." if everything else "--help_advanced lists all options."
 
 
 def _line(option: Option) -> str:

@@ -52,7 +52,7 @@ def option(
         least: the smallest number.
         most: the largest number.
         above: numbers must be larger than this one.
-        common: whether `--help` shows it; `--help-advanced` shows all.
+        common: whether `--help` shows it; `--help_advanced` shows all.
     """
     limits = {"least": least, "most": most, "above": above}
     metadata = {"help": help, "choices": tuple(choices or ()), "common": common, **limits}
@@ -272,5 +272,5 @@ def no_option(name: str, known: Iterable[str], dashes: str = "") -> str:
     """What to say of a name that is no option, with the one that may have been meant."""
     close = get_close_matches(name, sorted(known), n=1)
     return f"there is no option {dashes}{name}" + (
-        f": did you mean {dashes}{close[0]}?" if close else "; --help-advanced lists them."
+        f": did you mean {dashes}{close[0]}?" if close else "; --help_advanced lists them."
     )

@@ -1,6 +1,7 @@
 """The command line: help that teaches, both spellings of options, errors in one sentence."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def test_an_option_that_there_is_not_is_named_with_the_one_that_was_meant(capsys
     for words, message in (
         (["train", "tgr", "--stepz", "3"], "there is no option --stepz: did you mean --steps?"),
         (["train", "tgr", "--poool=x"], "there is no option --poool: did you mean --pool?"),
-        (["train", "tgr", "--zzz"], "there is no option --zzz; --help-advanced lists them"),
+        (["train", "tgr", "--zzz"], "there is no option --zzz; --help_advanced lists them"),
         (["train", "tgr", "--steps", "-3"], "--steps -3: expected at least 0"),
         (["train", "free", "--images_per_class", "0"], "--images_per_class 0: expected at least 1"),
         (["train", "tgr", "--recovery_lr", "-1"], "--recovery_lr -1: expected a number above 0"),
@@ -108,8 +109,21 @@ def test_dashes_and_underscores_are_the_same(capsys, tmp_path):
     assert code == 0 and "conv4" in out and "Weights were not opened" in out
 
 
+def test_help_and_errors_spell_options_one_way(capsys):
+    """That of the recipes and the files of options: with underscores."""
+    for words in (["pool", "build"], ["evaluate"], ["classify"], ["pool", "check"], ["train", "tgr"]):
+        _, out = run(capsys, *words, "--help")
+        assert {each for each in re.findall(r"--\w[\w-]*", out) if "-" in each[2:]} == set(), words
+        assert re.search(r"--\w+_\w+", out), words
+    for spelling in ("--top-k", "--top_k"):
+        code, _, errors = run_with_errors(capsys, "classify", "mine", "photos", spelling, "0")
+        assert code == 2 and "'--top_k'" in errors and "1" in errors
+    code, _, errors = run_with_errors(capsys, "classify", "mine", "photos", "--treshold", "0.5")
+    assert code == 2 and "--threshold" in errors
+
+
 def test_a_mixed_pool_is_one_command(capsys, tmp_path):
-    words = ["--num-models", "1", "--ways", "2", "--epochs", "1", "--arch", "conv4_16,conv4_64"]
+    words = ["--num_models", "1", "--ways", "2", "--epochs", "1", "--arch", "conv4_16,conv4_64"]
     code, out = run(capsys, "pool", "build", *words, "--output", str(tmp_path))
     assert code == 0 and "2 members" in out
     pool = ModelPool.from_dir(tmp_path)

@@ -118,7 +118,7 @@ def test_files_command_lines_and_python_give_the_same_sentence(name, value, sent
     ("lines", "sentence"),
     [
         (["steps: 3", "stepz: 4"], "line 2: there is no option stepz: did you mean steps?"),
-        (["steps: 3", "zzz: 4"], "line 2: there is no option zzz; --help-advanced lists them."),
+        (["steps: 3", "zzz: 4"], "line 2: there is no option zzz; --help_advanced lists them."),
         (["replay: 4"], "line 1: there is no option replay"),
         (["config: x"], "line 1: there is no option config"),
         (["steps: 3", "flip: false", "steps: 4"], "line 3: steps is set twice."),

@@ -22,7 +22,8 @@ from hf_dfml.cli.train import train_app
 from hf_dfml.errors import TRACEBACK_VARIABLE, errors_in_a_sentence, interrupted
 from hf_dfml.version import __version__
 
-SETTINGS = {"token_normalize_func": lambda token: token.replace("_", "-"), "help_option_names": ["-h", "--help"]}
+SETTINGS = {"token_normalize_func": lambda token: token.replace("-", "_"), "help_option_names": ["-h", "--help"]}
+"""Options may be typed with dashes or underscores; help and errors show underscores, as those of methods do."""
 LIST_OPTIONS = ("--shots", "--query", "--models")
 PROGRAM = "hf-dfml"
 
@@ -92,7 +93,22 @@ def run_command(argv: Sequence[str] | None = None) -> None:
     """Run one command line, that of this process by default."""
     arguments = _spread(list(sys.argv[1:] if argv is None else argv))
     with errors_in_a_sentence(PROGRAM, own_process=argv is None):
-        app(arguments, prog_name=PROGRAM)
+        _with_underscores(typer.main.get_command(app))(arguments, prog_name=PROGRAM)
+
+
+def _with_underscores(command: Any) -> Any:
+    """The command and those below it, whose help and errors spell options with underscores; itself."""
+    for option in command.params:
+        option.opts = [_spelt(each) for each in option.opts]
+        option.secondary_opts = [_spelt(each) for each in option.secondary_opts]
+    for below in getattr(command, "commands", {}).values():
+        _with_underscores(below)
+    return command
+
+
+def _spelt(option: str) -> str:
+    dashes = option[: len(option) - len(option.lstrip("-"))]
+    return dashes + option.lstrip("-").replace("-", "_")
 
 
 def _spread(arguments: list[str]) -> list[str]:

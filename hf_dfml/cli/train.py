@@ -32,6 +32,11 @@ class _Methods(TyperGroup):
         """The command of a method; all files share one."""
         return super().get_command(ctx, OWN if is_file(cmd_name) else cmd_name)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As in the base class; names of methods may be typed with underscores, as those of their files."""
+        name, *rest = args
+        return super().resolve_command(ctx, [name if is_file(name) else name.replace("_", "-"), *rest])
+
 
 train_app = typer.Typer(
     cls=_Methods,
