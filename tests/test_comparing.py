@@ -12,7 +12,7 @@ from hf_dfml.cli import main
 from hf_dfml.comparing import Comparison, compare, leave_one_out, verdict
 from hf_dfml.meta_model import MetaModel
 from tests.methods.pools import make_model
-from tests.pool.members import write_pool
+from tests.pool.members import write_member, write_pool
 
 
 @pytest.fixture
@@ -65,6 +65,13 @@ def test_everything_named_is_ranked_on_the_same_episodes(photos, tmp_path):
     assert replace(by_name["Best member"], name="") == replace(by_name["Backbone m-0"], name="")
     for row in rows[1:]:
         assert row.behind[2][0] == pytest.approx(rows[0].accuracy[2] - row.accuracy[2], abs=1e-3)
+
+
+def test_the_member_that_stands_for_the_best_says_why(photos, tmp_path):
+    for index in range(2):
+        write_member(tmp_path / "pool" / f"m-{index}", seed=index, dfml={})
+    rows = compare(photos, pool=str(tmp_path / "pool"), episodes=2)
+    assert [row.name for row in rows if "First" in row.name] == ["First member (no accuracy stored)"]
 
 
 def row(name, points, interval):

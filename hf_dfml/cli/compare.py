@@ -12,7 +12,12 @@ from hf_dfml.cli.options import AsJson
 
 def compare(
     support: Annotated[str, typer.Option(help="Folder with one folder of images for each class, or a Hub data set.")],
-    pool: Annotated[str | None, typer.Option(help="A pool: its best member and all its members are compared.")] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            help="A pool: its best member by stored accuracy (else its first) and all its members are compared."
+        ),
+    ] = None,
     models: Annotated[list[str] | None, typer.Option(help="Meta-models: --models a b.")] = None,
     backbone: Annotated[
         str | None, typer.Option(help="A public network, such as timm/resnet50.a1_in1k, or a folder of one.")

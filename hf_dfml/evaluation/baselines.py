@@ -157,7 +157,7 @@ def evaluate_baselines(
         record: is given the rows of each baseline as they are measured.
 
     Returns:
-        One row a contestant and number of shots. (`First member` stands for the best where none stores an accuracy.)
+        One row a contestant and number of shots. The first member stands for the best where none stores an accuracy.
 
     Raises:
         ValueError: if the pool is empty.
@@ -200,7 +200,7 @@ def best_member(pool: ModelPool) -> tuple[PoolEntry, str]:
     """The member with the highest stored accuracy and what tables call it; the first one where none stores any."""
     known = [entry for entry in pool if entry.val_accuracy is not None]
     if not known:
-        return pool[0], "First member"
+        return pool[0], "First member (no accuracy stored)"
     return max(known, key=lambda entry: entry.val_accuracy or 0.0), "Best member"
 
 
