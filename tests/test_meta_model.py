@@ -389,7 +389,7 @@ def test_a_private_model_is_read_with_its_token_from_a_cache_of_ones_own(
     meta.push_to_hub("me/secret", private=True)
     monkeypatch.setenv("HF_TOKEN", "")
     here = {"cache_dir": tmp_path / "mine"}
-    with pytest.raises(ValueError, match="me/secret: is no repository on .*, or a private one"):
+    with pytest.raises(ValueError, match="me/secret is no repository on .*, or a private one"):
         MetaModel.from_pretrained("me/secret", **here)
     assert MetaModel.from_pretrained("me/secret", token=hub.token, **here).config == meta.config
     assert list((tmp_path / "mine").glob("models--me--secret/snapshots/*/model.safetensors"))
@@ -415,7 +415,7 @@ def test_a_forced_download_takes_nothing_from_the_cache(meta: MetaModel, hub: Hu
 
 def test_a_repository_without_a_config_is_named(hub: HubServer) -> None:
     hub.add_repo("org/empty", {"README.md": b"nothing yet"})
-    with pytest.raises(ValueError, match="org/empty: has no config.json"):
+    with pytest.raises(ValueError, match="org/empty has no config.json"):
         MetaModel.from_pretrained("org/empty")
 
 
@@ -432,7 +432,7 @@ def test_it_is_saved_and_published_as_models_of_other_libraries_are(
 
 
 def test_unknown_repository_is_named(hub: HubServer) -> None:
-    with pytest.raises(ValueError, match="org/none: is no repository.*there is no folder of that name"):
+    with pytest.raises(ValueError, match="org/none is no repository.*there is no folder of that name"):
         MetaModel.from_pretrained("org/none")
 
 

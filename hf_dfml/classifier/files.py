@@ -25,7 +25,7 @@ from hf_dfml.classifier.origin import Origin
 from hf_dfml.evaluation.heads import Adaptation
 from hf_dfml.networks.info import Representation, TransformersInfo, network_info
 from hf_dfml.networks.linear_on_features import ARCHITECTURE, LinearOnFeatures, with_linear_layer
-from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
+from hf_dfml.pool.entry import CONFIG_NAME, META_BLOCK, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.formats.checks import is_count, read_json, reading_block
 from hf_dfml.pool.formats.loading import load_teacher
 from hf_dfml.pool.formats.reading import is_transformers, read_entry
@@ -77,7 +77,7 @@ def read(name: str | Path, device: torch.device | str, **hub: Unpack[HubArgument
     options = HubOptions(**hub)
     folder, id, sha = locate(name, "classifier", options)
     config = read_json(id, folder / CONFIG_NAME)
-    block = _check(config, id)
+    block = _check(config, id, str(name))
     with reading_block(id, BLOCK):
         classes, left_out = tuple(block["classes"]), block["left_out"]
         known: dict[str, Any] = {
@@ -334,8 +334,14 @@ def _is_classifier(folder: Path) -> bool:
         return False
 
 
-def _check(config: dict[str, Any], id: str) -> dict[str, Any]:
+def _check(config: dict[str, Any], id: str, name: str) -> dict[str, Any]:
     block = config.get(BLOCK)
+    if block is None and META_BLOCK in config:
+        raise MemberError(
+            id,
+            "is a meta-model, which has no classes before it is adapted: `hf-dfml adapt "
+            f"{name} --support PHOTOS --save my-classifier` makes a classifier of it",
+        )
     if not isinstance(block, dict):
         raise MemberError(
             id, f"is not a classifier: its config.json has no block '{BLOCK}' (`hf-dfml adapt --save` makes one)"

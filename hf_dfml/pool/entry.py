@@ -18,6 +18,8 @@ META_BLOCK = "hf_dfml"
 IS_META_MODEL = "is a meta-model of hf_dfml, not a pool member"
 
 _MAX_REASON = 400
+_VERBS = ("is", "has", "was", "takes", "cannot")
+"""First words of a reason that goes on from the member's name."""
 
 
 class MemberError(ValueError):
@@ -32,7 +34,8 @@ class MemberError(ValueError):
         reason = " ".join(reason.split())  # It may quote a foreign file.
         if len(reason) > _MAX_REASON:
             reason = reason[: _MAX_REASON - 3] + "..."
-        super().__init__(f"{id}: {reason}")
+        goes_on = reason.partition(" ")[0] in _VERBS
+        super().__init__(f"{id} {reason}" if goes_on else f"{id}: {reason}")
         self.id = id
         self.reason = reason
 

@@ -138,8 +138,13 @@ def test_unsound_folders_are_refused_in_one_line(meta: MetaModel, tmp_path: Path
     refused("has 2 classes but 3 outputs", classes=["ant", "bee"])
     refused("takes 'pixels' of a pool's members", seen="pixels")
     meta.save_pretrained(tmp_path / "meta")
-    with pytest.raises(MemberError, match="is not a classifier: its config.json has no block"):
-        Classifier.from_pretrained(tmp_path / "meta")
+    for name in (tmp_path / "meta", "zoo:cifar-fs"):
+        remedy = f"{Path(name).name} is a meta-model, .*: `hf-dfml adapt {name} --support PHOTOS --save my-classifier`"
+        with pytest.raises(MemberError, match=f"^{remedy} makes a classifier of it$"):
+            Classifier.from_pretrained(name)
+    member = write_pool(tmp_path / "pool", 1) / "m-0"
+    with pytest.raises(MemberError, match="^m-0 is not a classifier: its config.json has no block"):
+        Classifier.from_pretrained(member)
     with pytest.raises(FileNotFoundError, match="expected a classifier's folder or a Hub id"):
         Classifier.from_pretrained("./nowhere")
 

@@ -123,7 +123,7 @@ def test_an_error_is_raised_where_the_member_is_asked_for_and_then_tried_again()
     prefetcher = Prefetcher(source)
     prefetcher.start(entries(3))
     assert prefetcher.get(entries(3)[0]).id == "org/m-0" and prefetcher.get(entries(3)[2]).id == "org/m-2"
-    with pytest.raises(MemberError, match="org/m-1: has no config.json"):
+    with pytest.raises(MemberError, match="org/m-1 has no config.json"):
         prefetcher.get(entries(3)[1])
     source.fail = ""
     assert prefetcher.get(entries(3)[1]).id == "org/m-1"

@@ -16,7 +16,7 @@ def test_a_service_is_opened_by_the_same_function_and_is_no_pool_of_files(member
         assert pool.queries.total == 2 and pool.queries.allowed == 10
         seen = ModelPool.open(url)
         assert ids(seen) == ids(pool)
-        with pytest.raises(MemberError, match=r"m-1: is behind a service, .*open_pool"):
+        with pytest.raises(MemberError, match=r"m-1 is behind a service, .*open_pool"):
             seen.load(1)
         with pytest.raises(ValueError, match="none can be used"):
             seen.usable()
