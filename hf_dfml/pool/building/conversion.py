@@ -11,7 +11,7 @@ import logging
 import pickle
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,7 @@ def _with_weights(
         if problem is None:
             network.load_state_dict(state, strict=False)  # Counters of batch norm steps may be absent.
             return network, network, name, model_args
+        _check_outputs(lambda count: _timm_network(name, count, image_size, model_args)[0], state, num_classes)
         if not _torchvision_has(name):
             raise ValueError(f"The weights do not fit '{name}' with {num_classes} classes: {problem}.")
     elif not _torchvision_has(name):
@@ -218,9 +219,14 @@ def _from_torchvision(
     import torchvision
 
     size = {"image_size": image_size} if image_size and name.startswith("vit_") else {}
-    with torch.random.fork_rng(devices=[]):
-        source = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **size).eval()
+
+    def build(count: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            return torchvision.models.get_model(name, weights=None, num_classes=count, **size).eval()
+
+    source = build(num_classes)
     if problem := misfit(_shapes(source.state_dict()), _shapes(state)):
+        _check_outputs(build, state, num_classes)
         raise ValueError(f"The weights do not fit torchvision's '{name}' with {num_classes} classes: {problem}.")
     source.load_state_dict(state, strict=False)
     renamed = (re.sub(old, new, name) for old, new in _COUNTERPARTS.items() if re.fullmatch(old, name))
@@ -232,6 +238,29 @@ def _from_torchvision(
         network, arguments = _timm_network(arch, num_classes, image_size, model_args | {"bn_eps": epsilon})
     network.load_state_dict(_in_order(source.state_dict(), network.state_dict(), name, arch))
     return network, source, arch, arguments
+
+
+def _check_outputs(build: Callable[[int], nn.Module], state: State, num_classes: int) -> None:
+    """Refuse weights that fit but for the number of outputs by what the user sees of it: the number of labels.
+
+    Args:
+        build: the architecture with so many outputs.
+        state: the weights, which do not fit `build(num_classes)`.
+        num_classes: the number of labels.
+
+    Raises:
+        ValueError: if they fit with another number of outputs.
+    """
+    stored = _shapes(state)
+    wanted = _shapes(build(num_classes).state_dict())
+    resized = {name for name, shape in wanted.items() if stored.get(name, shape) != shape}
+    counts = {stored[name][0] for name in resized if stored[name] and stored[name][1:] == wanted[name][1:]}
+    for count in counts if len(counts) == 1 else ():
+        if count > 1 and misfit(_shapes(build(count).state_dict()), stored) is None:
+            raise ValueError(
+                f"The network of these weights has {count} outputs, and there are {num_classes} labels: give one "
+                "class name for each output, in the order of the outputs (--labels)."
+            )
 
 
 def _timm_network(

@@ -77,6 +77,13 @@ def test_weights_of_torchvision_answer_as_there(tmp_path, resnet, arch):
     torch.testing.assert_close(teacher(images), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_labels_and_outputs_of_a_network_of_torchvision_are_counted(tmp_path, resnet):
+    save_file(resnet.state_dict(), tmp_path / "mine.safetensors")
+    for arch in ("resnet18", "torchvision:resnet18"):
+        with pytest.raises(ValueError, match="has 3 outputs, and there are 4 labels: give one class name"):
+            add_member(tmp_path / "mine.safetensors", arch=arch, labels=list("abcd"), output=tmp_path, image_size=32)
+
+
 def test_a_network_that_timm_calls_otherwise_is_renamed(tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -134,7 +141,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(tmp_path, name):
         ({"arch": "conv5"}, "Architecture 'conv5' is unknown"),
         ({"labels": ["cat"]}, "at least 2 class names"),
         ({"labels": ["cat", "dog", "cat"]}, "stands for two classes"),
-        ({"labels": ["cat", "dog"]}, r"fc.weight is \[3, 16\], expected \[2, 16\]"),
+        ({"labels": ["cat", "dog"]}, r"has 3 outputs, and there are 2 labels: give one class name for each output"),
+        ({"labels": list("abcd"), "arch": "conv4"}, r"do not fit 'conv4' with 4 classes: blocks.0.conv"),
         ({"id": "../mine"}, "not a valid name of a member"),
         ({"std": (0.0, 1.0, 1.0)}, "expected positive numbers"),
         ({"image_size": 5}, "timm cannot build 'conv4_16' for 5 pixels"),
