@@ -12,11 +12,13 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from hf_dfml.classifier.card import FOLDED
 from hf_dfml.data.registry import DATASETS
 from hf_dfml.evaluation.heads import HEADS
 from hf_dfml.evaluation.results import Result, markdown_table
 from hf_dfml.hub_results import default_rows, eval_result, own_results, write_eval_results
 from hf_dfml.meta_config import MetaConfig, Source
+from hf_dfml.networks.info import REPRESENTATION_IN_WORDS
 from hf_dfml.pool.sources.client import endpoint
 from hf_dfml.pool.sources.lock import LOCK_NAME
 from hf_dfml.utils.checkpoint import atomic_write
@@ -132,6 +134,7 @@ def make_card(
         data_free=_sources_of_knowledge(training),
         repository=repo_id or THIS_REPOSITORY,
         adapt=config.adapt,
+        seen=REPRESENTATION_IN_WORDS[config.adapt.representation],
         table=markdown_table(config.results),
         heads=", ".join(f"`{name}` ({HEADS[name].help})" for name in heads),
         takes_steps=HEADS[config.adapt.head].takes_steps,
@@ -139,10 +142,11 @@ def make_card(
         limits=limits(config, training),
         pictures=_pictures(pictures, folder),
         facts=_facts(config, training),
-        hyper_parameters={name: _cell(value) for name, value in config.method_config.items()},
+        hyper_parameters={name: _option(name, value) for name, value in config.method_config.items()},
         pool=[_source(source) for source in config.pool],
         lock=LOCK_NAME if (folder / LOCK_NAME).is_file() else "",
         members=counted(len(config.pool), "member"),
+        folded=len(config.pool) > FOLDED,
     )
     # The template leaves several blank lines where a section is empty.
     return ModelCard(re.sub(r"\n{3,}", "\n\n", str(card)))
@@ -272,6 +276,12 @@ def _source(source: Source) -> str:
 def _cell(value: Any) -> str:
     """A value that neither ends a table's cell nor its code quotes."""
     return str(value).replace("|", "\\|").replace("`", "'").replace("\n", " ")
+
+
+def _option(name: str, value: Any) -> str:
+    """A hyper-parameter's cell: the value as the option takes it, and in words where that alone is a riddle."""
+    words = f" ({REPRESENTATION_IN_WORDS['both']})" if (name, value) == ("representation", "both") else ""
+    return f"`{_cell(value)}`{words}"
 
 
 def _duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_dfml.evaluation import Result
+from hf_dfml.evaluation import Adaptation, Result
 from hf_dfml.meta_config import MetaConfig, Source
 from hf_dfml.model_card import Training, limits, make_card, write_card
 
@@ -146,6 +146,23 @@ def test_captions_are_sentences(tmp_path: Path) -> None:
     assert len(captions) == 6 and all(caption.endswith(".") for caption in captions)
     assert all(f"\n{caption}\n" in text for caption in captions)
     assert captions[0].startswith("cifar-fs: Accuracy") and captions[-1] == "Own idea."
+
+
+def test_a_long_pool_is_folded_and_a_short_one_shown(tmp_path: Path) -> None:
+    for count in (10, 11):
+        text = write_card(tmp_path, replace(CONFIG, pool=tuple(Source(f"m-{i}") for i in range(count)))).read_text()
+        assert text.count("\n- `m-") == count and f"The pool ({count} members)" in text
+        assert text.count("<details>") == text.count("</details>") == (count > 10)
+
+
+def test_what_heads_work_with_is_said_in_words(tmp_path: Path) -> None:
+    words = "features and answers of the pool's members, side by side"
+    how = Adaptation(head="prototype", bn="running", flips=True, representation="both")
+    text = write_card(tmp_path, replace(CONFIG, adapt=how, method_config={"representation": "both"})).read_text()
+    assert f'`head="prototype"` with `representation="both"` ({words}) and `flips=True` and `bn="running"`' in text
+    assert f"| `representation` | `both` ({words}) |" in text
+    plain = write_card(tmp_path, replace(CONFIG, adapt=replace(how, representation="features"))).read_text()
+    assert '`head="prototype"` with `flips=True` and `bn="running"`' in plain
 
 
 def test_a_pool_of_one_is_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_dfml.evaluation.heads import HEADS
-from hf_dfml.networks.info import TransformersInfo, network_info
+from hf_dfml.networks.info import REPRESENTATION_IN_WORDS, TransformersInfo, network_info
 from hf_dfml.networks.linear_on_features import LinearOnFeatures
 from hf_dfml.networks.timm_network import OURS
 from hf_dfml.utils.text import counted
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hf_dfml.classifier.classifier import Classifier
 
 CARD_NAME = "README.md"
+FOLDED = 10
+"""Members of a pool up to which a card lists them openly; more are folded."""
 ORIGINS = {"meta-model": "the meta-model", "member": "the pool member", "pool": "the pool", "network": "a network"}
 
 
@@ -61,7 +63,8 @@ def make_card(classifier: Classifier, name: str) -> str:
         help=HEADS[how.head].help if how.head in HEADS else "a head of its author",
         flips=how.flips,
         bn=how.bn,
-        seen=classifier.members.seen if classifier.members else how.representation,
+        seen=REPRESENTATION_IN_WORDS[classifier.members.seen if classifier.members else how.representation],
+        folded=len(origin.pool) > FOLDED,
         left_out=str(classifier.left_out) if classifier.left_out else "",
         size="{}x{}".format(*classifier.size),
         one_network=one_network,

@@ -16,6 +16,13 @@ Representation = Literal["features", "answers", "both"]
 """What a classifier on top of a network works with: penultimate features, the probabilities that a student of a pool
 predicts its members to answer (`hf_dfml.learning.answers`), or both, each of length 1, side by side."""
 
+REPRESENTATION_IN_WORDS: dict[Representation, str] = {
+    "features": "features",
+    "answers": "answers of the pool's members",
+    "both": "features and answers of the pool's members, side by side",
+}
+"""For people who see the value alone."""
+
 
 def network_info(network: nn.Module) -> NetworkInfo:
     """What `network` says of itself. Costs nothing: each answer is looked up when it is asked for.

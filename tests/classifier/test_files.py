@@ -166,6 +166,10 @@ def test_all_members_are_stored_with_their_layer(tmp_path: Path, count: int) -> 
     classifier = adapt(pool, pictures(0, 2), labels(2))
     assert classifier.members.seen == ("features" if count < 10 else "answers")
     folder = classifier.save_pretrained(tmp_path / "mine")
+    card = (folder / "README.md").read_text()
+    assert card.count("\n- `m-") == count and card.count("<details>") == card.count("</details>") == (count > 10)
+    works_with = "features" if count < 10 else "answers of the pool's members"
+    assert f"| works with | {works_with} |" in card
     shutil.rmtree(tmp_path / "pool")
     folder = folder.rename(tmp_path / "moved")
     again = Classifier.from_pretrained(folder)
