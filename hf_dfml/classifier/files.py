@@ -30,7 +30,7 @@ from hf_dfml.pool.formats.checks import is_count, read_json, reading_block
 from hf_dfml.pool.formats.loading import load_teacher
 from hf_dfml.pool.formats.reading import is_transformers, read_entry
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.pool.sources.client import HubOptions, retry
+from hf_dfml.pool.sources.client import HubOptions, looking_for, retry
 from hf_dfml.pool.sources.download import download, resolve_revision
 from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock, write_lock
 from hf_dfml.pool.sources.repository import create_repository, locate, put_together
@@ -145,7 +145,8 @@ def is_classifier(name: str) -> bool:
     id, _, tag = name.partition("@")
     options = HubOptions()
     try:
-        _, sha = resolve_revision(id, tag or None, options)
+        with looking_for(name):
+            _, sha = resolve_revision(id, tag or None, options)
         return BLOCK in read_json(id, download(id, CONFIG_NAME, sha, options))
     except MemberError:
         return False

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from hf_dfml.pool.building.member_card import member_card
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, PoolEntry
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.pool.sources.client import USUAL, retry
+from hf_dfml.pool.sources.client import USUAL, models_of, retry
 from hf_dfml.pool.sources.parallel import quiet_uploads
 from hf_dfml.utils.progress import progress
 
@@ -59,7 +59,7 @@ def push_pool(
             raise ValueError(f"Two members would both become {target}: push their pools to different organisations.")
     shas = []
     with quiet_uploads():
-        there = {info.id: info for info in retry(lambda: list(api.list_models(author=org, full=True)), tries=3)}
+        there = {info.id: info for info in models_of(org)}
         public = [target for target in targets if target in there and not there[target].private]
         if private and public:
             raise ValueError(

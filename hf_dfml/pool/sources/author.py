@@ -8,7 +8,7 @@ from huggingface_hub import ModelInfo
 
 from hf_dfml.pool.entry import CONFIG_NAME, IS_META_MODEL, WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.loading import missing_weights
-from hf_dfml.pool.sources.client import check_id, endpoint, is_sha, printable, retry
+from hf_dfml.pool.sources.client import check_id, endpoint, is_sha, models_of, printable
 from hf_dfml.pool.sources.ids import PREFIX, HubIds, list_ids
 from hf_dfml.pool.sources.local_cache import cached_ids
 
@@ -30,8 +30,7 @@ class HubAuthor(HubIds):
         if options.offline:
             entries = list_ids(cached_ids(author, options), options)
         else:
-            # The client repeats a page by itself; what is left are pages that broke in a way it does not know.
-            infos = retry(lambda: list(options.api().list_models(author=author, full=True)), tries=3)
+            infos = models_of(author, options)
             entries = list_ids((i.id for i in infos), options) if options.revision else list(map(self._listed, infos))
         if not entries:
             where = "the local cache (offline: HF_HUB_OFFLINE or local_files_only)" if options.offline else endpoint()

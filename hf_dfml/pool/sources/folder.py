@@ -9,6 +9,7 @@ from hf_dfml import zoo
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, PoolEntry, PoolSource
 from hf_dfml.pool.formats.loading import PICKLE_SUFFIXES, missing_weights
 from hf_dfml.pool.formats.reading import read_entry
+from hf_dfml.pool.sources.near import did_you_mean
 
 PREFIX = "dir:"
 
@@ -27,9 +28,8 @@ class Folder(PoolSource):
             name = str(zoo.folder_of(name))
         folder = Path(name.removeprefix(PREFIX)).expanduser().absolute()
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"There is no folder {folder}: expected one with a sub-folder for each pool member."
-            )
+            expected = "expected one with a sub-folder for each pool member"
+            raise FileNotFoundError(f"There is no folder {folder}: {expected}.{did_you_mean(name)}")
         if (folder / CONFIG_NAME).is_file():
             return [with_weights(read_entry(folder.name, folder))]
         # A hidden folder is one that a build has not finished.

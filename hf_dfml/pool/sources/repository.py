@@ -15,13 +15,14 @@ from hf_dfml import zoo
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.sources.client import HubOptions, check_id, looking_for, retry
 from hf_dfml.pool.sources.download import download, resolve_revision
+from hf_dfml.pool.sources.near import did_you_mean
 
 
 def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = False) -> tuple[Path, str, str | None]:
     """Folder on this disk, id and commit of a stored model; fetches its two files.
 
     Args:
-        name: a folder, `org/name`, `org/name@revision`, or `zoo:NAME`.
+        name: a folder, `org/name`, `org/name@revision`, either with `hf:` before it, or `zoo:NAME`.
         what: a word for it in errors, such as "meta-model".
         options: how the Hub is asked.
         force: whether files are downloaded although they are in the cache.
@@ -38,8 +39,9 @@ def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = Fa
             raise FileNotFoundError(f"{path} holds no {what}: expected {CONFIG_NAME} and {WEIGHTS_NAME} in it.")
         return path, path.resolve().name, None
     if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"There is no folder {name}: expected a {what}'s folder or a Hub id (org/name).")
-    id, _, tag = name.partition("@")
+        expected = f"expected a {what}'s folder or a Hub id (org/name)"
+        raise FileNotFoundError(f"There is no folder {name}: {expected}.{did_you_mean(str(name))}")
+    id, _, tag = name.removeprefix("hf:").partition("@")
     try:
         with looking_for(name):
             _, sha = resolve_revision(id, options.revision or tag or None, options)
