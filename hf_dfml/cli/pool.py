@@ -163,11 +163,11 @@ def pool_check(
     """Load every member safely, classify images with it, say which are unusable and why; exit code 1 if any is.
 
     Members that answer alike to every image, are sure of everything, are copies or contradict the others are refused
-    as well: a run leaves them out.
+    as well: a run leaves them out. Those that may never have been trained are named, and may be used.
     """
     from hf_dfml.pool import ModelPool
     from hf_dfml.pool.inspection import check_pool
-    from hf_dfml.recovery.soundness import unsound_members
+    from hf_dfml.recovery.soundness import doubtful_members, unsound_members
     from hf_dfml.utils.seeding import fork
 
     members = ModelPool.open(pool).with_limits(disk_gb=disk_gb)
@@ -177,14 +177,21 @@ def pool_check(
     if len(loaded) > 1:
         unsound = unsound_members(members.filter(lambda entry: entry.id in loaded), fork(42, "soundness"))
     checked = [(entry, problem or unsound.get(entry.id)) for entry, problem in checked]
+    sound = members.filter(lambda entry: entry.id in loaded - unsound.keys())
+    doubts = doubtful_members(sound, fork(42, "soundness")) if len(sound) else {}
     refused = [(entry, problem) for entry, problem in checked if problem]
     usable = len(checked) - len(refused)
     if as_json:
-        found = [{"id": entry.id, "usable": not problem, "problem": problem} for entry, problem in checked]
+        found = [
+            {"id": entry.id, "usable": not problem, "problem": problem, "doubt": doubts.get(entry.id)}
+            for entry, problem in checked
+        ]
         typer.echo(json.dumps({"pool": pool, "usable": usable, "members": found}))
     else:
         for entry, problem in refused:
             typer.echo(f"refused  {entry.id}: {problem}")
+        for id, doubt in doubts.items():
+            typer.echo(f"in doubt {id}: {doubt}")
         typer.echo(f"{usable} of {counted(len(checked), 'member')} can be used.")
     if refused:
         raise typer.Exit(1)

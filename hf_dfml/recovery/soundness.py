@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.sources.digests import weights_digest
+from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.procedural import procedural_images
 from hf_dfml.utils.images import to_unit
@@ -29,6 +31,8 @@ ALIKE = 1e-3
 """Largest difference of two members' probabilities that makes one a copy of the other."""
 AGREEMENT = 0.25
 """Share of the pool's median agreement below which a member is left out."""
+UNIFORM = 0.3
+"""Share of 1/C by which all probabilities of an untrained network of C classes may differ from it."""
 
 
 def unsound_members(pool: TeacherPool, generator: torch.Generator) -> dict[str, str]:
@@ -41,16 +45,66 @@ def unsound_members(pool: TeacherPool, generator: torch.Generator) -> dict[str, 
         pool: members whose weights are seen.
         generator: the source of the images, on the CPU.
     """
-    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
-    count = 256 if size <= 40 else 128 if size <= 100 else 48
-    images = procedural_images(count, size, generator)
-    answers = []
-    for teacher in progress(pool.stream(), description="Asking members", total=len(pool), unit="member"):
-        with torch.no_grad():
-            parts = [teacher(to_unit(part).to(pool.device)).float().softmax(-1).cpu() for part in images.split(16)]
-        answers.append(torch.cat(parts))
+    images = _images(pool, generator)
+    asked = progress(pool.stream(), description="Asking members", total=len(pool), unit="member")
+    answers = [_answers(teacher, images) for teacher in asked]
     digests = [weights_digest(entry) for entry in pool]
     return {pool[index].id: reason for index, reason in reasons(list(pool), answers, digests).items()}
+
+
+def doubtful_members(pool: TeacherPool, generator: torch.Generator) -> dict[str, str]:
+    """The members that may never have been trained, by id, and one line of each that says what speaks for it.
+
+    It is a suspicion, from the member alone: each weight of each normalisation layer is as layers are made (weights 1
+    or 0, biases 0), which the first training step changes; or, of a network without such layers, each answer to
+    procedural images is nearly uniform. A trained network whose normalisation layers were frozen as they were made is
+    suspected wrongly.
+
+    Args:
+        pool: members whose weights are seen.
+        generator: the source of the images, on the CPU.
+    """
+    images, found = None, {}
+    for teacher in progress(pool.stream(), description="Looking at weights", total=len(pool), unit="member"):
+        layers = _normalisation(teacher.network)
+        if layers:
+            if all(map(_as_made, layers)):
+                found[teacher.entry.id] = "its normalisation layers are as they are before the first training step"
+            continue
+        images = _images(pool, generator) if images is None else images
+        if _nearly_uniform(_answers(teacher, images)):
+            found[teacher.entry.id] = "it answers every image with nearly the same probability for each class"
+    return {id: f"may not be trained: {sign}" for id, sign in found.items()}
+
+
+def _images(pool: TeacherPool, generator: torch.Generator) -> Tensor:
+    """Procedural images `(N, 3, H, W)` uint8 of the size of the largest members'; fewer large ones."""
+    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
+    return procedural_images(256 if size <= 40 else 128 if size <= 100 else 48, size, generator)
+
+
+@torch.no_grad()
+def _answers(teacher: Teacher, images: Tensor) -> Tensor:
+    """Its probabilities `(N, C)`, on the CPU."""
+    parts = [teacher(to_unit(part).to(teacher.device)).float().softmax(-1).cpu() for part in images.split(16)]
+    return torch.cat(parts)
+
+
+def _normalisation(network: nn.Module) -> list[nn.Module]:
+    """The normalisation layers with a weight, of any kind."""
+    kinds = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return [layer for layer in network.modules() if isinstance(layer, kinds) and layer.weight is not None]
+
+
+def _as_made(layer: nn.Module) -> bool:
+    """Whether no optimiser can have changed it; timm makes the last one of a residual block with weights 0."""
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    return bool(((weight == 1) | (weight == 0)).all()) and (bias is None or not bias.any())
+
+
+def _nearly_uniform(answers: Tensor) -> bool:
+    classes = answers.shape[-1]
+    return float((answers * classes - 1).abs().max()) < UNIFORM
 
 
 def reasons(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Sequence[str]) -> dict[int, str]:

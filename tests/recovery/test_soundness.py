@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from hf_dfml.cli import main
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.entry import PoolEntry
-from hf_dfml.recovery.soundness import reasons, unsound_members
+from hf_dfml.recovery.soundness import doubtful_members, reasons, unsound_members
 from tests.methods.pools import make_pool
 
 NAMES = [f"class-{index}" for index in range(8)]
@@ -82,3 +87,52 @@ def test_untrained_members_are_kept_where_all_are_but_copies_are_named(tmp_path)
     assert unsound_members(again, torch.Generator().manual_seed(0)) == {
         "zz-copy": f"is a copy of {pool[0].id}: the same weights"
     }
+
+
+def timm_member(folder: Path, architecture: str, steps: int) -> Path:
+    """A small network of timm's after so many training steps."""
+    torch.manual_seed(0)
+    network = timm.create_model(architecture, num_classes=3)
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    labels = torch.arange(6) % 3
+    for _ in range(steps):
+        images = torch.rand(6, *network.pretrained_cfg["input_size"]) * labels.view(-1, 1, 1, 1) / 2
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    names = {"label_names": ["ant", "bee", "cow"]}
+    timm.models.save_for_hf(network, str(folder), model_config=names, safe_serialization=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sign"),
+    [
+        ("test_resnet", "normalisation layers are as they are before"),
+        ("test_vit", "normalisation layers are as they are before"),
+        ("test_nfnet", "every image with nearly the same probability"),  # It has no normalisation layer.
+    ],
+)
+def test_members_that_were_never_trained_are_in_doubt(tmp_path, architecture, sign):
+    timm_member(tmp_path / "fresh", architecture, 0)
+    timm_member(tmp_path / "trained", architecture, 10 if architecture == "test_nfnet" else 1)
+    found = doubtful_members(ModelPool.from_dir(tmp_path), torch.Generator().manual_seed(0))
+    assert list(found) == ["fresh"] and found["fresh"].startswith("may not be trained: ") and sign in found["fresh"]
+
+
+def test_trained_members_of_a_real_pool_are_in_no_doubt(shared_dir):
+    pool = ModelPool.from_dir(shared_dir / "pools" / "cifar-fs-conv4")[:20]
+    assert doubtful_members(pool, torch.Generator().manual_seed(0)) == {}
+
+
+def test_the_check_names_them_and_passes(tmp_path, capsys):
+    timm_member(tmp_path / "fresh", "test_resnet", 0)
+    with pytest.raises(SystemExit) as stop:
+        main(["pool", "check", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert not stop.value.code and "in doubt fresh: may not be trained: its normalisation layers" in said
+    assert "1 of 1 member can be used." in said
+    with pytest.raises(SystemExit):
+        main(["pool", "check", str(tmp_path), "--json"])
+    (member,) = json.loads(capsys.readouterr().out)["members"]
+    assert member["usable"] and member["problem"] is None and member["doubt"].startswith("may not be trained")
