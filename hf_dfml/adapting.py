@@ -6,6 +6,7 @@ cross_val_score(FewShotClassifier("runs/tgr"), images, labels)
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,8 +190,7 @@ class FewShotClassifier:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments of the constructor."""
-        names = ("model", "head", "bn", "steps", "lr", "flips", "representation")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> FewShotClassifier:
         """Change arguments of the constructor; itself.
@@ -210,7 +210,7 @@ class FewShotClassifier:
 
     def __sklearn_clone__(self) -> FewShotClassifier:
         # The model is shared: it is never changed.
-        return FewShotClassifier(**self.get_params())
+        return type(self)(**self.get_params())
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags

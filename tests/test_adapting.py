@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hf_dfml import Classifier, FewShotClassifier, ModelPool, adapt
-from hf_dfml.evaluation.heads import class_means
+from hf_dfml import Classifier, FewShotClassifier, MetaModel, ModelPool, adapt
+from hf_dfml.evaluation.heads import Adaptation, class_means
 from tests.classifier.conftest import CLASSES, labels, make_meta, pictures
 from tests.pool.members import write_member, write_pool
 
@@ -140,3 +142,12 @@ def test_its_answers_are_those_of_the_classifier() -> None:
     expected = meta.adapt(pictures(0, 2), labels(2), head="prototype").predict_proba(QUERIES)
     np.testing.assert_array_equal(estimator.predict_proba(QUERIES), expected.numpy())
     assert estimator.score(QUERIES, labels(2)) == np.mean(estimator.predict(QUERIES) == np.array(labels(2)))
+
+
+def test_how_to_adapt_is_said_in_the_same_words_everywhere() -> None:
+    """The arguments of each are the fields of `Adaptation`, so that none can be forgotten in one place."""
+    words = {each.name for each in fields(Adaptation)}
+    assert set(signature(MetaModel.adapt).parameters) - {"self", "images", "labels"} == words
+    assert set(signature(adapt).parameters) - {"model", "images", "labels", "device", "hub"} == words
+    assert set(signature(FewShotClassifier).parameters) - {"model"} == words
+    assert list(FewShotClassifier("m").get_params()) == list(signature(FewShotClassifier).parameters)
