@@ -219,6 +219,15 @@ def test_a_picture_that_cannot_be_read_does_not_stop_the_others(capsys, caplog, 
     assert code == 0 and len(out.splitlines()) == 1 and "1.png" in out
     assert caplog.text.count("broken.jpg is not readable") == 1, "of the support set"
     assert "Left out 1 file:" in errors and "broken.jpg is not readable" in errors.splitlines()[-1]
+    for name in ("june", "july"):
+        (query / name).mkdir()
+    code, out, errors = run_with_errors(capsys, *words)
+    assert code == 0 and len(out.splitlines()) == 1
+    assert errors.splitlines()[-1] == (
+        f"Not searched: 2 sub-folders ({query}/july, {query}/june). To classify their images, name them too."
+    )
+    code, out, errors = run_with_errors(capsys, *words, str(query / "broken.jpg"))
+    assert not out and "broken.jpg is not readable" in str(code) and "It was named itself" in str(code)
 
 
 def test_a_classifier_is_kept_and_asked_again(capsys, meta_folder, tmp_path):
