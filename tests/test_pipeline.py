@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hf_dfml import pipeline
 from hf_dfml.cli import main
 from hf_dfml.evaluation import read_results, reporting
+from hf_dfml.evaluation.frozen_members import FrozenMembers
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.purer import PURER, PURERConfig
 from hf_dfml.pipeline import adaptation_of, run
@@ -103,12 +104,10 @@ def test_rows_that_were_measured_are_written_although_a_later_one_fails(members,
 
 
 def test_rows_of_baselines_are_written_one_by_one(members, tmp_path, monkeypatch):
-    from hf_dfml.evaluation import baselines
-
     def failing(*arguments, **options):
         raise RuntimeError("features fail")
 
-    monkeypatch.setattr(baselines, "evaluate_features", failing)
+    monkeypatch.setattr(FrozenMembers, "of_one", failing)
     with pytest.raises(RuntimeError, match="features fail"):
         run(Nudge, NudgeConfig(), config_of(members, tmp_path), argv=["test"])
     methods = [row.method for row in read_results(tmp_path)]

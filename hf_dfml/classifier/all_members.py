@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,14 +46,11 @@ class AllMembers(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1] -> `(B, D)`: features of length 1 each, or probabilities."""
-        if self.seen != "both":
-            return self._side_by_side(images, self.seen)
-        kinds: tuple[Representation, ...] = ("features", "answers")
-        return torch.cat([F.normalize(self._side_by_side(images, kind), dim=-1) for kind in kinds], dim=-1)
-
-    def _side_by_side(self, images: Tensor, seen: Representation) -> Tensor:
         members: Iterable[Any] = self.pool.stream() if self.members is None else self.members
-        return torch.cat([self._see(member, images, seen) for member in members], dim=-1)
+        kinds = [
+            torch.cat(parts, dim=-1) for parts in zip(*(self._see(each, images) for each in members), strict=True)
+        ]
+        return kinds[0] if len(kinds) == 1 else torch.cat([F.normalize(kind, dim=-1) for kind in kinds], dim=-1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The features: there is no classifier."""
@@ -65,9 +62,21 @@ class AllMembers(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> AllMembers:
         return self  # Its members are frozen, and the pool's cache is shared.
 
-    def _see(self, member: Any, images: Tensor, seen: Representation) -> Tensor:
+    def _see(self, member: Any, images: Tensor) -> list[Tensor]:
+        """What is taken of a member: its features, its probabilities, or the one and the other."""
         parts = (images,) if self.members is not None else images.split(IMAGES_AT_ONCE)
-        if seen == "features":
-            return F.normalize(torch.cat([member.features(part) for part in parts]).float(), dim=-1)
-        # Not of length 1 each: a member that is sure counts more.
-        return torch.cat([member(part) for part in parts]).float().softmax(-1)
+        if self.seen == "features":
+            return [_of_length_one([member.features(part) for part in parts])]
+        if self.seen == "answers":
+            return [_probabilities([member(part) for part in parts])]
+        features, logits = zip(*(member.features_and_logits(part) for part in parts), strict=True)
+        return [_of_length_one(features), _probabilities(logits)]
+
+
+def _of_length_one(features: Sequence[Tensor]) -> Tensor:
+    return F.normalize(torch.cat(list(features)).float(), dim=-1)
+
+
+def _probabilities(logits: Sequence[Tensor]) -> Tensor:
+    # Not of length 1 each: a member that is sure counts more.
+    return torch.cat(list(logits)).float().softmax(-1)

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation.frozen_features import evaluate_features
+from hf_dfml.evaluation.frozen_features import EpisodeImages
+from hf_dfml.evaluation.frozen_members import FrozenMembers
 from hf_dfml.evaluation.meta_testing import evaluate
 from hf_dfml.evaluation.protocol import EvaluationProtocol
 from hf_dfml.evaluation.results import Record, Result, ignore
 from hf_dfml.learning.fusion import average_state
+from hf_dfml.networks.info import Representation
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.formats.loading import build_network
 from hf_dfml.pool.model_pool import ModelPool
@@ -42,7 +44,7 @@ class Setting:
         protocol: the protocol of networks.
         frozen: the protocols of features, under running statistics.
         networks: `evaluate`, but for network, protocol and method.
-        features: `evaluate_features`, likewise.
+        members: rows of features and probabilities, which share their passes.
     """
 
     pool: ModelPool
@@ -50,7 +52,7 @@ class Setting:
     protocol: EvaluationProtocol
     frozen: Sequence[EvaluationProtocol]
     networks: Callable[..., Rows]
-    features: Callable[..., Rows]
+    members: FrozenMembers
 
 
 def random_init(at: Setting) -> Rows:
@@ -79,36 +81,17 @@ def best(at: Setting) -> Rows:
 def best_features(at: Setting) -> Rows:
     """The same member's features, its running statistics, nearest class mean by cosine."""
     member, name = best_member(at.pool)
-    extract = at.pool.load(member).features
-    return [row for each in at.frozen for row in at.features(extract, protocol=each, method=f"{name} + prototype")]
+    return at.members.of_one(member, f"{name} + prototype")
 
 
 def all_features(at: Setting) -> Rows:
     """All members' features side by side, likewise; passes every image of the split through every member."""
-    name, count = f"All {len(at.pool)} members + prototype", len(at.pool)
-    return [
-        row
-        for each in at.frozen
-        for row in at.features(
-            (at.pool.load(entry).features for entry in at.pool), protocol=each, method=name, num_extractors=count
-        )
-    ]
+    return at.members.of_all("features", f"All {len(at.pool)} members + prototype")
 
 
 def all_answers(at: Setting) -> Rows:
-    """All members' probabilities side by side, likewise."""
-    name, count = f"All {len(at.pool)} members + prototype", len(at.pool)
-    return [
-        row
-        for each in at.frozen
-        for row in at.features(
-            (partial(probabilities_of, at.pool.load(entry)) for entry in at.pool),
-            protocol=replace(each, representation="answers"),
-            method=name,
-            num_extractors=count,
-            normalise=False,  # A member that is sure counts more.
-        )
-    ]
+    """All members' probabilities side by side, likewise; the passes are those of `all_features`."""
+    return at.members.of_all("answers", f"All {len(at.pool)} members + prototype")
 
 
 def probabilities_of(member: Teacher, images: Tensor) -> Tensor:
@@ -125,6 +108,13 @@ BASELINES: tuple[Callable[[Setting], Rows], ...] = (
     all_answers,
 )
 """In the order of the tables."""
+
+MADE_OF: dict[Callable[[Setting], Rows], Representation] = {
+    best_features: "features",
+    all_features: "features",
+    all_answers: "answers",
+}
+"""What of the members' outputs baselines are made of that leave the members as they are."""
 
 
 def evaluate_baselines(
@@ -165,16 +155,19 @@ def evaluate_baselines(
     if not len(pool):
         raise ValueError("The pool has no member, so it sets no baseline: give one with at least one usable member.")
     pool = pool.resolve().to(device)
-    options: dict[str, Any] = {"device": device, "command": command, "progress": progress, "processes": processes}
+    options: dict[str, Any] = {"command": command, "progress": progress}
     ours = protocol.adaptation
     prototypes = protocol.under(replace(ours, bn="running", head="prototype", flips=False, representation="features"))
+    frozen = [replace(prototypes, flips=each) for each in ((False, True) if flips else (False,))]
+    kinds = [MADE_OF[baseline] for baseline in baselines if baseline in MADE_OF]
+    images = EpisodeImages(dataset, protocol, device, processes)
     at = Setting(
         pool=pool,
         kind=largest_kind(pool),
         protocol=protocol,
-        frozen=[replace(prototypes, flips=each) for each in ((False, True) if flips else (False,))],
-        networks=partial(evaluate, dataset=dataset, **options),
-        features=partial(evaluate_features, dataset=dataset, **options),
+        frozen=frozen,
+        networks=partial(evaluate, dataset=dataset, device=device, processes=processes, **options),
+        members=FrozenMembers(pool, images, frozen, kinds, **options),
     )
     if not at.kind or best_member(pool)[0].library != "timm":
         logger.warning("The pool's transformers members cannot be fine-tuned: some baselines are left out.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +39,6 @@ def evaluate_features(
     *,
     method: str,
     num_extractors: int | None = None,
-    normalise: bool = True,
     device: torch.device | str = "cpu",
     command: str | None = None,
     progress: bool = True,
@@ -45,7 +46,7 @@ def evaluate_features(
 ) -> list[Result]:
     """Evaluate frozen features; each image of the split is seen once and indexed by the episodes.
 
-    Several extractors are put side by side. For a head `by_class_means` they are streamed: inner
+    Several extractors are put side by side, L2-normalised each. For a head `by_class_means` they are streamed: inner
     products add up over the parts of a concatenated feature, so that one extractor at a time is in memory, whatever
     the size of the pool. For other heads all features are kept, in half precision.
 
@@ -56,7 +57,6 @@ def evaluate_features(
             the batch.
         method: how the table calls them.
         num_extractors: how many, for the progress bar, where `extract` has no length.
-        normalise: whether each extractor's features are L2-normalised before they are put side by side.
         device: where.
         command: what a user types to get the rows again; this process's command by default.
         progress: whether to show a bar.
@@ -68,40 +68,124 @@ def evaluate_features(
     Raises:
         ValueError: if the evaluation's head is another, or the data set has too few classes or images.
     """
-    head = HEADS[protocol.head]
-    if not issubclass(head, FeatureHead):
-        raise ValueError(
-            f"Frozen features cannot be fine-tuned: choose a head on features ({', '.join(heads_on_features())}), "
-            f"found head='{protocol.head}'."
-        )
-    protocol = replace(protocol, bn="running")
     started = time.monotonic()
-    device = torch.device(device)
+    images = EpisodeImages(dataset, protocol, device, processes)
+    scorer = images.scorer(protocol)
     extractors: Iterable[FeatureExtractor] = [extract] if callable(extract) else extract
-    drawn = {shots: draw_episodes(dataset, protocol, shots) for shots in protocol.shots}
-    needed = torch.unique(torch.cat([rows.flatten() for pair in drawn.values() for rows in pair]))
-    position = torch.full((len(dataset),), -1).index_put_((needed,), torch.arange(len(needed)))
-    places = {shots: tuple(position[rows].to(device) for rows in pair) for shots, pair in drawn.items()}
-    scorer = (_ByClassMeans if head.by_class_means else _Kept)(protocol, places)
     total = len(extractors) if isinstance(extractors, list | tuple) else num_extractors
     for extractor in watched(extractors, method, total, "extractor", progress and total != 1):
         seen = with_flips(extractor) if protocol.flips else extractor
-        scorer.add(_all_features(seen, dataset, needed, device, processes, normalise))
-    accuracies = {shots: scorer.accuracies(shots).cpu() for shots in protocol.shots}
-    seconds = (time.monotonic() - started) / len(protocol.shots)
-    return [
-        result_row(
-            dataset, protocol, shots, method, accuracies[shots], seconds, command, int(dataset.images.shape[-1])
-        )
-        for shots in protocol.shots
-    ]
+        scorer.add(*images.through(partial(_normalised, seen)))
+    return scorer.rows(method, time.monotonic() - started, command)
 
 
-class _ByClassMeans:
+class EpisodeImages:
+    """The images of a data set that the episodes of an evaluation need, each once, and where the episodes have them.
+
+    Args:
+        dataset: classes of the evaluation.
+        protocol: the episodes.
+        device: where what is made of the images is.
+        processes: among which the images are divided.
+
+    Raises:
+        ValueError: if the data set has too few classes or images.
+    """
+
+    def __init__(
+        self,
+        dataset: FewShotDataset,
+        protocol: EvaluationProtocol,
+        device: torch.device | str,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.dataset, self.device, self.processes = dataset, torch.device(device), processes
+        drawn = {shots: draw_episodes(dataset, protocol, shots) for shots in protocol.shots}
+        self.rows = torch.unique(torch.cat([rows.flatten() for pair in drawn.values() for rows in pair]))
+        position = torch.full((len(dataset),), -1).index_put_((self.rows,), torch.arange(len(self.rows)))
+        self.places = {shots: tuple(position[rows].to(self.device) for rows in pair) for shots, pair in drawn.items()}
+
+    @torch.no_grad()
+    def through(self, see: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        """What `see` makes of the images, a batch at a time.
+
+        Args:
+            see: a batch `(B, 3, H, W)` in [0, 1] -> one or more features `(B, D)`.
+
+        Returns:
+            As many features of all images, `(M, D)`.
+        """
+        height, width = self.dataset.images.shape[-2:]
+        batch = max(1, PIXELS_AT_ONCE // (height * width))
+
+        def features_of(part: Tensor) -> list[Tensor]:
+            images = _channels_last(images_of_rows(self.dataset, part, (height, width), self.device))
+            return [features.float() for features in see(images)]
+
+        parts = self.processes.map(features_of, self.rows.split(batch))
+        return [torch.cat(features) for features in zip(*parts, strict=True)]
+
+    def scorer(self, protocol: EvaluationProtocol) -> Scorer:
+        """What is given features of the images, part by part, and turns them into rows of results.
+
+        Args:
+            protocol: that of the episodes, perhaps under another adaptation; its head is one on features. Rows say
+                `bn` is `running`.
+
+        Raises:
+            ValueError: if the head is another.
+        """
+        head = HEADS[protocol.head]
+        if not issubclass(head, FeatureHead):
+            raise ValueError(
+                f"Frozen features cannot be fine-tuned: choose a head on features ({', '.join(heads_on_features())}), "
+                f"found head='{protocol.head}'."
+            )
+        return (_ByClassMeans if head.by_class_means else _Kept)(replace(protocol, bn="running"), self)
+
+
+class Scorer(ABC):
+    """Takes features of the images of an evaluation, side by side but one part after the other; gives its rows.
+
+    Args:
+        protocol: the protocol.
+        images: whose features are given.
+    """
+
+    def __init__(self, protocol: EvaluationProtocol, images: EpisodeImages) -> None:
+        self.protocol, self.dataset, self.places = protocol, images.dataset, images.places
+
+    @abstractmethod
+    def add(self, features: Tensor) -> None:
+        """A part `(M, D)` of all images' features."""
+
+    @abstractmethod
+    def accuracies(self, shots: int) -> Tensor:
+        """Of each episode `(E,)` in [0, 1]."""
+
+    def rows(self, method: str, seconds: float, command: str | None) -> list[Result]:
+        """One row a number of shots.
+
+        Args:
+            method: how the table calls the features.
+            seconds: that the features took; those of the scores are added, and the shots share them.
+            command: what a user types to get the rows again; this process's command by default.
+        """
+        started = time.monotonic()
+        accuracies = {shots: self.accuracies(shots).cpu() for shots in self.protocol.shots}
+        each = (seconds + time.monotonic() - started) / len(accuracies)
+        size = int(self.dataset.images.shape[-1])
+        return [
+            result_row(self.dataset, self.protocol, shots, method, values, each, command, size)
+            for shots, values in accuracies.items()
+        ]
+
+
+class _ByClassMeans(Scorer):
     """Nearest class mean by cosine on features that arrive in parts."""
 
-    def __init__(self, protocol: EvaluationProtocol, places: dict[int, tuple[Tensor, ...]]) -> None:
-        self.protocol, self.places = protocol, places
+    def __init__(self, protocol: EvaluationProtocol, images: EpisodeImages) -> None:
+        super().__init__(protocol, images)
         self.products: dict[int, Tensor] = {}
         self.lengths: dict[int, Tensor] = {}
 
@@ -124,11 +208,11 @@ class _ByClassMeans:
         return (cosines.argmax(-1) == labels).float().mean(-1)
 
 
-class _Kept:
+class _Kept(Scorer):
     """Any head on features that arrive in parts."""
 
-    def __init__(self, protocol: EvaluationProtocol, places: dict[int, tuple[Tensor, ...]]) -> None:
-        self.protocol, self.places = protocol, places
+    def __init__(self, protocol: EvaluationProtocol, images: EpisodeImages) -> None:
+        super().__init__(protocol, images)
         self.head: type[FeatureHead] = HEADS[protocol.head]  # type: ignore[assignment]
         self.parts: list[Tensor] = []
 
@@ -147,25 +231,8 @@ class _Kept:
         return torch.stack(accuracies)
 
 
-def _all_features(
-    extract: FeatureExtractor,
-    dataset: FewShotDataset,
-    rows: Tensor,
-    device: torch.device,
-    processes: Processes,
-    normalise: bool,
-) -> Tensor:
-    """Features `(len(rows), D)`."""
-    height, width = dataset.images.shape[-2:]
-    batch = max(1, PIXELS_AT_ONCE // (height * width))
-
-    def features_of(part: Tensor) -> Tensor:
-        images = _channels_last(images_of_rows(dataset, part, (height, width), device))
-        features = extract(images).float()
-        return F.normalize(features, dim=-1) if normalise else features
-
-    with torch.no_grad():
-        return torch.cat(processes.map(features_of, rows.split(batch)))
+def _normalised(extract: FeatureExtractor, images: Tensor) -> list[Tensor]:
+    return [F.normalize(extract(images).float(), dim=-1)]
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Result:
         ci95: half the width of the 95 % interval of that mean.
         seed: of the episodes.
         split: `test`, `validation` or `train`.
-        seconds: wall time of the evaluation that gave the row, shared equally by its shots.
+        seconds: wall time of the evaluation that gave the row, shared equally by the rows that it gave.
         command: what a user types to get the row again.
         image_size: pixels of a side of the images; None where an older file does not say.
         pool: what kind of pool the row is over (`pool_kind`); None for none, and where that is not known.

@@ -165,6 +165,11 @@ class NetworkInfo:
         """Normalised images `(B, C, H, W)` -> penultimate features `(B, num_features)`."""
         return self.network.forward_head(self.network.forward_features(pixels), pre_logits=True)
 
+    def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `features` and `logits` give, in one pass."""
+        maps = self.network.forward_features(pixels)
+        return self.network.forward_head(maps, pre_logits=True), self.network.forward_head(maps)
+
     def maps_and_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Maps `(B, C, h, w)` of the middle of the network, and what `features` gives, in one pass.
 
@@ -248,14 +253,18 @@ class TransformersInfo(NetworkInfo):
 
     def features(self, pixels: Tensor) -> Tensor:
         """What the classifier is given, averaged over tokens or places: `(B, num_features)`."""
+        return self.features_and_logits(pixels)[0]
+
+    def features_and_logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """What `features` and `logits` give, in one pass."""
         seen: list[Tensor] = []
         (layer,) = self.classifiers.values()
         hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            self.network(pixel_values=pixels)
+            logits = self.network(pixel_values=pixels).logits
         finally:
             hook.remove()
         given = seen[-1]
         if given.dim() == 4:
-            return given.mean(dim=(2, 3))
-        return given.mean(dim=1) if given.dim() == 3 else given
+            return given.mean(dim=(2, 3)), logits
+        return given.mean(dim=1) if given.dim() == 3 else given, logits

@@ -64,6 +64,11 @@ class Teacher(Member, nn.Module):
         with about(self.entry.id):
             return network_info(self.network).features(self._prepare(images))
 
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What `features` and the call give, `(B, D)` and `(B, num_classes)`, in one pass of the images."""
+        with about(self.entry.id):
+            return network_info(self.network).features_and_logits(self.prepare(images))
+
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode: a member is never trained."""
         super().train(False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
@@ -22,6 +24,7 @@ from hf_dfml.evaluation.baselines import (
     pool_kind,
     random_network,
 )
+from hf_dfml.evaluation.frozen_features import EpisodeImages
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.entry import PoolEntry
@@ -74,9 +77,14 @@ def test_rows_are_those_of_the_networks_they_name(pool: ModelPool, dataset: FewS
     def answers_of(images):
         return torch.cat([pool.load(id)(images).softmax(-1) for id in ("strong", "weak")], -1)
 
+    def mirrored_too(images):
+        both = [[pool.load(id)(view).softmax(-1) for view in (images, images.flip(-1))] for id in ("strong", "weak")]
+        return torch.cat([sum(F.normalize(view, dim=-1) for view in views) for views in both], -1)
+
     one_by_one = replace(frozen, shots=[1])
-    members = evaluate_baselines(pool, dataset, one_by_one, baselines=(all_answers,))[0]
-    assert members.mean == evaluate_features(answers_of, dataset, one_by_one, method="m")[0].mean
+    members = evaluate_baselines(pool, dataset, one_by_one, baselines=(all_answers,), flips=True)
+    for row, extract in zip(members, (answers_of, mirrored_too), strict=True):
+        assert row.mean == evaluate_features(extract, dataset, one_by_one, method="m")[0].mean
     assert {row.head for row in rows.values()} == {"finetune", "prototype"}
     assert {row.pool for row in rows.values()} == {"one architecture"}
 
@@ -93,9 +101,39 @@ def test_rows_with_flips_are_made_on_request_and_each_baseline_is_recorded(pool,
     assert of_all == {"prototype", "prototype, flips", "prototype, answers", "prototype, answers, flips"}
 
 
+@pytest.mark.parametrize("flips", [False, True])
+def test_an_image_passes_through_a_member_once_and_once_mirrored_for_all_rows(pool, dataset, flips) -> None:
+    passed = dict.fromkeys(("strong", "weak"), 0)
+
+    def count(id: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            passed[id] += len(inputs[0])
+
+        return hook
+
+    for id in passed:
+        pool.load(id).network.blocks[0].conv.register_forward_pre_hook(count(id))
+    rows = evaluate_baselines(pool, dataset, PROTOCOL, baselines=BASELINES[3:], flips=flips)
+    once = len(EpisodeImages(dataset, PROTOCOL, "cpu").rows)
+    assert len(rows) == 3 * (1 + flips)
+    assert passed == dict.fromkeys(passed, (1 + flips) * once)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_rows_that_share_passes_are_those_that_are_made_alone(pool, dataset, flips) -> None:
+    protocol = replace(PROTOCOL, shots=[1, 2])
+    together = evaluate_baselines(pool, dataset, protocol, baselines=BASELINES[3:], flips=flips)
+    alone = [
+        row
+        for each in BASELINES[3:]
+        for row in evaluate_baselines(pool, dataset, protocol, baselines=[each], flips=flips)
+    ]
+    assert [replace(row, seconds=0.0) for row in together] == [replace(row, seconds=0.0) for row in alone]
+
+
 def test_progress_counts_the_members(pool: ModelPool, dataset: FewShotDataset, bars: None, capsys) -> None:
     evaluate_baselines(pool, dataset, PROTOCOL, baselines=(all_features,))
-    assert "All 2 members + prototype: 2 of 2 extractors" in capsys.readouterr().err
+    assert "All 2 members + prototype: 2 of 2 members" in capsys.readouterr().err
 
 
 def test_kinds_of_pools_are_told_apart() -> None:

@@ -43,6 +43,15 @@ def test_features_are_what_the_classifier_is_given(teacher):
     torch.testing.assert_close(teacher.network.fc(features), teacher(images))
 
 
+def test_features_and_logits_are_had_in_one_pass(teacher):
+    images, passed = torch.rand(4, 3, 16, 16), []
+    first = next(module for module in teacher.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_hook(lambda *_: passed.append(1))
+    features, logits = teacher.features_and_logits(images)
+    assert len(passed) == 1
+    assert torch.equal(features, teacher.features(images)) and torch.equal(logits, teacher(images))
+
+
 def test_gradients_reach_the_images_and_no_weight(teacher):
     images = torch.rand(2, 3, 24, 24, requires_grad=True)
     teacher(images).sum().backward()

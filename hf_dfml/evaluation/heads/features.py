@@ -90,13 +90,12 @@ def with_flips(extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     All arguments are images `(..., W)` and are mirrored together.
     """
+    return lambda *images: with_mirrored(extract(*images), extract(*(part.flip(-1) for part in images)))
 
-    def both(*images: Tensor) -> Tensor:
-        views = (images, [part.flip(-1) for part in images])
-        first, second = (F.normalize(extract(*view), dim=-1) for view in views)
-        return first + second
 
-    return both
+def with_mirrored(features: Tensor, mirrored: Tensor) -> Tensor:
+    """Features `(B, D)` of images together with those of their mirror images, each L2-normalised."""
+    return F.normalize(features, dim=-1) + F.normalize(mirrored, dim=-1)
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:

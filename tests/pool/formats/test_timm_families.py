@@ -75,6 +75,8 @@ def test_answers_are_those_of_timm(folder, name):
     if theirs.in_chans == 1:
         mean, std = mean.mean(), std.mean()
     torch.testing.assert_close(teacher(images), theirs((pixels - mean) / std), rtol=1e-5, atol=1e-5)
+    features, logits = teacher.features_and_logits(images)
+    assert torch.equal(logits, teacher(images)) and torch.equal(features, teacher.features(images))
 
 
 def changed(good: Path, tmp_path: Path, change) -> str | None:
