@@ -11,7 +11,6 @@ before. The last line is a JSON object; `ratio` is the largest of the embedding'
 
 from __future__ import annotations
 
-import json
 import resource
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +18,13 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from measuring import table, timed, write_section
+from measuring import Measurement, run, table, timed, write_section
 
 import hf_dfml.networks  # noqa: F401 (registers its architectures with timm)
-from hf_dfml.arguments import parse_into
 from hf_dfml.learning.embedding import fisher_embedding, images_at_once
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher import Teacher
-from hf_dfml.settings import Settings, option
+from hf_dfml.settings import option
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
@@ -34,15 +32,12 @@ HEADER = "probe | plain backward, ms an image | Fisher embedding | times | MB mo
 CPU = torch.device("cpu")
 
 
-class Options(Settings):
+class Options(Measurement):
     """Probes and images."""
 
     networks: list[str] = option(["resnet34", "efficientnet_lite0"], "Names of timm's.")
     image_size: int = option(84, "Height and width of the images.", least=16)
     images: int = option(24, "How many.", least=5)
-    seed: int = option(0, "Seed of weights and images.")
-    num_threads: int = option(1, "CPU threads.", least=0)
-    output_dir: str = option("", "Where `fisher.md` goes; nowhere by default.")
 
 
 def race(name: str, settings: Options) -> tuple[float, float, float]:
@@ -81,13 +76,12 @@ def race(name: str, settings: Options) -> tuple[float, float, float]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    (settings,) = parse_into([Options], argv, __doc__)
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.num_threads)
-    try:
-        found = {name: race(name, settings) for name in settings.networks}
-    finally:
-        torch.set_num_threads(before)
+    return run(Options, lambda settings, _: measure(settings), argv, __doc__)
+
+
+def measure(settings: Options) -> dict[str, Any]:
+    """All probes, on the CPU, whose memory is measured; the table, and the object of the last line."""
+    found = {name: race(name, settings) for name in settings.networks}
     rows = [
         [name, f"{1000 * plain:.1f}", f"{1000 * ours:.1f}", f"{ours / plain:.2f}", f"{more:.0f}"]
         for name, (plain, ours, more) in found.items()
@@ -97,15 +91,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     print(about, shown, sep="\n")
     write_section(settings.output_dir, "fisher", "The Fisher embedding of TGR", about, shown)
     slowest = max(found.values(), key=lambda row: row[1] / row[0])
-    result = {
+    return {
         "benchmark": "fisher",
         "ratio": round(slowest[1] / slowest[0], 2),
         "baseline": round(slowest[0], 5),
         "ours": round(slowest[1], 5),
         "unit": "seconds an image",
     }
-    print(json.dumps(result))
-    return result
 
 
 if __name__ == "__main__":

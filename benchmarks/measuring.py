@@ -1,8 +1,9 @@
-"""What the scripts of this folder share: clocks, the convolution peak, plain networks, sections of the page."""
+"""What the scripts of this folder share: their options, clocks, the convolution peak, plain networks, sections."""
 
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,18 +12,57 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from hf_dfml.arguments import parse_into
 from hf_dfml.networks.conv4 import Conv4
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.building.build import build_pool
 from hf_dfml.pool.building.training import PoolRecipe
+from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import this_command
 
 GLYPHS = Path("pools/benchmark-glyphs")
 Result = TypeVar("Result")
+
+
+class Measurement(Settings):
+    """What the options of every measurement have in common."""
+
+    seed: int = option(0, "Seed of everything random.")
+    num_threads: int = option(1, "CPU threads.", least=1)
+    output_dir: str = option("", "Where its section of docs/benchmarks.md goes; nowhere by default.")
+
+
+Chosen = TypeVar("Chosen", bound=Measurement)
+
+
+def run(
+    kind: type[Chosen],
+    measure: Callable[[Chosen, torch.device], dict[str, Any]],
+    argv: Sequence[str] | None,
+    description: str | None,
+) -> dict[str, Any]:
+    """Measure as a command line says, print the object of the last line, and give it.
+
+    Args:
+        kind: the script's options.
+        measure: from options and the device of Accelerate to that object; runs on as many threads as they say.
+        argv: arguments without the program; those of this process by default.
+        description: of the script, for `--help`.
+    """
+    (settings,) = parse_into([kind], argv, description)
+    before = torch.get_num_threads()
+    torch.set_num_threads(settings.num_threads)
+    try:
+        result = measure(settings, Accelerator().device)
+    finally:
+        torch.set_num_threads(before)
+    print(json.dumps(result))
+    return result
 
 
 def open_pool(pool: str, members: int = 8) -> ModelPool:

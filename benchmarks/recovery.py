@@ -22,7 +22,6 @@ The last line is a JSON object; `ratio` is how many times faster the second of -
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,12 +31,13 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from measuring import (
     GLYPHS,
+    Measurement,
     convolution_peak,
     counts_own_time,
     open_pool,
+    run,
     table,
     time_shares,
     timed,
@@ -46,7 +46,6 @@ from measuring import (
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.learning.distillation import distillation_loss
 from hf_dfml.networks import create_network
@@ -58,7 +57,7 @@ from hf_dfml.recovery.augment import random_crop_flip
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
 from hf_dfml.recovery.task import Task
-from hf_dfml.settings import Settings, option, part
+from hf_dfml.settings import option, part
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
@@ -69,7 +68,7 @@ NAME = r"(?:(generator|free)-(\d+)(c)?|pixels)(?:@([\d.]+))?(?:x(\d+))?(?:n(\d+)
 """Of a recovery: kind (or pixels), its number, whether compiled, rate, steps, images a class."""
 
 
-class Options(Settings):
+class Options(Measurement):
     """The pool, and how much is measured; the options of both recoveries are those of the recipes."""
 
     pool: str = option("", f"The teachers; by default glyph members, built in {GLYPHS}.")
@@ -94,9 +93,6 @@ class Options(Settings):
     pixels_tv: float = option(0.1, "Weight of the total variation for pixels.")
     student_steps: int = option(100, "Adam steps by which a student is distilled.")
     meta_generator: MetaGeneratorConfig = part(MetaGeneratorConfig, generator_width=16)
-    seed: int = option(0, "Seed of everything random.")
-    num_threads: int = option(1, "CPU threads.", least=0)
-    output_dir: str = option("", "Where `recovery.md` goes; nowhere by default.")
 
 
 @dataclass
@@ -253,14 +249,17 @@ def accuracy_of(classify: Callable[[Tensor], Tensor], real: tuple[Tensor, Tensor
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    (settings,) = parse_into([Options], argv, __doc__)
-    torch.set_num_threads(settings.num_threads)
+    return run(Options, measure, argv, __doc__)
+
+
+def measure(settings: Options, device: torch.device) -> dict[str, Any]:
+    """All recoveries, the table, and the object of the last line."""
     pool = open_pool(settings.pool, settings.pool_size)
     name = settings.dataset if settings.pool else "glyphs"
     if name == "glyphs":
         settings = replace(settings, flip=False)  # A mirrored glyph may be another glyph.
     recovery = settings.meta_generator.inversion
-    pool = pool.to(Accelerator().device)
+    pool = pool.to(device)
     size = max(entry.input_size[-1] for entry in pool if entry.input_size)
     members = [pool.load(index) for index in range(min(settings.members, len(pool)))]
     about = (
@@ -312,7 +311,7 @@ def report(
     shares: dict[str, dict[str, float]],
     teacher: float | None,
 ) -> dict[str, Any]:
-    """Print the table and the last line."""
+    """Print the table; the object of the last line."""
     seconds = {way.name: mean(way.seconds) for way in ways}
     baseline = seconds[ways[0].name]
     rows = [
@@ -342,7 +341,7 @@ def report(
     print(table(HEADER, rows), text, sep="\n\n")
     write_section(settings.output_dir, "recovery", "Recovery of a task", about, table(HEADER, rows), text)
     ours = ways[min(1, len(ways) - 1)].name
-    result = {
+    return {
         "benchmark": "recovery",
         "ratio": round(baseline / seconds[ours], 2),
         "baseline": round(baseline, 6),
@@ -359,8 +358,6 @@ def report(
         "recovery_steps": settings.meta_generator.inversion.recovery_steps,
         "images_per_class": settings.meta_generator.inversion.images_per_class,
     }
-    print(json.dumps(result))
-    return result
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ else the clock's. The last line is a JSON object; `ratio` is the smallest of MAM
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
@@ -26,12 +25,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from measuring import convolution_peak, plain_network, table, time_shares, timed, write_section
+from measuring import Measurement, convolution_peak, plain_network, run, table, time_shares, timed, write_section
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_dfml.arguments import parse_into
 from hf_dfml.data import load_dataset
 from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters
@@ -42,7 +39,7 @@ from hf_dfml.networks.functional import normalise
 from hf_dfml.networks.info import network_info
 from hf_dfml.recovery.bank import MemoryBank
 from hf_dfml.recovery.task import Task
-from hf_dfml.settings import Settings, option
+from hf_dfml.settings import option
 from hf_dfml.utils.processes import ALONE
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
@@ -53,7 +50,7 @@ HEADER = (
 )
 
 
-class Options(Settings):
+class Options(Measurement):
     """Episodes as TGR replays them, and how many."""
 
     network: str = option("conv4", "Architecture of the meta-model.")
@@ -65,9 +62,6 @@ class Options(Settings):
     inner_lr: float = option(0.01, "Their learning rate.", above=0)
     batch: int = option(16, "Episodes an outer step.")
     steps: int = option(3, "Outer steps by each of the two, in turns.", least=0)
-    seed: int = option(0, "Seed of network and episodes.")
-    num_threads: int = option(1, "CPU threads.", least=0)
-    output_dir: str = option("", "Where `replay.md` goes; nowhere by default.")
 
     @property
     def config(self) -> EpisodeConfig:
@@ -193,13 +187,7 @@ def difference_in_double(network: nn.Module, episodes: Episodes, loop: InnerLoop
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    (settings,) = parse_into([Options], argv, __doc__)
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.num_threads)
-    try:
-        return measure(settings, Accelerator().device)
-    finally:
-        torch.set_num_threads(before)
+    return run(Options, measure, argv, __doc__)
 
 
 def measure(settings: Options, device: torch.device) -> dict[str, Any]:
@@ -231,7 +219,7 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
     shown = table(HEADER, [cells(row) for row in rows])
     write_section(settings.output_dir, "replay", "Replay: the outer step", about, shown, limit)
     headline = min((row for row in rows if row.scope == "all" and row.second_order), key=lambda row: row.ratio)
-    result = {
+    return {
         "benchmark": "replay",
         "ratio": headline.ratio,
         "baseline": headline.plain,
@@ -240,8 +228,6 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         "rows": [asdict(row) for row in rows],
         "shares": shares,
     }
-    print(json.dumps(result))
-    return result
 
 
 def cells(row: Row) -> list[str]:

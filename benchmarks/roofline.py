@@ -11,27 +11,24 @@ thread, and else the clock's. The last line is a JSON object; `ratio` is the sma
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from measuring import convolution_peak, table, time_shares, timed, write_section
+from measuring import Measurement, convolution_peak, run, table, time_shares, timed, write_section
 from replay import Options as ReplayOptions
 from replay import bank_of
 from teachers import Options as TeacherOptions
 from teachers import drawn_member
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_dfml.arguments import parse_into
 from hf_dfml.learning.inner_loop import InnerLoop, adapt_each
 from hf_dfml.learning.replay import divided_meta_gradient
 from hf_dfml.networks import create_network
 from hf_dfml.pool.asking import Asking
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
-from hf_dfml.settings import Settings, option
+from hf_dfml.settings import option
 from hf_dfml.utils.processes import ALONE
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
@@ -41,13 +38,10 @@ TUNING = InnerLoop(10, 0.01, "support", second_order=False)
 Work = Callable[[], Any]
 
 
-class Options(Settings):
+class Options(Measurement):
     """How long it takes."""
 
     repeats: int = option(3, "Times that each loop is timed; the fastest counts.", least=1)
-    seed: int = option(0, "Seed of networks and images.")
-    num_threads: int = option(1, "CPU threads.", least=0)
-    output_dir: str = option("", "Where `roofline.md` goes; nowhere by default.")
 
 
 def loops(settings: Options, device: torch.device) -> dict[str, Work]:
@@ -83,13 +77,7 @@ def product_peak(device: torch.device) -> float:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    (settings,) = parse_into([Options], argv, __doc__)
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.num_threads)
-    try:
-        return measure(settings, Accelerator().device)
-    finally:
-        torch.set_num_threads(before)
+    return run(Options, measure, argv, __doc__)
 
 
 def measure(settings: Options, device: torch.device) -> dict[str, Any]:
@@ -111,7 +99,7 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         print(*rows[-1], sep=" | ", flush=True)
     write_section(settings.output_dir, "roofline", "The machine's arithmetic", about, table(HEADER, rows))
     slowest = min(shares, key=lambda name: shares[name])
-    result = {
+    return {
         "benchmark": "roofline",
         "ratio": round(shares[slowest], 3),
         "baseline": round(peak / 1e9, 1),
@@ -119,8 +107,6 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         "unit": "billion operations a second",
         "shares": {name: round(share, 3) for name, share in shares.items()},
     }
-    print(json.dumps(result))
-    return result
 
 
 if __name__ == "__main__":

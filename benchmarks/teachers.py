@@ -12,30 +12,27 @@ thread, and else the clock's. The last line is a JSON object.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from measuring import convolution_peak, table, timed, write_section
+from measuring import Measurement, convolution_peak, run, table, timed, write_section
 
-from hf_dfml.arguments import parse_into
 from hf_dfml.networks import create_network
 from hf_dfml.networks.info import batch_norms
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.asking import Asking, Compile, answers_of, operations
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher import Teacher
-from hf_dfml.settings import Settings, option
+from hf_dfml.settings import option
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
 HEADER = "how | images a second | of the convolution peak | same most probable class | largest difference"
 
 
-class Options(Settings):
+class Options(Measurement):
     """Members and images."""
 
     pool: str = option("", "The pool; by default networks of drawn weights and statistics.")
@@ -44,9 +41,6 @@ class Options(Settings):
     images: int = option(2000, "Images that each is asked about.", least=1)
     image_size: int = option(32, "Their height and width.", least=16)
     compile: Compile = option("auto", "As of `hf-dfml train pool-distillation`.")
-    seed: int = option(0, "Seed of images and default members.")
-    num_threads: int = option(1, "CPU threads.", least=0)
-    output_dir: str = option("", "Where `teachers.md` goes; nowhere by default.")
 
 
 def drawn_member(settings: Options, index: int) -> Teacher:
@@ -70,13 +64,7 @@ def drawn_member(settings: Options, index: int) -> Teacher:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
-    (settings,) = parse_into([Options], argv, __doc__)
-    before = torch.get_num_threads()
-    torch.set_num_threads(settings.num_threads)
-    try:
-        return measure(settings, Accelerator().device)
-    finally:
-        torch.set_num_threads(before)
+    return run(Options, measure, argv, __doc__)
 
 
 def measure(settings: Options, device: torch.device) -> dict[str, Any]:
@@ -115,7 +103,7 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
     shown = table(HEADER, rows)
     print(about, shown, sep="\n")
     write_section(settings.output_dir, "teachers", "Asking the members", about, shown)
-    result = {
+    return {
         "benchmark": "teachers",
         "ratio": round(rate["hf_dfml"] / rate["as it is"], 2),
         "baseline": round(rate["as it is"]),
@@ -125,8 +113,6 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         "same": same,
         "peak_share": round(share * rate["hf_dfml"], 3),
     }
-    print(json.dumps(result))
-    return result
 
 
 if __name__ == "__main__":

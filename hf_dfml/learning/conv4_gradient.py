@@ -21,7 +21,7 @@ Networks of other architectures, statistics of a network's own and other devices
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -223,9 +223,8 @@ class _Block:
         """Gradients of the weight and, if `further`, of `x`."""
         of_y = -gain * self.rate * self.to_scale / self.number
         constant = -gain * self.to_shift / self.number - of_y * self.mean
-        values = torch.addcmul(constant, self.peaks, of_y).addcmul_(self.slope, gain)
-        self.slopes = torch.addcmul(constant, self.y, of_y, out=None if keep else self.y)
-        self.slopes.view(-1).scatter_(0, self.places, values.view(-1))
+        everywhere = [(of_y, self.y, self.peaks)]
+        self.slopes = self._slopes(constant, everywhere, [(gain, self.slope)], out=None if keep else self.y)
         back, weight = _convolution_backward(self.slopes, self.x, self.weight, self.count, (further, True))
         return weight, back
 
@@ -241,16 +240,39 @@ class _Block:
     ) -> tuple[Tensor, Tensor]:
         """The derivative of what `_through_convolution` gives."""
         constant = constant - of_t * self.mean_t - of_y * self.mean
-        values = torch.addcmul(constant, self.peaks, of_y).addcmul_(self.t_peaks, of_t)
-        values.addcmul_(self.slope, gain_way).addcmul_(slope, gain)
-        slopes = torch.addcmul(constant, self.y, of_y).addcmul_(self.t, of_t)
-        slopes.view(-1).scatter_(0, self.places, values.view(-1))
+        everywhere = [(of_y, self.y, self.peaks), (of_t, self.t, self.t_peaks)]
+        slopes = self._slopes(constant, everywhere, [(gain_way, self.slope), (gain, slope)])
         back, weight = _convolution_backward(slopes, self.x, self.weight, self.count, (further, True))
         if self.way is not None:
             weight += _convolution_backward(self.slopes, self.way, self.weight, self.count, (False, True))[1]
         if further:
             back += _convolution_backward(self.slopes, self.x, self.turn, self.count, (True, False))[0]
         return weight, back
+
+    def _slopes(
+        self,
+        constant: Tensor,
+        everywhere: Sequence[tuple[Tensor, Tensor, Tensor]],
+        at_maxima: Sequence[tuple[Tensor, Tensor]],
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Slopes of the convolution's output: a constant, multiples of maps, and at the maxima of others as well.
+
+        Args:
+            constant: of each channel.
+            everywhere: a factor of each channel, maps of all places, their values at the maxima.
+            at_maxima: a factor of each channel, maps of the maxima.
+            out: where to write the result, perhaps the first of the maps.
+        """
+        (factor, maps, peaks), *others = everywhere
+        values, slopes = torch.addcmul(constant, peaks, factor), torch.addcmul(constant, maps, factor, out=out)
+        for factor, maps, peaks in others:
+            values.addcmul_(peaks, factor)
+            slopes.addcmul_(maps, factor)
+        for factor, peaks in at_maxima:
+            values.addcmul_(peaks, factor)
+        slopes.view(-1).scatter_(0, self.places, values.view(-1))
+        return slopes
 
     def _named(self, weight: Tensor, scale: Tensor, shift: Tensor) -> Named:
         return {f"{self.name}.conv.weight": weight, f"{self.name}.bn.weight": scale, f"{self.name}.bn.bias": shift}
