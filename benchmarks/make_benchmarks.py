@@ -24,6 +24,8 @@ SCRIPTS = {
     "roofline": "",
     "teachers": "",
     "fisher": "",
+    "baselines": "",
+    "end_to_end": "",
     "recovery": "--members 2 --recovery_steps 40 --warmup 10 "
     "--recoveries generator-64 generator-16x20n40 generator-16cx20n40 pixels@0.1 free-5 free-2",
     "pool_scale": "--members 200",

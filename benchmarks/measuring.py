@@ -74,12 +74,15 @@ def open_pool(pool: str, members: int = 8) -> ModelPool:
 
 def timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:
     """The result of `work`, and its seconds: of this process where one CPU thread does it all, else by the clock."""
-    now = time.process_time if counts_own_time(device) else time.perf_counter
-    wait(device)
-    started = now()
+    started = now(device)
     result = work()
+    return result, now(device) - started
+
+
+def now(device: torch.device) -> float:
+    """Seconds of the clock of `timed`, when an accelerator has done what it was given."""
     wait(device)
-    return result, now() - started
+    return time.process_time() if counts_own_time(device) else time.perf_counter()
 
 
 def counts_own_time(device: torch.device) -> bool:
