@@ -15,7 +15,8 @@ meta-generator of --generator_width. For each:
 - what the images are good for: the accuracy, on real images that the member was not trained on, of a student distilled
   from them. It needs --dataset; without one (and with a pool of your own) it is left out.
 
-Below stand the teacher's pass, and what a step of the first two recoveries spends its time on.
+Below stand the teacher's pass, the gradient of the objective by a member as it is and by its copy with folded batch
+norm (which `recover` uses), and what a step of the first two recoveries spends its time on.
 
 The last line is a JSON object; `ratio` is how many times faster the second of --recoveries is than the first.
 """
@@ -56,6 +57,7 @@ from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig
+from hf_dfml.recovery.objective import inversion_loss
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import option, part
 from hf_dfml.utils.images import to_unit
@@ -204,6 +206,23 @@ def costs_of_passes(ways: list[Way], teacher: Teacher, size: int) -> dict[str, P
     return costs
 
 
+def gradient_costs(teacher: Teacher, config: RecoveryConfig, size: int, turns: int = 5) -> dict[str, float]:
+    """Milliseconds of the objective's gradient, by the images of one task, of a member as it is and folded, in turns."""
+    labels = torch.arange(teacher.num_classes, device=teacher.device).repeat_interleave(config.images_per_class)
+    images = torch.rand(len(labels), 3, size, size, generator=fork(0, "images")).to(teacher.device).requires_grad_()
+    members = {"as it is": teacher, "folded": teacher.folded(watched=bool(config.objective.bn_weight))}
+    spent: dict[str, list[float]] = {name: [] for name in members}
+
+    def gradient(member: Teacher) -> None:
+        torch.autograd.grad(inversion_loss(member, images, labels, config.objective)[0], images)
+
+    for turn in range(turns + 1):  # The first one warms up.
+        for name, member in members.items():
+            seconds = timed(teacher.device, partial(gradient, member))[1]
+            spent[name] += [1000 * seconds] if turn else []
+    return {name: min(values) for name, values in spent.items()}
+
+
 def held_out(teacher: Teacher, dataset: FewShotDataset) -> tuple[Tensor, Tensor]:
     """Real images of the member's classes that it was not trained on (the last fifth of each), and their labels."""
     parts = [dataset.by_class(name) for name in teacher.class_names]
@@ -294,7 +313,8 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         name: time_shares(pool.device, partial(recover, members[0], config, size, fork(0)))
         for name, config in short.items()
     }
-    return report(settings, about, ways, costs, shares, teacher_accuracy)
+    gradients = gradient_costs(members[0], recovery, size)
+    return report(settings, about, ways, costs, gradients, shares, teacher_accuracy)
 
 
 HEADER = (
@@ -308,6 +328,7 @@ def report(
     about: str,
     ways: list[Way],
     costs: dict[str, Pass],
+    gradients: dict[str, float],
     shares: dict[str, dict[str, float]],
     teacher: float | None,
 ) -> dict[str, Any]:
@@ -329,7 +350,8 @@ def report(
     clock = "CPU time of the process" if counts_own_time(torch.device("cpu")) else "wall clock"
     notes = [
         f"Seconds are {clock}. One pass of the teacher takes {costs['teacher'].ms:.1f} ms and reaches "
-        f"{100 * costs['teacher'].peak_share:.0f} % of the convolution peak.",
+        f"{100 * costs['teacher'].peak_share:.0f} % of the convolution peak; the objective's gradient takes "
+        f"{gradients['as it is']:.1f} ms by a member as it is and {gradients['folded']:.1f} ms by its folded copy.",
         "No --dataset: what the images are good for was not measured."
         if teacher is None
         else f"The members themselves classify {teacher:.1f} % of the real images that the students are tested on.",
@@ -354,6 +376,7 @@ def report(
         "student_accuracies": {way.name: [round(value, 1) for value in way.accuracies] for way in ways},
         "teacher_accuracy": teacher and round(teacher, 2),
         "passes": {name: asdict(cost) for name, cost in costs.items()},
+        "folding": round(gradients["as it is"] / gradients["folded"], 3),
         "shares": shares,
         "recovery_steps": settings.meta_generator.inversion.recovery_steps,
         "images_per_class": settings.meta_generator.inversion.images_per_class,

@@ -20,13 +20,20 @@ from torch.overrides import TorchFunctionMode
 
 from hf_dfml.networks.info import batch_norms
 
+SMALLEST = 1e-3
+"""Scale of a batch norm from which the statistics before it still follow from those after it."""
+BESIDE_SHIFT = 0.01
+"""The same beside its shift: with a smaller scale single precision would lose more than five digits."""
 
-def folded(network: nn.Module, forward: Callable[[], Tensor]) -> nn.Module:
+
+def folded(network: nn.Module, forward: Callable[[], Tensor], *, watched: bool = False) -> nn.Module:
     """A copy of a network in eval mode whose batch norms are part of the convolutions before them.
 
     Args:
         network: frozen, with running statistics.
         forward: a forward pass of `network` as its copy will be used; of one image, say.
+        watched: whether the statistics of the batch norms' inputs will be asked for (`FoldedBatchNorm.before`): then
+            a layer in which a channel's scale is near zero, or small beside its shift, stays as it is.
 
     Returns:
         The copy; its outputs are those of `network` but for rounding. Where nothing can be folded, it is only a copy.
@@ -38,13 +45,49 @@ def folded(network: nn.Module, forward: Callable[[], Tensor]) -> nn.Module:
     norms = {
         id(module.running_mean): name
         for name, module in batch_norms(network).items()
-        if module.running_mean is not None and not module.training
+        if module.running_mean is not None and not module.training and not (watched and _loses_its_input(module))
     }
     twin = copy.deepcopy(network)
     for weight, mean in watch.pairs():
         if weight in convolutions and mean in norms:
             _fold(twin, convolutions[weight], norms[mean])
     return twin
+
+
+class FoldedBatchNorm(nn.Module):
+    """What stays of a batch norm that is part of the convolution before it: what else its layer does, and its numbers.
+
+    Args:
+        layer: the batch norm, in eval mode.
+
+    Attributes:
+        running_mean: `(C,)` its own.
+        running_var: likewise.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__()
+        # timm's fused layer has its activation in itself.
+        rest = [getattr(layer, part) for part in ("drop", "act") if isinstance(getattr(layer, part, None), nn.Module)]
+        self.rest = nn.Sequential(*rest)
+        gain, offset = affine(layer)
+        values = {"gain": gain, "offset": offset, "running_mean": layer.running_mean, "running_var": layer.running_var}
+        for name, value in values.items():
+            assert value is not None
+            self.register_buffer(name, value.to(layer.running_mean), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution's output with the batch norm in it -> that of the layer."""
+        return self.rest(x)
+
+    def before(self, variance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """Variance and mean `(C,)` of what the batch norm would have been given, from those of what is given here."""
+        return variance / self.gain.square(), (mean - self.offset) / self.gain
 
 
 class _Pairs(TorchFunctionMode):
@@ -89,10 +132,17 @@ def _fold(network: nn.Module, convolution: str, norm: str) -> None:
     kernel = before.weight.double() * gain.view(-1, 1, 1, 1)
     before.weight = nn.Parameter(kernel.to(before.weight), requires_grad=False)
     before.bias = nn.Parameter(bias.to(before.weight), requires_grad=False)
-    # timm's fused layer has its activation in itself.
-    rest = [getattr(layer, part) for part in ("drop", "act") if isinstance(getattr(layer, part, None), nn.Module)]
     parent, _, own = norm.rpartition(".")
-    setattr(network.get_submodule(parent), own, nn.Sequential(*rest) if rest else nn.Identity())
+    setattr(network.get_submodule(parent), own, FoldedBatchNorm(layer))
+
+
+def _loses_its_input(layer: _BatchNorm) -> bool:
+    """Whether a channel's output says too little of its input."""
+    if layer.weight is None:
+        return False
+    scale = layer.weight.abs()
+    beside = scale < BESIDE_SHIFT * layer.bias.abs() if layer.bias is not None else scale < 0
+    return bool(((scale < SMALLEST) | beside).any())
 
 
 def affine(layer: _BatchNorm) -> tuple[Tensor, Tensor]:

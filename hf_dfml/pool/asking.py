@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from hf_dfml.networks.folding import folded
 from hf_dfml.networks.info import TransformersInfo, network_info
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
@@ -61,8 +60,7 @@ class Asking:
         """Probabilities `(N, C)` of images `(N, 3, H, W)` in [0, 1] or uint8, a batch at a time."""
         _, height, width = teacher.entry.input_size or (3, *images.shape[-2:])
         batch = max(1, PIXELS_AT_ONCE // (height * width))
-        one = to_unit(images[:1])
-        quick = Teacher(teacher.entry, folded(teacher.network, lambda: teacher(one))).to(teacher.device)
+        quick = teacher.folded()
         answer: Callable[[Tensor], Tensor] = self._compiled(quick, batch) if self.compiles else quick
         with self._precision(quick, to_unit(images[:batch])):
             return torch.cat([answer(to_unit(part)).float().softmax(-1) for part in images.split(batch)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from hf_dfml.networks.folding import folded
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import Member
@@ -68,6 +69,15 @@ class Teacher(Member, nn.Module):
         """What `features` and the call give, `(B, D)` and `(B, num_classes)`, in one pass of the images."""
         with about(self.entry.id):
             return network_info(self.network).features_and_logits(self.prepare(images))
+
+    def folded(self, *, watched: bool = False) -> Teacher:
+        """The same member by fewer passes: batch norms are part of the convolutions before them where that can be.
+
+        Args:
+            watched: whether the statistics that its batch norms see will be asked for; see `folding.folded`.
+        """
+        image = self.mean.new_zeros(1, *self.entry.input_size)  # type: ignore[misc]
+        return Teacher(self.entry, folded(self.network, lambda: self(image), watched=watched)).to(self.mean)
 
     def train(self, mode: bool = True) -> Teacher:
         """Stay in eval mode: a member is never trained."""

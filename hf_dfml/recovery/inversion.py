@@ -121,12 +121,13 @@ def recover(
     device = teacher.device
     if isinstance(source, ZeroOrderGradient):
         source.forget()
+    seen = teacher if isinstance(teacher, BlackBox) else teacher.folded(watched=bool(config.objective.bn_weight))
     chosen = range(teacher.num_classes) if outputs is None else outputs
     labels = torch.tensor(list(chosen), device=device).repeat_interleave(config.images_per_class)
 
     def gradient_at(images: Tensor) -> tuple[Tensor, Tensor]:
         term = renewed(images) if renewed else further
-        return source(partial(_losses, teacher, labels, config, term), images, generator)
+        return source(partial(_losses, seen, labels, config, term), images, generator)
 
     images = make(teacher, labels, config, size, generator, gradient_at)
     position = torch.arange(len(chosen), device=device).repeat_interleave(config.images_per_class)

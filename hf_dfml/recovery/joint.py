@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_dfml.pool.entry import PoolEntry
+from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.augment import random_roll
 from hf_dfml.recovery.objective import InversionWeights, inversion_loss
@@ -124,6 +126,8 @@ def recover_jointly(
     images = (mean + std * start).clamp_(0, 1)
     moments = torch.zeros(2, *images.shape, device=pool.device)
     done = torch.zeros(len(known), dtype=torch.long)
+    # Members that the pool's cache drops take theirs with them.
+    twins: WeakKeyDictionary[Teacher, Teacher] = WeakKeyDictionary()
     while int(done.min()) < config.updates:
         member = _next_member(done.clamp_max(config.updates), members, knowing, generator)
         teacher, classes, labels = pool.load(member), members[member], outputs[member]
@@ -134,7 +138,10 @@ def recover_jointly(
         labels = labels.to(pool.device).repeat_interleave(config.images)
         given = images[classes.to(pool.device)].flatten(0, 1).requires_grad_()
         seen = random_roll(given, generator, pixels=config.shift, flip=config.flip)
-        loss, _ = inversion_loss(teacher, seen, labels, config.weights, prior.term(teacher) if prior else None)
+        if teacher not in twins:
+            twins[teacher] = teacher.folded(watched=bool(config.weights.bn_weight))
+        term = prior.term(teacher) if prior else None
+        loss, _ = inversion_loss(twins[teacher], seen, labels, config.weights, term)
         gradient = torch.autograd.grad(loss, given)[0].view(len(classes), *images.shape[1:])
         # The mean over the batch made each image's share small; Adam does not mind the scale.
         for row, index in enumerate(classes.tolist()):

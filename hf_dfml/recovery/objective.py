@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_dfml.networks.functional import variance_and_mean
-from hf_dfml.networks.info import batch_norms
+from hf_dfml.networks.folding import FoldedBatchNorm
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.settings import Settings, option
@@ -34,23 +34,27 @@ class InversionWeights(Settings):
 class _Moments(torch.autograd.Function):
     """Variance and mean of each channel, with their derivative in one pass over the images.
 
-    PyTorch's own takes six; on a CPU that is a third of a step of pixels (conv4).
+    PyTorch's own takes six; on a CPU that is a third of a step of pixels (conv4). The statistics are computed as
+    its batch norm does it, in fewer passes than by `mean` and `var`.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, C, ...)` -> two times `(C,)`."""
-        variance, mean = variance_and_mean(x)
+        mean, variance = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
         ctx.save_for_backward(x, mean)
-        return variance.flatten(), mean.flatten()
+        return variance, mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         """The derivative of the mean is 1/n, that of the variance 2 (x - mean) / n."""
         x, mean = ctx.saved_tensors
-        by_variance, by_mean = (gradient.view_as(mean) * x.shape[1] / x.numel() for gradient in gradients)
-        return torch.addcmul(by_mean - 2 * by_variance * mean, x, 2 * by_variance)
+        by_variance, by_mean = (gradient * x.shape[1] / x.numel() for gradient in gradients)
+        of_x, constant = (
+            values.view(-1, *(1,) * (x.dim() - 2)) for values in (2 * by_variance, by_mean - 2 * by_variance * mean)
+        )
+        return torch.addcmul(constant, x, of_x)
 
 
 class BatchNormDistance:
@@ -64,8 +68,10 @@ class BatchNormDistance:
         return torch.stack(self.terms).sum() if self.terms else like.new_zeros(())
 
     def observe(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook of a batch-norm layer."""
+        """Forward pre-hook of a batch-norm layer, or of what stays of one that was folded."""
         variance, mean = _Moments.apply(inputs[0])
+        if isinstance(module, FoldedBatchNorm):
+            variance, mean = module.before(variance, mean)
         stored_mean: Tensor = module.running_mean  # type: ignore[assignment]
         stored_variance: Tensor = module.running_var  # type: ignore[assignment]
         self.terms.append(
@@ -77,13 +83,14 @@ class BatchNormDistance:
 def watch_batch_norm(teacher: nn.Module) -> Iterator[BatchNormDistance]:
     """Measure R_BN (DeepInversion, Yin et al., CVPR 2020, Eq. 4) during the forward passes inside the block.
 
-    The teacher's weights and statistics are only read; its hooks are gone afterwards.
+    The teacher's weights and statistics are only read; its hooks are gone afterwards. A teacher that was folded
+    with `watched` has the same distance.
     """
     distance = BatchNormDistance()
     handles = [
         layer.register_forward_pre_hook(distance.observe)
-        for layer in batch_norms(teacher).values()
-        if layer.running_mean is not None
+        for layer in teacher.modules()
+        if isinstance(layer, FoldedBatchNorm) or (isinstance(layer, _BatchNorm) and layer.running_mean is not None)
     ]
     try:
         yield distance

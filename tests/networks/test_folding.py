@@ -69,3 +69,16 @@ def test_what_is_not_a_pair_stays(kind):
     twin = folded(network, lambda: network(images))
     assert len(batch_norms(twin)) == len(batch_norms(network))
     assert torch.equal(twin(images), network(images))
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(0.0, 0.0), (1e-4, 0.0), (0.005, -1.0)])
+def test_a_layer_whose_output_says_too_little_of_its_input_stays_where_that_is_asked_for(scale, shift):
+    network = trained(create_network("conv4", num_classes=3, image_size=32))
+    with torch.no_grad():
+        network.blocks[1].bn.weight[3], network.blocks[1].bn.bias[3] = scale, shift
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    expected = {False: [], True: ["blocks.1.bn"]}
+    for watched, names in expected.items():
+        twin = folded(network, lambda: network(images), watched=watched)
+        assert list(batch_norms(twin)) == names
+        assert torch.allclose(twin(images), network(images), rtol=1e-8, atol=1e-10)

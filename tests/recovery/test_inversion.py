@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_dfml.networks import create_network
 from hf_dfml.networks.generator import Generator
+from hf_dfml.networks.info import batch_norms
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
@@ -73,6 +74,31 @@ def test_the_gradient_of_the_statistics_term_is_that_of_its_formula(teacher):
     torch.testing.assert_close(torch.autograd.grad(total, images)[0], wanted)
     for hook in hooks:
         hook.remove()
+
+
+@pytest.mark.parametrize(("name", "width"), [("conv4", {"width": 8}), ("resnet10", {"widths": (4, 8, 8, 8)})])
+@pytest.mark.parametrize("small", [False, True], ids=["all folded", "one layer stays"])
+def test_a_folded_teacher_has_the_same_loss_and_the_same_gradient(name, width, small):
+    generator = torch.Generator().manual_seed(5)
+    network = create_network(name, num_classes=3, image_size=16, **width, generator=generator)
+    for layer in batch_norms(network).values():
+        for tensor in (layer.running_mean, layer.weight.data, layer.bias.data):
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        layer.weight.data.mul_(0.3).add_(0.1 * layer.weight.sign())
+        layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=generator) + 0.1)
+    if small:
+        next(iter(batch_norms(network).values())).weight.data[1] = 0.0
+    teacher = teacher_of(network).double()
+    twin = teacher.folded(watched=True)
+    assert len(batch_norms(twin)) == small
+    images, labels = torch.rand(6, 3, 16, 16, generator=generator, dtype=torch.double), torch.tensor([0, 1, 2] * 2)
+    found = []
+    for each in (teacher, twin):
+        given = images.clone().requires_grad_()
+        loss, logits = inversion_loss(each, given, labels, InversionWeights(tv_weight=0.1))
+        found.append((loss, logits, torch.autograd.grad(loss, given)[0]))
+    for plain, quick in zip(*found, strict=True):
+        assert (plain - quick).norm() < 1e-10 * plain.norm()
 
 
 def test_inversion_changes_nothing_in_the_teacher(teacher):
