@@ -207,7 +207,7 @@ def costs_of_passes(ways: list[Way], teacher: Teacher, size: int) -> dict[str, P
 
 
 def gradient_costs(teacher: Teacher, config: RecoveryConfig, size: int, turns: int = 5) -> dict[str, float]:
-    """Milliseconds of the objective's gradient, by the images of one task, of a member as it is and folded, in turns."""
+    """Milliseconds of the objective's gradient at the images of a task, by a member as it is and folded, in turns."""
     labels = torch.arange(teacher.num_classes, device=teacher.device).repeat_interleave(config.images_per_class)
     images = torch.rand(len(labels), 3, size, size, generator=fork(0, "images")).to(teacher.device).requires_grad_()
     members = {"as it is": teacher, "folded": teacher.folded(watched=bool(config.objective.bn_weight))}
