@@ -30,6 +30,7 @@ from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
 from hf_dfml.preflight import check_disk, check_folder, check_names, check_push, evaluation_data
 from hf_dfml.recovery.soundness import unsound_members
+from hf_dfml.resuming import check_options, refuse_other_run
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
@@ -102,6 +103,7 @@ def run(
 
 def _claim(folder: Path, config: RunConfig, until_the_end: ExitStack) -> None:
     check_folder(folder)
+    refuse_other_run(folder, config.resume_from_checkpoint)
     until_the_end.enter_context(folder_in_use(folder))
     if config.push_to_hub:
         check_push(config.push_to_hub, private=config.private)
@@ -119,7 +121,11 @@ def _run(
     processes, folder = Processes(accelerator), Path(config.output_dir)
     if config.black_box != "none" or opening.is_service(config.pool):
         refuse_black_boxes(method_class)
-    pool = open_teachers(config, processes.device)
+
+    def resumable(members: ModelPool) -> None:
+        check_options(folder, config.resume_from_checkpoint, method_class.config_for(method_config, members))
+
+    pool = open_teachers(config, processes.device, resumable)
     method_config = method_class.config_for(method_config, pool)
     choice = choose_network(pool, config)
     network = meta_network(pool, config, choice).to(processes.device)
@@ -251,8 +257,12 @@ def adaptation_of(method: Method, config: RunConfig) -> Adaptation:
     return how.but(steps=config.eval_inner_steps, lr=config.eval_inner_lr)
 
 
-def open_pool(config: RunConfig) -> ModelPool:
+def open_pool(config: RunConfig, before_asking: Callable[[ModelPool], None] | None = None) -> ModelPool:
     """The usable members of `config.pool`; what cannot be used is named and left out.
+
+    Args:
+        config: the run.
+        before_asking: is shown the members before they answer for the first time, which takes a while.
 
     Raises:
         ValueError: if no pool was named or none of its members can be used.
@@ -263,6 +273,8 @@ def open_pool(config: RunConfig) -> ModelPool:
         pool = pool[: config.num_members]
     usable = pool.usable()
     if config.check_members and config.black_box == "none":
+        if before_asking:
+            before_asking(usable)
         usable = sound(usable, config.seed)
     return usable.pinned()
 
@@ -276,8 +288,15 @@ def sound(pool: ModelPool, seed: int) -> ModelPool:
     return pool.filter(lambda entry: entry.id not in found) if found else pool
 
 
-def open_teachers(config: RunConfig, device: torch.device | str = "cpu") -> TeacherPool:
+def open_teachers(
+    config: RunConfig, device: torch.device | str = "cpu", before_asking: Callable[[ModelPool], None] | None = None
+) -> TeacherPool:
     """The members of `config.pool`, as black boxes if they are to be taken for such, or the service there.
+
+    Args:
+        config: the run.
+        device: where the members are to be.
+        before_asking: see `open_pool`.
 
     Raises:
         ValueError: as `open_pool`, or if a service has another output than was asked for.
@@ -290,7 +309,7 @@ def open_teachers(config: RunConfig, device: torch.device | str = "cpu") -> Teac
                 f"The output of {config.pool} is {service.output}, not {config.black_box}: leave --black_box out."
             )
         return service[: config.num_members or None].to(device)
-    members = open_pool(config).to(device)
+    members = open_pool(config, before_asking).to(device)
     if config.black_box == "none":
         return members
     return members.as_black_box(config.black_box, max_queries=budget, top_k=config.top_k)

@@ -24,6 +24,14 @@ from hf_dfml.networks.info import network_info
 from hf_dfml.pool.entry import WEIGHTS_NAME
 from hf_dfml.pool.queries import QueryBudgetError, ServiceError
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.resuming import (
+    CHECKPOINTS,
+    LATEST,
+    held_options,
+    newest_checkpoint,
+    refuse_other_options,
+    refuse_other_run,
+)
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.utils.checkpoint import load_tree, newest_sound, remove_folder, replace_folder, save_tree
@@ -179,7 +187,7 @@ class Trainer:
         return Outcome(self.method.model if self._broken_off else self._chosen(), self.progress, self._stop)
 
     def _where_stopped(self) -> str:
-        newest, step, total = self._newest(), self.progress.step, self.method.num_steps
+        newest, step, total = newest_checkpoint(self.folder), self.progress.step, self.method.num_steps
         if not newest:
             return f"during the setup: {self._stop}. Go on with {self._remedy}"
         if not self._broken_off:
@@ -214,7 +222,7 @@ class Trainer:
 
     def _stop_asking(self, error: QueryBudgetError | ServiceError) -> None:
         """Black boxes answer no more, in the setup or in a step that has left no trace."""
-        begun = self._newest() is not None
+        begun = newest_checkpoint(self.folder) is not None
         self._stop = str(error).rstrip(".")
         if isinstance(error, QueryBudgetError):
             end = f" (or end here, with --steps {self.progress.step})" if begun else ""
@@ -271,13 +279,7 @@ class Trainer:
             ValueError: if the checkpoint was written with other hyper-parameters, another seed or other members.
         """
         state = load_tree(folder)
-        ours = self._options()
-        changed = sorted(k for k in ours if state["method_config"].get(k) != ours[k])
-        if changed:
-            raise ValueError(
-                f"{folder} was written with other values of {', '.join(changed)}: resume with that run's options, "
-                "or start a new one in another --output_dir."
-            )
+        refuse_other_options(folder, state["method_config"], self.method.config)
         for what, ours in self._origin().items():
             if state.get("origin", {}).get(what, ours) != ours:
                 raise ValueError(
@@ -295,20 +297,15 @@ class Trainer:
     def _resume(self) -> bool:
         """Stand at the checkpoint that was asked for; whether there is one."""
         asked = self.config.resume_from_checkpoint
-        newest = self.processes.once(lambda: str(self._newest() or ""))
+        self.processes.once(partial(refuse_other_run, self.folder, asked))
         if not asked:
-            if newest:
-                raise FileExistsError(
-                    f"{self.folder} already holds a run (up to {Path(newest).name}): go on with "
-                    "--resume_from_checkpoint latest, or choose another --output_dir."
-                )
             return False
-        if asked == "latest" and not newest:
+        if asked == LATEST and not self.processes.once(lambda: str(newest_checkpoint(self.folder) or "")):
             self.accelerator.print(f"No checkpoint under {self.folder} yet: starting from the beginning.")
             return False
         folder, checkpoints = Path(asked), self._checkpoints()
         damaged: dict[str, str] = {}
-        if asked == "latest":
+        if asked == LATEST:
             name, damaged = self.processes.once(partial(newest_sound, checkpoints))
             folder = checkpoints / name
         self.load_checkpoint(folder)
@@ -366,10 +363,6 @@ class Trainer:
             model.load_state_dict(self._best)
         return model
 
-    def _options(self) -> dict[str, Any]:
-        """The hyper-parameters that may not change within a run."""
-        return {name: value for name, value in flat(self.method.config).items() if name != "steps"}
-
     def _origin(self) -> dict[str, Any]:
         """What a run starts from, beside its options."""
         return {
@@ -382,14 +375,11 @@ class Trainer:
 
     def _setup_name(self) -> str:
         """Of the folder of the setup's finished parts, which are of no use under other options."""
-        to_answers = [self._options(), self._origin()]
+        to_answers = [held_options(self.method.config), self._origin()]
         return hashlib.sha256(json.dumps(to_answers).encode()).hexdigest()[:12]
 
     def _checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    def _newest(self) -> Path | None:
-        return max(self._checkpoints().glob("step-*"), default=None)
+        return self.folder / CHECKPOINTS
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._began
@@ -406,7 +396,7 @@ class Trainer:
         return self._stop is not None
 
     def _stopping_after(self) -> str:
-        return "step" if self._newest() else "part of the setup"
+        return "step" if newest_checkpoint(self.folder) else "part of the setup"
 
     @contextmanager
     def _say_where_to_go_on(self) -> Iterator[None]:
@@ -415,7 +405,7 @@ class Trainer:
             yield
         except Exception as error:
             if self.accelerator.is_main_process or isinstance(error, ProcessLostError):
-                newest, scratch = self._newest(), self.context.scratch
+                newest, scratch = newest_checkpoint(self.folder), self.context.scratch
                 kept = f"The last checkpoint is {newest}" if newest else "Finished parts of the setup are kept"
                 if newest or (scratch and scratch.exists()):
                     print(

@@ -40,7 +40,7 @@ ORDER = (
         "pool.building",
         "pool",
     ),
-    *("recovery", "learning", "evaluation", "methods", "sinusoids", "trackers", "trainer", "classifier"),
+    *("recovery", "learning", "evaluation", "methods", "sinusoids", "trackers", "resuming", "trainer", "classifier"),
     *(
         "meta_config",
         "hub_results",

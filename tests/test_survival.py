@@ -182,7 +182,7 @@ def test_parts_of_a_setup_are_of_no_use_to_other_options(members, tmp_path, monk
     assert not (tmp_path / "setup").exists()
 
 
-def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
+def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path, monkeypatch):
     """Another pool and other options for a folder that holds a run, or the beginning of one."""
 
     def of(folder, method, hyper, resume="latest", **more):
@@ -219,6 +219,13 @@ def test_a_run_that_is_refused_leaves_its_folder_as_it_was(members, tmp_path):
         of(tmp_path / "run", TGR, TGRConfig(**TINY), resume=None)
     with pytest.raises(ValueError, match="other values of shift"):
         of(tmp_path / "run", TGR, TGRConfig(**{**TINY, "shift": 1}))
+    monkeypatch.setattr("hf_dfml.pipeline.sound", lambda *_: pytest.fail("members were asked before the refusal"))
+    pool = members
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        of(tmp_path / "run", TGR, TGRConfig(**TINY), resume=None)
+    with pytest.raises(ValueError, match="other values of shift"):
+        of(tmp_path / "run", TGR, TGRConfig(**{**TINY, "shift": 1}))
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="make no batch"):
         of(begun, PoolDistillation, PoolDistillationConfig(num_images=4))
     assert files(tmp_path) == before

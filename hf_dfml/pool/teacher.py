@@ -68,7 +68,7 @@ class Teacher(Member, nn.Module):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What `features` and the call give, `(B, D)` and `(B, num_classes)`, in one pass of the images."""
         with about(self.entry.id):
-            return network_info(self.network).features_and_logits(self.prepare(images))
+            return network_info(self.network).features_and_logits(self._prepare(images))
 
     def folded(self, *, watched: bool = False) -> Teacher:
         """The same member by fewer passes: batch norms are part of the convolutions before them where that can be.

@@ -99,7 +99,8 @@ def _normalisation(network: nn.Module) -> list[nn.Module]:
 def _as_made(layer: nn.Module) -> bool:
     """Whether no optimiser can have changed it; timm makes the last one of a residual block with weights 0."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
-    return bool(((weight == 1) | (weight == 0)).all()) and (bias is None or not bias.any())
+    assert isinstance(weight, Tensor)
+    return bool(torch.logical_or(weight == 1, weight == 0).all()) and (bias is None or not bias.any())
 
 
 def _nearly_uniform(answers: Tensor) -> bool:

@@ -72,6 +72,20 @@ def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
         raise ValueError(f"{folder} is no saved state of this version: {type(error).__name__}: {error}") from error
 
 
+def load_values(folder: Path, name: str) -> dict[str, Any]:
+    """A part of what `save_tree` wrote that has no tensors, at the cost of a small file.
+
+    Raises:
+        FileNotFoundError: if `folder` holds no saved tree.
+        ValueError: if it has no such part.
+    """
+    try:
+        structure = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
+        return _restore(dict(structure["dict"])[name], {})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is no saved state of this version: it has no '{name}'.") from error
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with the files of a saved tree; None where they are as they were written."""
     try:

@@ -21,7 +21,7 @@ from hf_dfml.pipeline import run
 from hf_dfml.pool import ModelPool
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.run_config import RunConfig
-from hf_dfml.utils.checkpoint import load_tree
+from hf_dfml.utils.checkpoint import load_tree, save_tree
 from hf_dfml.utils.seeding import fork
 from tests.methods.pools import make_model
 from tests.methods.tiny_tgr import TINY, trainer_of
@@ -103,6 +103,17 @@ def test_a_folder_with_a_run_is_not_overwritten(pool, tmp_path):
     trainer_of(pool, tmp_path / "run", steps=1).fit()
     with pytest.raises(FileExistsError, match="already holds a run .up to step-000001.*--resume_from"):
         trainer_of(pool, tmp_path / "run", resume=None, steps=1).fit()
+
+
+def test_a_checkpoint_from_before_an_option_was_made_had_its_default(pool, tmp_path):
+    trainer_of(pool, tmp_path / "run", steps=1).fit()
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-000001")
+    state = load_tree(checkpoint)
+    del state["method_config"]["igr_order"]
+    save_tree(checkpoint, state)
+    assert trainer_of(pool, tmp_path / "run", steps=1).fit().finished
+    with pytest.raises(ValueError, match="other values of igr_order"):
+        trainer_of(pool, tmp_path / "run", steps=2, igr_order="second").fit()
 
 
 def test_a_run_is_not_resumed_with_other_hyper_parameters(pool, tmp_path):
