@@ -35,6 +35,7 @@ from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
 from hf_dfml.trainer import Outcome, Trainer
+from hf_dfml.utils.compiling import computes_in_bfloat16, settled_precision
 from hf_dfml.utils.folder_lock import folder_in_use
 from hf_dfml.utils.memory import available_memory
 from hf_dfml.utils.pictures import learning_curves
@@ -88,7 +89,7 @@ def run(
     accelerator = TrackedAccelerator(
         config.output_dir,
         config.log_with,
-        mixed_precision=config.mixed_precision,
+        mixed_precision=settled_precision(config.mixed_precision),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.patience_minutes))],
     )
     _check_launch(accelerator, config)
@@ -132,6 +133,8 @@ def _run(
     method = method_class(method_config, network)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
+    if config.mixed_precision:
+        accelerator.print(_precision(accelerator))
     evaluation = RunEvaluation(config, adaptation_of(method, config), processes)
     if choice.reason:
         accelerator.print(f"Student: {choice.arch} of {choice.image_size} pixels, {choice.reason}.")
@@ -317,6 +320,16 @@ def open_teachers(
 
 def _teachers(pool: TeacherPool) -> str:
     return f"{len(pool)} black boxes ({pool.output})" if pool.answers_only else f"{len(pool)} teachers"
+
+
+def _precision(accelerator: Accelerator) -> str:
+    """What is computed in, and whether the device has instructions for it."""
+    fast = computes_in_bfloat16(accelerator.device)
+    if accelerator.mixed_precision == "no":
+        return "Precision: float32" + ("." if fast else ": this device has no instructions for bfloat16.")
+    return "Precision: bfloat16" + (
+        "." if fast else ", for which this device has no instructions: --mixed_precision no is several times faster."
+    )
 
 
 def _check_launch(accelerator: Accelerator, config: RunConfig) -> None:

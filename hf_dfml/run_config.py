@@ -99,8 +99,10 @@ class RunConfig(Settings):
     )
     validation_episodes: int = option(100, "Episodes of each look at the validation classes.", least=2, most=10**7)
     num_threads: int = option(0, "CPU threads of a process; 0 leaves PyTorch's choice.", least=0, most=1024)
-    mixed_precision: Literal["no", "bf16"] | None = option(
-        None, "`bf16`: recover and replay in bfloat16; `no`; by default what `accelerate launch` says."
+    mixed_precision: Literal["no", "bf16", "auto"] | None = option(
+        None,
+        "`bf16`: recover and replay in bfloat16; `auto`: only where the processor or GPU has instructions for it "
+        "(others are several times slower so); `no`; by default what `accelerate launch` says.",
     )
     patience_minutes: float = option(
         30.0, "Of several processes: minutes that one waits for the others before it stops.", above=0

@@ -19,3 +19,11 @@ def computes_in_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(ask() for name in known if (ask := getattr(torch.cpu, name, None)))
+
+
+def settled_precision(asked: str | None) -> str | None:
+    """What `auto` comes to on the device of this process: `bf16` or `no`; all else as it is."""
+    if asked != "auto":
+        return asked
+    uses_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true")
+    return "bf16" if computes_in_bfloat16(torch.device("cuda" if uses_gpu else "cpu")) else "no"
