@@ -8,6 +8,7 @@ is wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ def _normalisation(network: nn.Module) -> list[nn.Module]:
     return [layer for layer in network.modules() if isinstance(layer, kinds) and layer.weight is not None]
 
 
-def _as_made(layer: nn.Module) -> bool:
+def _as_made(layer: Any) -> bool:
     """Whether no optimiser can have changed it; timm makes the last one of a residual block with weights 0."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
     assert isinstance(weight, Tensor)

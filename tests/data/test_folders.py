@@ -123,7 +123,10 @@ def test_unreadable_images_are_left_out_and_their_class_with_them(photos, caplog
         data = open_data(photos, image_size=4, needs=Needs(ways=2, shots=2, queries=1))
     assert data.class_names == ("cat", "yak") and data.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.by_class("yak").unique().tolist() == [7]
-    assert "001.png is not readable as an image" in caplog.text and "phone.HEIC: convert HEIC files" in caplog.text
+    assert (
+        "001.png is not readable as an image" in caplog.text
+        and "phone.HEIC is not readable as an image: convert HEIC" in caplog.text
+    )
     with pytest.raises(ValueError, match="2 classes with at least 3 images; 3 ways"):
         open_data(photos, needs=Needs(ways=3, shots=2, queries=1))
 

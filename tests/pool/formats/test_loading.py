@@ -214,7 +214,14 @@ def test_a_hostile_member_is_refused_by_name_in_one_line(hostile, name):
     with pytest.raises(MemberError, match=HOSTILE[name][1]) as caught:
         pool.load(name)
     message = str(caught.value)
-    assert message.startswith(f"{name}: ") and "\n" not in message and len(message) < 300
+    assert message.startswith((f"{name}: ", f"{name} has ")) and "\n" not in message and len(message) < 300
+
+
+def test_name_and_reason_are_one_sentence():
+    assert str(MemberError("m-0", "has no config.json")) == "m-0 has no config.json"
+    assert str(MemberError("m-0", "is gated")) == "m-0 is gated"
+    assert str(MemberError("m-0", "config.json names no architecture")) == "m-0: config.json names no architecture"
+    assert str(MemberError("m-0", "isolated outputs")) == "m-0: isolated outputs"
 
 
 def test_the_rest_of_a_hostile_pool_goes_on_and_no_code_runs(hostile, caplog):
