@@ -22,6 +22,7 @@ Networks of other architectures, statistics of a network's own and other devices
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -138,13 +139,14 @@ class Patches:
 class _Block:
     """Convolution, maxima, batch norm, ReLU of `E` networks side by side; maps are `(B, H, W, E * C)`.
 
-    In the formulas y is the convolution's output, n = (y - mean) * rate, z = scale * n + shift; t is the tangent of y.
+    In the formulas y is the convolution's output, n = (y - mean) * rate, z = scale * n + shift; t is the tangent of y;
+    gain = scale * rate is the factor of y in z, gain_way the tangent of gain.
     """
 
     def __init__(
         self, name: str, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float, count: int
     ) -> None:
-        self.name, self.x, self.scale, self.count = name, x, scale, count
+        self.name, self.x, self.count = name, x, count
         self.weight = _as_maps(weight)
         y = _convolution(x, self.weight, count)
         self.shape, self.number = y.shape, y[..., 0].numel()
@@ -155,22 +157,24 @@ class _Block:
         self.places = _in_memory(_last(places), y)
         self.mean, variance = self._statistics(y)
         self.rate = torch.rsqrt(variance + eps)
-        gain = scale * self.rate
-        self.out = torch.addcmul(shift - gain * self.mean, self.peaks, gain).clamp_min_(0)
+        self.gain = scale * self.rate
+        constant = torch.addcmul(shift, self.gain, self.mean, value=-1)
+        self.out = torch.addcmul(constant, self.peaks, self.gain).clamp_min_(0)
 
     def backward(self, slope: Tensor, *, further: bool, keep: bool) -> tuple[Named, Tensor]:
         """Gradients of the parameters, and of `x` if `further`, from that of `out`."""
         slope = _where_positive(slope, self.out)
         to_shift = _sum(slope)
-        to_scale = self.rate * (_sum(slope * self.peaks) - self.mean * to_shift)
+        to_scale = self.rate * torch.addcmul(_sum(slope * self.peaks), self.mean, to_shift, value=-1)
         self.slope, self.to_shift, self.to_scale = slope, to_shift, to_scale
         # dy = gain * (slope at the maxima - to_shift / number - n * to_scale / number)
-        weight, back = self._through_convolution(self.scale * self.rate, further, keep)
+        self.of_y = self.gain * self.rate * to_scale / -self.number
+        weight, back = self._through_convolution(further, keep)
         return self._named(weight, to_scale, to_shift), back
 
     def forward_along(self, direction: Mapping[str, Tensor], way: Tensor | None) -> Tensor:
         """The tangent of `out` from that of `x` (None: it does not move) and those of the parameters."""
-        turn, self.stretch, lift = (
+        turn, stretch, lift = (
             direction[f"{self.name}.{part}"].detach() for part in ("conv.weight", "bn.weight", "bn.bias")
         )
         self.turn, self.way = _as_maps(turn), way
@@ -181,31 +185,25 @@ class _Block:
         self.mean_t, together = self._statistics_along(t)
         self.mean_nt = self.rate * together
         # The tangent of n is rate * (t - mean(t) - n * mean(n t)), that of z: stretch * n + scale * it + lift
-        of_n = self.stretch - self.scale * self.rate * self.mean_nt
-        of_t = self.scale * self.rate
-        constant = lift - of_t * self.mean_t - of_n * self.rate * self.mean
-        z = torch.addcmul(constant, self.peaks, of_n * self.rate).addcmul_(self.t_peaks, of_t)
+        self.gain_way = self.rate * torch.addcmul(stretch, self.gain, self.mean_nt, value=-1)
+        constant = torch.addcmul(lift, self.gain, self.mean_t, value=-1).addcmul_(self.gain_way, self.mean, value=-1)
+        z = torch.addcmul(constant, self.peaks, self.gain_way).addcmul_(self.t_peaks, self.gain)
         return _where_positive(z, self.out)
 
     def backward_along(self, slope: Tensor, *, further: bool) -> tuple[Named, Tensor]:
         """The derivative of what `backward` gives; `slope` is that of the slope it was given."""
         slope = _where_positive(slope, self.out)
         to_shift = _sum(slope)
-        to_scale = self.rate * (
-            _sum((slope * self.peaks).addcmul_(self.slope, self.t_peaks))
-            - self.mean * to_shift
-            - self.mean_t * self.to_shift
-            - self.mean_nt * self.to_scale
-        )
-        gain = self.scale * self.rate
-        gain_way = self.stretch * self.rate - self.scale * self.rate.square() * self.mean_nt
+        products = _sum((slope * self.peaks).addcmul_(self.slope, self.t_peaks))
+        for one, other in ((self.mean, to_shift), (self.mean_t, self.to_shift), (self.mean_nt, self.to_scale)):
+            products.addcmul_(one, other, value=-1)
+        to_scale = self.rate * products
         # The derivative of dy = gain * (slope at the maxima - to_shift / number - n * to_scale / number), which is
-        # gain_way * the old slope + gain * the new one + of_t * (t - mean(t)) + of_y * (y - mean) + constant
-        of_t = -gain * self.rate * self.to_scale / self.number
-        of_n = gain * self.rate * self.to_scale * self.mean_nt - gain_way * self.to_scale - gain * to_scale
-        of_y = of_n * self.rate / self.number
-        constant = -(gain_way * self.to_shift + gain * to_shift) / self.number
-        weight, back = self._through_convolution_along(slope, gain, gain_way, of_t, of_y, constant, further)
+        # gain_way * the old slope + gain * the new one + the old of_y * (t - mean(t)) + of_y * (y - mean) + constant
+        of_n = torch.addcmul(self.gain * to_scale, self.gain_way, self.to_scale) / -self.number
+        of_y = self.rate * of_n.addcmul_(self.of_y, self.mean_nt, value=-1)
+        constant = torch.addcmul(self.gain * to_shift, self.gain_way, self.to_shift) / -self.number
+        weight, back = self._through_convolution_along(slope, of_y, constant, further)
         return self._named(weight, to_scale, to_shift), back
 
     def _statistics(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,29 +217,21 @@ class _Block:
         mean = _sum(t) / self.number
         return mean, _sum(self.y * t) / self.number - self.mean * mean
 
-    def _through_convolution(self, gain: Tensor, further: bool, keep: bool) -> tuple[Tensor, Tensor]:
+    def _through_convolution(self, further: bool, keep: bool) -> tuple[Tensor, Tensor]:
         """Gradients of the weight and, if `further`, of `x`."""
-        of_y = -gain * self.rate * self.to_scale / self.number
-        constant = -gain * self.to_shift / self.number - of_y * self.mean
-        everywhere = [(of_y, self.y, self.peaks)]
-        self.slopes = self._slopes(constant, everywhere, [(gain, self.slope)], out=None if keep else self.y)
+        constant = (self.gain * self.to_shift / -self.number).addcmul_(self.of_y, self.mean, value=-1)
+        everywhere = [(self.of_y, self.y, self.peaks)]
+        self.slopes = self._slopes(constant, everywhere, [(self.gain, self.slope)], out=None if keep else self.y)
         back, weight = _convolution_backward(self.slopes, self.x, self.weight, self.count, (further, True))
         return weight, back
 
     def _through_convolution_along(
-        self,
-        slope: Tensor,
-        gain: Tensor,
-        gain_way: Tensor,
-        of_t: Tensor,
-        of_y: Tensor,
-        constant: Tensor,
-        further: bool,
+        self, slope: Tensor, of_y: Tensor, constant: Tensor, further: bool
     ) -> tuple[Tensor, Tensor]:
         """The derivative of what `_through_convolution` gives."""
-        constant = constant - of_t * self.mean_t - of_y * self.mean
-        everywhere = [(of_y, self.y, self.peaks), (of_t, self.t, self.t_peaks)]
-        slopes = self._slopes(constant, everywhere, [(gain_way, self.slope), (gain, slope)])
+        constant.addcmul_(self.of_y, self.mean_t, value=-1).addcmul_(of_y, self.mean, value=-1)
+        everywhere = [(of_y, self.y, self.peaks), (self.of_y, self.t, self.t_peaks)]
+        slopes = self._slopes(constant, everywhere, [(self.gain_way, self.slope), (self.gain, slope)])
         back, weight = _convolution_backward(slopes, self.x, self.weight, self.count, (further, True))
         if self.way is not None:
             weight += _convolution_backward(self.slopes, self.way, self.weight, self.count, (False, True))[1]
@@ -296,27 +286,20 @@ class _FirstBlock(_Block):
         mean, self.covariance_t = self.patches.of_outputs(self.turn)
         return mean, (self.covariance * self.turn.flatten(1)).sum(1)
 
-    def _through_convolution(self, gain: Tensor, further: bool, keep: bool) -> tuple[Tensor, Tensor]:
+    def _through_convolution(self, further: bool, keep: bool) -> tuple[Tensor, Tensor]:
         # By each output's slope at the maxima, by their mean, and by y.
         self.at_maxima = self._of_maxima(self.slope)
-        self.mean_patch = self.patches.means(len(gain)).to(gain)
+        self.mean_patch = self.patches.means(len(self.gain)).to(self.gain)
         constant = self.to_shift[:, None] * self.mean_patch
         weight = self.at_maxima - constant - (self.rate * self.to_scale)[:, None] * self.covariance
-        return (gain[:, None] * weight).view_as(self.weight), self.slope
+        return (self.gain[:, None] * weight).view_as(self.weight), self.slope
 
     def _through_convolution_along(
-        self,
-        slope: Tensor,
-        gain: Tensor,
-        gain_way: Tensor,
-        of_t: Tensor,
-        of_y: Tensor,
-        constant: Tensor,
-        further: bool,
+        self, slope: Tensor, of_y: Tensor, constant: Tensor, further: bool
     ) -> tuple[Tensor, Tensor]:
-        weight = gain_way[:, None] * self.at_maxima + gain[:, None] * self._of_maxima(slope)
+        weight = self.gain_way[:, None] * self.at_maxima + self.gain[:, None] * self._of_maxima(slope)
         everywhere = constant[:, None] * self.mean_patch
-        everywhere += of_y[:, None] * self.covariance + of_t[:, None] * self.covariance_t
+        everywhere += of_y[:, None] * self.covariance + self.of_y[:, None] * self.covariance_t
         return (weight + self.number * everywhere).view_as(self.weight), slope
 
     def _of_maxima(self, slope: Tensor) -> Tensor:
@@ -398,9 +381,14 @@ def _convolution_backward(
 
 def _in_memory(places: Tensor, y: Tensor) -> Tensor:
     """Places within each map, as pooling gives them, `(B, h, w, C)` -> places in the memory of `y` `(B, H, W, C)`."""
-    images, height, width, channels = y.shape
-    first = torch.arange(images).mul_(height * width * channels).view(-1, 1, 1, 1) + torch.arange(channels)
-    return torch.add(first, places, alpha=channels, out=places).view(-1)
+    return torch.add(_first_places(y.shape), places, alpha=y.shape[-1], out=places).view(-1)
+
+
+@lru_cache(maxsize=32)
+def _first_places(shape: torch.Size) -> Tensor:
+    """Where each map of each channel begins in the memory of maps `(B, H, W, C)`: `(B, 1, 1, C)`."""
+    images, height, width, channels = shape
+    return torch.arange(images).mul_(height * width * channels).view(-1, 1, 1, 1) + torch.arange(channels)
 
 
 def _where_positive(values: Tensor, out: Tensor) -> Tensor:

@@ -278,14 +278,14 @@ def episodes_at_once(model: nn.Module, episodes: Episodes, loop: InnerLoop) -> i
     """Episodes whose meta-gradient is best taken together.
 
     All on an accelerator. One on a CPU, which has enough to do with one and where `vmap` costs more than it saves
-    (conv4, 5-shot: 2.3 times slower), but for conv4, whose small support sets stand side by side: four at most, so
-    that several processes have something to do.
+    (conv4, 5-shot: 2.3 times slower), but for conv4, whose small support sets stand side by side: eight at most, so
+    that two processes have something to do with the 16 of a batch.
     """
     if episodes.support.device.type != "cpu":
         return len(episodes)
     if not _is_written_out(model, episodes.support, loop):
         return 1
-    return min(4, how_many(model, episodes.support[0, :, 0].numel()))
+    return min(8, how_many(model, episodes.support[0, :, 0].numel()))
 
 
 def _is_written_out(model: nn.Module, images: Tensor, loop: InnerLoop) -> bool:
