@@ -1,6 +1,6 @@
 """Where the time of a whole run goes: pool distillation and TGR from their pool to their last row, part by part.
 
-    python benchmarks/end_to_end.py                                     # 6 members of glyphs, two minutes
+    python benchmarks/end_to_end.py                                     # 6 members of glyphs, under two minutes
     python benchmarks/end_to_end.py --size cpu --options log_with=none --pool pools/cifar-fs --dataset cifar-fs
 
 The runs are those of `hf-dfml train METHOD --preset SIZE` with --options in place of the preset's. Parts are
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def measure(settings: Options, device: torch.device) -> dict[str, Any]:
     """All runs, the table, and the object of the last line."""
-    open_pool(settings.pool)  # Built before the clock runs, if it is to be.
+    open_pool(settings.pool, settings.members)  # Built before the clock runs, if it is to be.
     spent = {name: seconds_of(name, settings, device) for name in settings.methods}
     totals = {name: sum(parts.values()) for name, parts in spent.items()}
     shares = {name: {part: value / totals[name] for part, value in spent[name].items()} for name in spent}
