@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,24 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def glyphs_drawn_once() -> Iterator[None]:
+    """The embedded data set is drawn once in a process: a split takes seconds, and its pixels are always the same."""
+    from hf_dfml.data import glyphs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glyphs, "_draw_class", cache(glyphs._draw_class))
+        yield
+
+
+@pytest.fixture
+def few_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded data set has the first 20 of its 100 images a class: as many as 5 shots and 15 queries take."""
+    from hf_dfml.data import glyphs
+
+    monkeypatch.setattr(glyphs, "draw_classes", partial(glyphs.draw_classes, images_per_class=20))
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,8 @@ from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
 
+pytestmark = pytest.mark.usefixtures("few_glyphs")
+
 
 def run(capsys, *arguments):
     """Exit code and what was printed."""

@@ -30,6 +30,7 @@ from tests.pool.black_box.test_service import running
 from tests.pool.members import files_of, write_member, write_pool
 from tests.test_docs import PAGES, ROOT
 
+pytestmark = pytest.mark.usefixtures("few_glyphs")
 CLASSES = ("cat", "dog", "emu", "fox", "gnu")
 SERVED = "http://127.0.0.1:8000"
 

@@ -114,7 +114,8 @@ def test_models_saved_by_timm_are_a_pool(home: Path, typed: Typed) -> None:
 def test_a_distillation_is_validated_on_the_users_photos(home: Path, typed: Typed) -> None:
     said = typed(
         "train pool-distillation --pool models --preset tiny --data photos/train --shots 5 --queries 5 --episodes 4 "
-        "--validation_episodes 2 --num_images 300 --recovery_steps 10 --log_with none --output_dir runs/mine"
+        "--validation_episodes 2 --num_images 100 --recovery_steps 3 --joint_updates 4 --log_with none "
+        "--output_dir runs/mine"
     )
     assert "--preset tiny: about 1 minute" in said and "Pool distillation: 3 teachers, 4 steps on cpu." in said
     assert re.search(r"Estimate: about \d+ s without the evaluation, and 0\.\d GB of memory\.", said)

@@ -32,10 +32,22 @@ def start(*words):
     )
 
 
-def train(members, folder, options, *more):
+def training(members, folder, options, *more):
+    """The words of a command line."""
     options = {"log_with": "none", "ways": 3, "arch": "conv4_16", "checkpoint_every": 1, **options}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return start("train", "tgr", "--pool", members, "--output_dir", folder, *words, *more)
+    return ["train", "tgr", "--pool", str(members), "--output_dir", str(folder), *words, *more]
+
+
+def train(*of_training):
+    return start(*training(*of_training))
+
+
+def exit_code(words):
+    """Of the command in this process, where no signal is sent."""
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    return stop.value.code
 
 
 def wait_until(process, condition, seconds=120):
@@ -83,7 +95,7 @@ def test_an_evaluation_is_broken_off_and_the_training_is_kept(members, tmp_path)
 
 
 def test_a_build_is_broken_off_and_goes_on(tmp_path):
-    words = ["pool", "build", "--output", tmp_path / "pool", "--arch", "conv4_16", "--num-models", 200, "--epochs", 20]
+    words = ["pool", "build", "--output", tmp_path / "pool", "--arch", "conv4_16", "--num-models", 200, "--epochs", 2]
     run = start(*words)
     wait_until(run, lambda: (tmp_path / "pool" / "glyphs-conv4_16-000").is_dir())
     printed = interrupt(run)
@@ -119,15 +131,11 @@ def test_an_error_that_follows_a_swallowed_interrupt_is_the_interrupt():
     assert done.returncode == 130 and done.stderr.strip().startswith("dfml: stopped by Ctrl-C")
 
 
-def test_time_that_is_over_ends_with_three(members, tmp_path, monkeypatch):
-    run = train(members, tmp_path / "run", {**SLOW, "recovery_steps": 50, "max_minutes": 0.0001})
-    printed, _ = run.communicate(timeout=120)
-    assert run.returncode == 3 and "are over. Go on with the same command" in printed
+def test_time_that_is_over_ends_with_three(members, tmp_path, capfd):
+    assert exit_code(training(members, tmp_path / "run", {**SLOW, "recovery_steps": 50, "max_minutes": 0.0001})) == 3
+    assert "are over. Go on with the same command" in "".join(capfd.readouterr())
 
 
 def test_done_is_zero_and_wrong_usage_is_two(members, tmp_path):
-    run = train(members, tmp_path / "run", TINY)
-    assert run.wait(timeout=120) == 0
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "tgr", "--stepps", "3"])
-    assert stop.value.code == 2
+    assert exit_code(training(members, tmp_path / "run", {**TINY, "steps": 1})) == 0
+    assert exit_code(["train", "tgr", "--stepps", "3"]) == 2

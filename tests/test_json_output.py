@@ -20,6 +20,7 @@ from hf_dfml.pool.building.training import PoolRecipe
 from tests.classifier.conftest import CLASSES, labels, make_meta, pictures
 from tests.pool.members import write_pool
 
+pytestmark = pytest.mark.usefixtures("few_glyphs")
 PAGE = Path(__file__).parents[1] / "docs" / "tools.md"
 TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 

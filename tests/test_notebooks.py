@@ -64,7 +64,7 @@ def run_cells(path: Path, changes: dict[str, str]) -> dict:
     return names
 
 
-def test_the_quickstart_runs_at_a_tiny_size(ipython, capsys):
+def test_the_quickstart_runs_at_a_tiny_size(few_glyphs, ipython, capsys):
     path = next(each for each in NOTEBOOKS if each.stem == "quickstart")
     names = run_cells(path, TINY)
     assert len(names["pool"]) == 2 and len(names["meta"].config.pool) == 2
@@ -73,7 +73,7 @@ def test_the_quickstart_runs_at_a_tiny_size(ipython, capsys):
     assert len(names["classifier"].classes) == 3 and Path("runs/notebook/classifier/config.json").is_file()
 
 
-def test_your_pool_runs_at_a_tiny_size(ipython, capsys):
+def test_your_pool_runs_at_a_tiny_size(few_glyphs, ipython, capsys):
     path = next(each for each in NOTEBOOKS if each.stem == "your_pool")
     names = run_cells(path, TINY_POOL)
     assert {"Best member", "All 2 members"} & {row.name.split(",")[0].split(" (")[0] for row in names["rows"]}

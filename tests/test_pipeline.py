@@ -22,6 +22,8 @@ from tests.methods.own import Nudge, NudgeConfig
 from tests.methods.pools import make_model
 from tests.pool.members import write_pool
 
+pytestmark = pytest.mark.usefixtures("few_glyphs")
+
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory):

@@ -7,7 +7,7 @@ from hf_dfml.methods.tgr import TGRConfig
 from tests.methods.tiny_tgr import TINY
 
 
-def test_one_table_of_all_and_the_next_command(tmp_path, monkeypatch, capsys):
+def test_one_table_of_all_and_the_next_command(few_glyphs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quickstart, "NUM_MEMBERS", 2)
     monkeypatch.setattr(quickstart, "EPISODES", 2)
     monkeypatch.setattr(quickstart, "tgr_config", lambda: TGRConfig(**{**TINY, "steps": 1}))

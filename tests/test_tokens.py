@@ -10,10 +10,12 @@ import pytest
 
 from hf_dfml.cli import main
 from hf_dfml.pool.black_box import sending
+from hf_dfml.pool.sources import client
 from hf_dfml.utils.provenance import hide_secrets
 from tests.methods.tiny_tgr import TINY
 from tests.pool.members import write_pool
 
+pytestmark = pytest.mark.usefixtures("few_glyphs")
 TOKEN = "hf_plantedPLANTEDplantedPLANTED0123"
 OTHER = "sesame-planted-for-services"
 
@@ -66,7 +68,8 @@ def test_a_run_with_a_tracker_writes_and_prints_no_token(planted, tmp_path, capf
     ],
 )
 def test_a_refusal_prints_no_token(planted, pool, capfd, caplog, monkeypatch):
-    monkeypatch.setattr(sending, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
+    for module in (sending, client):  # Nobody listens there, however often they are asked.
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=time.monotonic))
     code = ran("pool", "ls", pool)
     printed = capfd.readouterr()
     assert code not in (0, None) and not planted(f"{printed.out}{printed.err}{caplog.text}{code}")

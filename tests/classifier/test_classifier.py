@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hf_dfml import Classifier, MetaModel, adapt
+from hf_dfml.evaluation.heads.icfil import ICFIL, ICFILConfig
 from hf_dfml.networks import create_network
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.utils.inputs import as_batch
@@ -103,8 +104,9 @@ def test_nearest_of_all_members_and_of_heads_on_features(meta: MetaModel, tmp_pa
 
 
 @pytest.mark.parametrize("head", ["finetune", "prototype", "linear", "icfil"])
-def test_inference_mode_changes_nothing(head):
+def test_inference_mode_changes_nothing(head, monkeypatch):
     """A support set and a network that were made in it have tensors of which PyTorch takes no gradients."""
+    monkeypatch.setattr(ICFIL, "Options", staticmethod(lambda: ICFILConfig(recovery_steps=2)))
 
     def of():
         network = create_network("conv4_16", num_classes=2, image_size=16, generator=torch.Generator().manual_seed(0))

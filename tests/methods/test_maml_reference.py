@@ -11,6 +11,7 @@ from hf_dfml.pool import PoolEntry
 from hf_dfml.utils.checkpoint import load_tree, save_tree
 from tests.methods.pools import make_context, run_steps
 
+pytestmark = pytest.mark.usefixtures("few_glyphs")
 SMALL = MAMLConfig(
     train_dataset="glyphs", steps=3, train_shots=1, train_queries=2, meta_batch=2, inner_steps=1, outer_lr=0.01
 )

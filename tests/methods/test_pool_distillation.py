@@ -213,7 +213,7 @@ def test_the_configuration_that_was_measured_is_the_default():
     assert METHODS["pool_distillation"] == PoolDistillation.__name__
 
 
-def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(tmp_path, monkeypatch):
+def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(few_glyphs, tmp_path, monkeypatch):
     names = list(dataset_info("glyphs").classes["train"])
     for index in range(2):
         write_member(tmp_path / "pool" / f"m-{index}", seed=index, label_names=names[index : index + 3])

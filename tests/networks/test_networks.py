@@ -123,15 +123,16 @@ def test_an_unknown_architecture_is_named():
         create_network("conv5")
 
 
-AGAIN = """
+OURS_FIRST_AND_AGAIN = """
 import hf_dfml, timm, sys
+assert timm.create_model("conv4").num_features == 128
 for name in [name for name in sys.modules if name.startswith("timm")]:
     del sys.modules[name]
 import timm
 """
 
 
-@pytest.mark.parametrize("order", ["import hf_dfml, timm", "import timm, hf_dfml", AGAIN])
+@pytest.mark.parametrize("order", ["import timm, hf_dfml", OURS_FIRST_AND_AGAIN], ids=["timm", "ours"])
 def test_timm_knows_our_networks_in_any_order_of_imports(order):
     code = f"{order}\nassert timm.create_model('conv4').num_features == 128"
     subprocess.run([sys.executable, "-c", code], check=True)

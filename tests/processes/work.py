@@ -17,13 +17,14 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_dfml.data import load_dataset
+from hf_dfml.data import glyphs, load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, Result, evaluate
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
 from hf_dfml.methods.free import FREE, FREEConfig
@@ -39,7 +40,7 @@ from hf_dfml.run_config import RunConfig
 from hf_dfml.trainer import Trainer
 from hf_dfml.utils.processes import Processes
 
-STEPS = 20
+STEPS = 8
 EPISODES: dict[str, Any] = {"replay_queries": 2, "replay_batch": 3, "inner_steps": 2}
 RECOVERY: dict[str, Any] = {"recovery": "pixels", "recovery_steps": 2, "recovery_lr": 0.1, "images_per_class": 4}
 REPLAY: dict[str, Any] = {"replay_patience": 1, "replay_max_batches": 2}
@@ -140,7 +141,9 @@ def main(folder: Path, accelerator: Accelerator) -> None:
         model = trained(name, pool, folder, accelerator)
         save_file(dict(model.named_parameters()), folder / f"{name}-{rank}.safetensors")
     found = shared(processes)
-    rows = evaluation_rows(model, processes) + whole_run(folder)
+    # As in the fixture `few_glyphs`, in each of the processes.
+    with patch.object(glyphs, "draw_classes", partial(glyphs.draw_classes, images_per_class=20)):
+        rows = evaluation_rows(model, processes) + whole_run(folder)
     found["rows"] = [asdict(replace(row, seconds=0.0, command="")) for row in rows]
     (folder / f"shared-{rank}.json").write_text(json.dumps(found))
 

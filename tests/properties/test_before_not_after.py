@@ -160,7 +160,7 @@ def test_every_option_that_names_something_is_tried():
     ],
     ids=" ".join,
 )
-def test_an_evaluation_is_not_lost_to_a_typo(place, monkeypatch, capsys, words):
+def test_an_evaluation_is_not_lost_to_a_typo(hub, place, monkeypatch, capsys, words):
     """No episode is evaluated before everything that is named beside it was found."""
     evaluated: list[int] = []
     monkeypatch.setattr("hf_dfml.evaluation.reporting.evaluate", lambda *_, **__: evaluated.append(1) or [])

@@ -9,6 +9,11 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.fixture(autouse=True)
+def small_data(few_glyphs) -> None:
+    """Recipes and benchmarks run to see that they run: on a fifth of the embedded data set."""
+
+
 @pytest.fixture
 def script(monkeypatch):
     """Imports a script by name, with its folder on the path as when it is run."""

@@ -38,7 +38,7 @@ CONFIGS = sorted(
 COMMON = "--ways 3 --shots 1 --episodes 3 --validation_episodes 2 --validate_every 2 --checkpoint_every 2 --steps 3"
 COMMON += " --replay_queries 2 --replay_batch 2 --bn support --log_with none"
 TINY = {
-    "purer": f"{COMMON} --images_per_class 3 --warmup 1",
+    "purer": f"{COMMON} --images_per_class 3 --warmup 1 --icfil_episodes 2",
     "bidf-mkd": f"{COMMON} --recovery pixels --recovery_steps 2 --images_per_class 3 --distillation_steps 2 "
     "--boundary_start 0 --replay_max_batches 1",
 }
@@ -46,6 +46,12 @@ TINY = {
 
 def options(name, *more):
     return [*TINY[name].split(), *map(str, more)]
+
+
+@pytest.fixture(autouse=True)
+def short_icfil(monkeypatch):
+    """Three steps of inversion for each support set in place of 200."""
+    monkeypatch.setattr(ICFIL, "Options", staticmethod(lambda: ICFILConfig(recovery_steps=3)))
 
 
 def glyph_pool(folder, count=2, first=0):
@@ -108,10 +114,9 @@ def made(name):
     return config, create_network("conv4_16", num_classes=run_config.ways)
 
 
-def test_the_evaluation_is_reported_with_and_without_icfil(tmp_path, monkeypatch):
-    monkeypatch.setattr(ICFIL, "Options", staticmethod(lambda: ICFILConfig(recovery_steps=3)))
+def test_the_evaluation_is_reported_with_and_without_icfil(tmp_path):
     words = options("purer", "--pool", glyph_pool(tmp_path / "pool"), "--dataset", "glyphs", "--arch", "conv4_16")
-    words += ["--output_dir", str(tmp_path / "run"), "--icfil_episodes", "2"]
+    words += ["--output_dir", str(tmp_path / "run")]
     rows = run(PURER, *parse(PURER, RunConfig, words), argv=["test"])
     pair = [row for row in rows if row.episodes == 2]
     assert [(row.method, row.head, row.bn) for row in pair] == [

@@ -66,7 +66,7 @@ def test_baselines(tmp_path, capsys, monkeypatch):
     module = recipe("baselines")
     monkeypatch.setattr(module, "DROConfig", lambda **options: _short_dro(**options))
     monkeypatch.setattr(module, "MFGPConfig", _short_mfgp)
-    options = "--dataset glyphs --ways 3 --shots 1 --episodes 3 --references true --reference_steps 4"
+    options = "--dataset glyphs --ways 3 --shots 1 --episodes 3 --references true --reference_steps 1"
     pool = glyph_pool(tmp_path / "pool")
     rows = module.main([*options.split(), "--pool", str(pool), "--output_dir", str(tmp_path / "run")])
     names = [row.method for row in rows]

@@ -49,7 +49,7 @@ def test_what_is_not_trained_is_the_backbones(public, dataset, tmp_path, trained
     pool = build_pool(
         dataset,
         output=tmp_path,
-        num_models=3,
+        num_models=2,
         ways=(2, 4),
         backbone=str(public),
         trained=trained,
@@ -75,7 +75,7 @@ def test_what_is_not_trained_is_the_backbones(public, dataset, tmp_path, trained
     assert "Fine-tuned from `public`" in (pool[0].location / "README.md").read_text()
     # The same command goes on, and one with another part trained makes members of its own.
     again = build_pool(
-        dataset, output=tmp_path, num_models=3, ways=(2, 4), backbone=str(public), trained=trained, recipe=RECIPE
+        dataset, output=tmp_path, num_models=2, ways=(2, 4), backbone=str(public), trained=trained, recipe=RECIPE
     )
     assert [entry.id for entry in again] == [entry.id for entry in pool]
 
