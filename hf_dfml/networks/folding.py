@@ -50,7 +50,7 @@ def folded(network: nn.Module, forward: Callable[[], Tensor], *, watched: bool =
     twin = copy.deepcopy(network)
     for weight, mean in watch.pairs():
         if weight in convolutions and mean in norms:
-            _fold(twin, convolutions[weight], norms[mean])
+            _fold(twin, convolutions[weight], norms[mean], copies=watched and watch.overwritten(mean))
     return twin
 
 
@@ -59,6 +59,8 @@ class FoldedBatchNorm(nn.Module):
 
     Args:
         layer: the batch norm, in eval mode.
+        copies: whether what it gives is another tensor than what it is given: what follows writes into it, and the
+            statistics of what it is given are asked for.
 
     Attributes:
         running_mean: `(C,)` its own.
@@ -70,8 +72,9 @@ class FoldedBatchNorm(nn.Module):
     gain: Tensor
     offset: Tensor
 
-    def __init__(self, layer: _BatchNorm) -> None:
+    def __init__(self, layer: _BatchNorm, *, copies: bool = False) -> None:
         super().__init__()
+        self.copies = copies
         # timm's fused layer has its activation in itself.
         rest = [getattr(layer, part) for part in ("drop", "act") if isinstance(getattr(layer, part, None), nn.Module)]
         self.rest = nn.Sequential(*rest)
@@ -83,7 +86,7 @@ class FoldedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution's output with the batch norm in it -> that of the layer."""
-        return self.rest(x)
+        return self.rest(x.clone() if self.copies else x)
 
     def before(self, variance: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """Variance and mean `(C,)` of what the batch norm would have been given, from those of what is given here."""
@@ -98,12 +101,18 @@ class _Pairs(TorchFunctionMode):
         self.outputs: dict[int, tuple[Tensor, int]] = {}  # the tensor is kept, so that no other has its id
         self.readers: Counter[int] = Counter()
         self.norms: list[tuple[int, int]] = []
+        self.normed: dict[int, Tensor] = {}  # what a batch norm gave
         self.times: Counter[int] = Counter()
 
     def pairs(self) -> list[tuple[int, int]]:
         """Ids of the convolutions' kernels and of the batch norms' running means, each used once."""
         found = [(self.outputs[output][1], mean) for output, mean in self.norms if self.readers[output] == 1]
         return [pair for pair in found if self.times[pair[0]] == self.times[pair[1]] == 1]
+
+    def overwritten(self, mean: int) -> bool:
+        """Whether what follows a batch norm, given by its running mean, has written into what it gave."""
+        given = self.normed[mean]
+        return given.is_inference() or given._version > 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -117,13 +126,14 @@ class _Pairs(TorchFunctionMode):
             self.times[id(args[1])] += 1
         elif func is F.batch_norm and len(args) > 2:
             self.times[id(args[1])] += 1
+            self.normed[id(args[1])] = out
             if id(args[0]) in self.outputs:
                 self.norms.append((id(args[0]), id(args[1])))
         return out
 
 
 @torch.no_grad()
-def _fold(network: nn.Module, convolution: str, norm: str) -> None:
+def _fold(network: nn.Module, convolution: str, norm: str, *, copies: bool) -> None:
     """Put a batch norm into a convolution; in its place stays what else its layer does."""
     before, layer = network.get_submodule(convolution), network.get_submodule(norm)
     assert isinstance(before, nn.Conv2d) and isinstance(layer, _BatchNorm)
@@ -133,7 +143,7 @@ def _fold(network: nn.Module, convolution: str, norm: str) -> None:
     before.weight = nn.Parameter(kernel.to(before.weight), requires_grad=False)
     before.bias = nn.Parameter(bias.to(before.weight), requires_grad=False)
     parent, _, own = norm.rpartition(".")
-    setattr(network.get_submodule(parent), own, FoldedBatchNorm(layer))
+    setattr(network.get_submodule(parent), own, FoldedBatchNorm(layer, copies=copies))
 
 
 def _loses_its_input(layer: _BatchNorm) -> bool:

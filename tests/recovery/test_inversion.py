@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partialmethod
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -76,11 +77,23 @@ def test_the_gradient_of_the_statistics_term_is_that_of_its_formula(teacher):
         hook.remove()
 
 
-@pytest.mark.parametrize(("name", "width"), [("conv4", {"width": 8}), ("resnet10", {"widths": (4, 8, 8, 8)})])
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("conv4", {"width": 8}),
+        ("resnet10", {"widths": (4, 8, 8, 8)}),
+        # What follows a batch norm writes into what it gave: rectifiers, and the sum with the shortcut.
+        ("resnet18", {"channels": (4, 8, 8, 8)}),
+        ("mobilenetv2_035", {}),
+    ],
+)
 @pytest.mark.parametrize("small", [False, True], ids=["all folded", "one layer stays"])
 def test_a_folded_teacher_has_the_same_loss_and_the_same_gradient(name, width, small):
     generator = torch.Generator().manual_seed(5)
-    network = create_network(name, num_classes=3, image_size=16, **width, generator=generator)
+    if name in ("conv4", "resnet10"):
+        network = create_network(name, num_classes=3, image_size=16, **width, generator=generator)
+    else:
+        network = timm.create_model(name, num_classes=3, **width).eval()
     for layer in batch_norms(network).values():
         for tensor in (layer.running_mean, layer.weight.data, layer.bias.data):
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
