@@ -1,7 +1,7 @@
 """Where the time of a whole run goes: pool distillation and TGR from their pool to their last row, part by part.
 
     python benchmarks/end_to_end.py                                     # 6 members of glyphs, under two minutes
-    python benchmarks/end_to_end.py --size cpu --options log_with=none --pool pools/cifar-fs --dataset cifar-fs
+    python benchmarks/end_to_end.py --size cpu --pool pools/cifar-fs --dataset cifar-fs --options data_dir=data
 
 The runs are those of `hf-dfml train METHOD --preset SIZE` with --options in place of the preset's. Parts are
 - recovery: images from the members, alone and jointly;
