@@ -20,6 +20,7 @@ from hf_dfml.run_config import RunConfig
 NUM_MEMBERS = 60
 """With five classes each of 64, a class is known to about five members, so that replay cannot go by one's style."""
 EPISODES = 100
+VALIDATION_EPISODES = 40
 INNER_LR = 0.05
 """Of TGR, where it learns and where it is evaluated."""
 COMMAND = ["hf-dfml", "quickstart"]
@@ -120,7 +121,7 @@ def _run_config(folder: Path, seed: int, **changes: Any) -> RunConfig:
         "output_dir": str(folder),
         "seed": seed,
         "episodes": EPISODES,
-        "validation_episodes": 40,
+        "validation_episodes": VALIDATION_EPISODES,
         "finetuned_rows": False,
         "validate_every": 5,
         "checkpoint_every": 1,

@@ -54,7 +54,9 @@ def wait_until(process, condition, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"Nothing came of it in {seconds} seconds: {process.communicate()[0]}")
         time.sleep(0.02)
 
 

@@ -10,6 +10,7 @@ from tests.methods.tiny_tgr import TINY
 def test_one_table_of_all_and_the_next_command(few_glyphs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quickstart, "NUM_MEMBERS", 2)
     monkeypatch.setattr(quickstart, "EPISODES", 2)
+    monkeypatch.setattr(quickstart, "VALIDATION_EPISODES", 2)
     monkeypatch.setattr(quickstart, "tgr_config", lambda: TGRConfig(**{**TINY, "steps": 1}))
     short = {"recovery_steps": 2, "images_per_class": 2, "joint_rounds": 0, "num_images": 40, "batch_size": 10}
     monkeypatch.setattr(quickstart, "distillation_config", lambda: PoolDistillationConfig(steps=1, **short))

@@ -20,14 +20,14 @@ def make_pool(folder: Path, count: int) -> ModelPool:
     return ModelPool.from_dir(write_pool(folder / "pool", count))
 
 
-def make_mixed_pool(folder: Path) -> ModelPool:
+def make_mixed_pool(folder: Path, residual: str = "resnet10") -> ModelPool:
     """Two members that share a class name and nothing else: architecture, classes, input size, normalisation.
 
     Neither lists its classes in ascending order.
     """
     _write_network(folder / "mixed" / "conv", "conv4_16", 16, ["wolf", "ant", "cat"], mean=0.4, seed=1)
     names = ["emu", "cat", "bee", "yak", "dog"]
-    _write_network(folder / "mixed" / "residual", "resnet10", 20, names, mean=0.6, seed=2)
+    _write_network(folder / "mixed" / "residual", residual, 20, names, mean=0.6, seed=2)
     return ModelPool.from_dir(folder / "mixed")
 
 
