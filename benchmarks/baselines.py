@@ -1,6 +1,6 @@
 """The evaluation's rows of frozen members: passes that all rows share, against each row's own.
 
-    python benchmarks/baselines.py                                       # 4 members of glyphs, a minute
+    python benchmarks/baselines.py                                       # 4 members of glyphs, under a minute
     python benchmarks/baselines.py --pool pools/cifar-fs --dataset cifar-fs --data_dir data --flips false
 
 The rows are the best member's features, all members' features and all members' probabilities under nearest class
