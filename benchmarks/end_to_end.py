@@ -1,6 +1,6 @@
 """Where the time of a whole run goes: pool distillation and TGR from their pool to their last row, part by part.
 
-    python benchmarks/end_to_end.py                                     # 6 members of glyphs, under two minutes
+    python benchmarks/end_to_end.py                                     # 3 members of glyphs, two minutes
     python benchmarks/end_to_end.py --size cpu --pool pools/cifar-fs --dataset cifar-fs --options data_dir=data
 
 The runs are those of `hf-dfml train METHOD --preset SIZE` with --options in place of the preset's. Parts are
@@ -47,12 +47,12 @@ class Options(Measurement):
     """The runs."""
 
     pool: str = option("", f"The teachers; by default glyph members, built in {GLYPHS}.")
-    members: int = option(6, "The first so many of them.", least=2)
+    members: int = option(3, "The first so many of them.", least=2)
     dataset: str = option("glyphs", "Data set of the evaluation.")
     methods: list[str] = option(["pool-distillation", "tgr"], "Whose runs.", choices=("pool-distillation", "tgr"))
     size: str = option("tiny", "Preset of the methods: tiny, small, cpu, ...")
     options: list[str] = option(
-        ["episodes=20", "validation_episodes=10", "flip=false"],
+        ["episodes=10", "validation_episodes=5", "flip=false", "finetuned_rows=false"],
         "Options in place of the preset's, NAME=VALUE each; those that a method does not have are for the other.",
     )
 
