@@ -71,13 +71,13 @@ def each_alone(pool: ModelPool, dataset: FewShotDataset, protocol: EvaluationPro
 
 def counted(work: Callable[[], list[Result]]) -> tuple[list[Result], int]:
     """What `work` gives, and how many images all members together are shown by it."""
-    shown, prepare = [], Teacher.prepare
+    shown, prepare = [], Teacher._prepare
 
     def counting(member: Teacher, images: torch.Tensor) -> torch.Tensor:
         shown.append(len(images))
         return prepare(member, images)
 
-    with patch.object(Teacher, "prepare", counting):
+    with patch.object(Teacher, "_prepare", counting):
         return work(), sum(shown)
 
 

@@ -121,7 +121,9 @@ def recover(
     device = teacher.device
     if isinstance(source, ZeroOrderGradient):
         source.forget()
-    seen = teacher if isinstance(teacher, BlackBox) else teacher.folded(watched=bool(config.objective.bn_weight))
+    # Estimates are those of black boxes to the last bit, which answer as they are.
+    differentiable = source is autograd_gradient
+    seen = teacher.folded(watched=bool(config.objective.bn_weight)) if differentiable else teacher  # type: ignore[union-attr]
     chosen = range(teacher.num_classes) if outputs is None else outputs
     labels = torch.tensor(list(chosen), device=device).repeat_interleave(config.images_per_class)
 

@@ -370,7 +370,8 @@ def test_bidf_mkd_learns_from_a_served_pool(members, tmp_path, capsys):
         listed = capsys.readouterr().out
         assert "m-0" in listed and "m-1" in listed and "Black boxes: their answers are topk" in listed
         with pytest.raises(ValueError, match="is topk, not label: leave --black_box out"):
-            run(BiDfMKD, *parse(BiDfMKD, RunConfig, [*words, "--black_box", "label"]), argv=["test"])
+            words = options(url, tmp_path / "label", "--black_box", "label")
+            run(BiDfMKD, *parse(BiDfMKD, RunConfig, words), argv=["test"])
     assert {source.id for source in MetaModel.from_pretrained(tmp_path / "run").config.pool} == {"m-0", "m-1"}
     with pytest.raises(ValueError, match="needs the weights"):
         run(TGR, *parse(TGR, RunConfig, ["--pool", url, "--output_dir", str(tmp_path / "other")]), argv=["test"])
