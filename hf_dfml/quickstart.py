@@ -17,8 +17,8 @@ from hf_dfml.pool.building.build import build_pool
 from hf_dfml.pool.building.training import PoolRecipe
 from hf_dfml.run_config import RunConfig
 
-NUM_MEMBERS = 60
-"""With five classes each of 64, a class is known to about five members, so that replay cannot go by one's style."""
+NUM_MEMBERS = 30
+"""With five classes each of 64, a class is known to two members or three, so that replay cannot go by one's style."""
 EPISODES = 100
 VALIDATION_EPISODES = 40
 INNER_LR = 0.05
@@ -36,9 +36,9 @@ def run_quickstart(output_dir: Path | str, seed: int = 42) -> RunResults:
     """
     folder = Path(output_dir)
     print(f"1. A pool: {NUM_MEMBERS} conv4 classifiers of 5 glyph classes each, in {folder / 'pool'}.")
-    recipe = replace(PoolRecipe.fast(flip=False), epochs=6, batch_size=32)
+    recipe = replace(PoolRecipe.fast(flip=False), epochs=4, batch_size=32)
     build_pool("glyphs", output=folder / "pool", num_models=NUM_MEMBERS, recipe=recipe, seed=seed)
-    print("2. TGR, a published method, learns from these classifiers alone (five steps of thousands).")
+    print("2. TGR, a published method, learns from these classifiers alone (three steps of thousands).")
     tgr = run(TGR, tgr_config(), _run_config(folder, seed, output_dir=str(folder / "tgr"), dataset=None), argv=COMMAND)
     if tgr.exit_code:
         return tgr
@@ -77,25 +77,25 @@ def _of_tgr(folder: Path) -> list[Result]:
 
 
 def distillation_config() -> PoolDistillationConfig:
-    """Pool distillation for a minute and a half on two cores."""
+    """Pool distillation for two or three minutes on two slow cores."""
     return PoolDistillationConfig(
-        steps=10,
+        steps=12,
         recoveries=1,
-        recovery_steps=40,
-        images_per_class=10,
+        recovery_steps=25,
+        images_per_class=8,
         joint_rounds=1,
-        joint_updates=50,
-        num_images=5000,
+        joint_updates=25,
+        num_images=4000,
         flip=False,
     )
 
 
 def tgr_config() -> TGRConfig:
-    """TGR for a minute and a half on two cores: pixels instead of a generator, short recoveries, few steps."""
+    """TGR for a minute on two slow cores: pixels instead of a generator, short recoveries, few steps."""
     return TGRConfig(
-        steps=5,
+        steps=3,
         recovery="pixels",
-        recovery_steps=30,
+        recovery_steps=10,
         recovery_lr=0.1,
         images_per_class=5,
         tv_weight=0.1,
@@ -109,8 +109,8 @@ def tgr_config() -> TGRConfig:
         inner_lr=INNER_LR,
         outer_lr=0.003,
         replay_batch=4,
-        replay_patience=80,
-        replay_max_batches=80,
+        replay_patience=30,
+        replay_max_batches=30,
     )
 
 
@@ -123,7 +123,7 @@ def _run_config(folder: Path, seed: int, **changes: Any) -> RunConfig:
         "episodes": EPISODES,
         "validation_episodes": VALIDATION_EPISODES,
         "finetuned_rows": False,
-        "validate_every": 5,
+        "validate_every": 6,
         "checkpoint_every": 1,
         "resume_from_checkpoint": "latest",
         "log_with": "none",

@@ -95,7 +95,7 @@ class RunConfig(Settings):
     finetuned_rows: bool = option(
         True,
         "Evaluate fine-tuning too; `false`: nearest class means alone, and the meta-model's own adaptation is chosen "
-        "among them, in a small part of the time.",
+        "among those under running statistics, in a small part of the time.",
     )
     validation_episodes: int = option(100, "Episodes of each look at the validation classes.", least=2, most=10**7)
     num_threads: int = option(0, "CPU threads of a process; 0 leaves PyTorch's choice.", least=0, most=1024)

@@ -10,6 +10,7 @@ from torch import nn
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.baselines import BASELINES
 from hf_dfml.evaluation.heads import Adaptation
+from hf_dfml.evaluation.heads.base import BATCH_NORMS
 from hf_dfml.evaluation.protocol import EvaluationProtocol
 from hf_dfml.evaluation.reporting import meta_test, protocols_of_run
 from hf_dfml.evaluation.results import Record
@@ -82,8 +83,9 @@ class RunEvaluation:
             command: what a user types to get the rows again.
             record: is given each list of new rows as it is measured, and empty ones after other pieces of work.
         """
-        heads = None if self.config.finetuned_rows else ("prototype",)
-        self.adapt = best_head(model, validation, self.validating, self.processes, heads=heads)
+        # Nearest class means under running statistics need one pass of the images for all episodes.
+        heads, norms = (None, BATCH_NORMS[:2]) if self.config.finetuned_rows else (("prototype",), BATCH_NORMS[1:2])
+        self.adapt = best_head(model, validation, self.validating, self.processes, heads=heads, norms=norms)
         record([])
         meta_test(
             model,

@@ -10,7 +10,7 @@ from torch import nn
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.baselines import all_features, best_features, evaluate_baselines, random_init
 from hf_dfml.evaluation.heads import HEADS, Adaptation
-from hf_dfml.evaluation.heads.base import BATCH_NORMS, REPRESENTATIONS
+from hf_dfml.evaluation.heads.base import BATCH_NORMS, REPRESENTATIONS, BatchNorm
 from hf_dfml.evaluation.meta_testing import evaluate
 from hf_dfml.evaluation.protocol import EvaluationProtocol
 from hf_dfml.evaluation.results import Result
@@ -90,6 +90,7 @@ def best_head(
     processes: Processes = ALONE,
     *,
     heads: Collection[str] | None = None,
+    norms: Sequence[BatchNorm] = BATCH_NORMS[:2],
 ) -> Adaptation:
     """The default of `MetaModel.adapt`: the inductive adaptation that is best on the validation classes.
 
@@ -99,6 +100,7 @@ def best_head(
         protocol: episodes; the steps of heads that adapt the network.
         processes: among which each evaluation is divided.
         heads: names of the heads to choose from; None: all that may be a default.
+        norms: treatments of batch norm to choose from.
     """
     ours = protocol.adaptation
     representations = REPRESENTATIONS if network_info(model).answers else REPRESENTATIONS[:1]
@@ -108,7 +110,7 @@ def best_head(
         if (name in heads if heads is not None else head.by_default)
         for representation in (representations if head.on_features else REPRESENTATIONS[:1])
         for flips in ((False, True) if head.on_features else (False,))
-        for bn in BATCH_NORMS[:2]
+        for bn in norms
     ]
     scores = [sum(validation(datasets, protocol, how, processes)(model).values()) for how in candidates]
     return candidates[scores.index(max(scores))]
