@@ -278,9 +278,9 @@ def results_chart(results: Sequence[Result], path: Path | str) -> Path:
     bars: dict[str, dict[str, tuple[float, float]]] = {}
     for result in results:
         # "Best member + prototype" says its head itself.
-        how = [result.how] if result.head and result.head not in result.method else ["flips"] * result.flips
-        how += [f"bn {result.bn}"] if result.bn else []
-        name = "\n".join([result.method, ", ".join(how)])
+        said = result.head if result.head and result.head in result.method else ""
+        how = [result.how.removeprefix(said).removeprefix(", "), f"bn {result.bn}" if result.bn else ""]
+        name = "\n".join([result.method, ", ".join(filter(None, how))])
         bars.setdefault(name, {})[f"{result.shots}-shot"] = (result.mean, result.ci95)
     label = "accuracy (%)" if results[0].metric == "accuracy" else "mean squared error"
     return bar_chart(bars, path, title=title, label=label)

@@ -217,6 +217,18 @@ def test_chart_is_a_picture(tmp_path: Path) -> None:
     assert min(Image.open(path).size) > 100
 
 
+def test_a_chart_has_a_bar_for_each_row_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict = {}
+    monkeypatch.setattr("hf_dfml.evaluation.results.bar_chart", lambda bars, path, **_: drawn.update(bars))
+    members = replace(ROW, method="All 3 members + prototype", head="prototype", bn="running")
+    rows = [members, *(replace(members, representation=kind) for kind in ("answers", "both"))]
+    rows += [replace(members, flips=True), replace(ROW, head="finetune", inner_steps=5, inner_lr=0.05)]
+    results_chart(rows, tmp_path / "chart.png")
+    of_members = ["bn running", "answers, bn running", "features and answers, bn running", "flips, bn running"]
+    wanted = [f"All 3 members + prototype\n{how}" for how in of_members]
+    assert list(drawn) == [*wanted, f"{ROW.method}\nfinetune, 5 x 0.05, bn {ROW.bn}"]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
