@@ -54,8 +54,10 @@ def refuse_other_options(checkpoint: Path, stored: Mapping[str, Any], config: An
     Raises:
         ValueError: if they differ.
     """
-    defaults = flat(type(config)())
-    changed = sorted(k for k, value in held_options(config).items() if stored.get(k, defaults[k]) != value)
+    ours = held_options(config)
+    # A method of one's own may have options without a default, which no checkpoint lacks.
+    defaults = flat(type(config)()) if ours.keys() - stored.keys() else {}
+    changed = sorted(name for name, value in ours.items() if {**defaults, **stored}[name] != value)
     if changed:
         raise ValueError(
             f"{checkpoint} was written with other values of {', '.join(changed)}: resume with that run's options, or "

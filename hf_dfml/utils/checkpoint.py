@@ -60,10 +60,7 @@ def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
         ValueError: if its files are damaged.
     """
     folder = Path(folder)
-    if not (folder / "tree.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no saved state: expected tree.json and tree.safetensors in it.")
-    if reason := damage(folder):
-        raise ValueError(f"{folder} is damaged ({reason}): delete it, and start the same command again.")
+    _check(folder)
     structure = json.loads((folder / "tree.json").read_text(encoding="utf-8"))  # Sound, as was just seen.
     tensors = load_file(folder / "tree.safetensors", device=str(device))
     try:
@@ -73,17 +70,25 @@ def load_tree(folder: Path | str, device: torch.device | str = "cpu") -> Tree:
 
 
 def load_values(folder: Path, name: str) -> dict[str, Any]:
-    """A part of what `save_tree` wrote that has no tensors, at the cost of a small file.
+    """A part of what `save_tree` wrote that has no tensors, without loading those that have.
 
     Raises:
         FileNotFoundError: if `folder` holds no saved tree.
-        ValueError: if it has no such part.
+        ValueError: if its files are damaged, or it has no such part.
     """
+    _check(folder)
     try:
         structure = json.loads((folder / "tree.json").read_text(encoding="utf-8"))
         return _restore(dict(structure["dict"])[name], {})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is no saved state of this version: it has no '{name}'.") from error
+
+
+def _check(folder: Path) -> None:
+    if not (folder / "tree.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no saved state: expected tree.json and tree.safetensors in it.")
+    if reason := damage(folder):
+        raise ValueError(f"{folder} is damaged ({reason}): delete it, and start the same command again.")
 
 
 def damage(folder: Path) -> str | None:

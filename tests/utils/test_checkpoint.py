@@ -1,9 +1,12 @@
 """State on disk: what goes in comes out, whole or not at all."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from hf_dfml.utils.checkpoint import FILES, SUMS, atomic_write, damage, load_tree, newest_sound, save_tree
+from hf_dfml.resuming import refuse_other_options
+from hf_dfml.utils.checkpoint import FILES, SUMS, atomic_write, damage, load_tree, load_values, newest_sound, save_tree
 
 
 def test_a_tree_comes_back_as_it_was(tmp_path):
@@ -127,3 +130,27 @@ def test_the_newest_that_is_sound(tmp_path):
         spoil(tmp_path / f"step-{step:06d}" / "tree.safetensors", "flipped")
     with pytest.raises(ValueError, match=r"All checkpoints in .* are damaged \(step-000010: .*; step-000001: .*\)"):
         newest_sound(tmp_path)
+
+
+def test_a_part_without_tensors_is_read_alone_and_held_to_the_same(tmp_path):
+    folder = tmp_path / "step"
+    save_tree(folder, {"options": {"steps": 3, "names": ["a"]}, "weights": torch.zeros(2)})
+    assert load_values(folder, "options") == {"steps": 3, "names": ["a"]}
+    with pytest.raises(ValueError, match="no 'other'"):
+        load_values(folder, "other")
+    with pytest.raises(FileNotFoundError, match="holds no saved state"):
+        load_values(tmp_path / "none", "options")
+    (folder / "tree.json").write_text("{")
+    with pytest.raises(ValueError, match="step is damaged"):
+        load_values(folder, "options")
+
+
+def test_options_without_a_default_can_be_resumed(tmp_path):
+    @dataclass
+    class Needed:
+        size: int
+        steps: int = 2
+
+    refuse_other_options(tmp_path, {"size": 3, "steps": 1}, Needed(3))
+    with pytest.raises(ValueError, match="other values of size"):
+        refuse_other_options(tmp_path, {"size": 3, "steps": 1}, Needed(4))
