@@ -28,9 +28,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from measuring import convolution_peak, plain_network, table, timed, write_section
+from measuring import convolution_peak, operations, plain_network, table, timed, write_section
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
@@ -155,9 +154,7 @@ def work_of_an_episode(plain: nn.Module, settings: Options, shots: int) -> float
         for count in (shots, settings.queries)
     ]
     labels = torch.arange(settings.ways, device=weights.device).repeat_interleave(shots)
-    with FlopCounterMode(display=False) as counter:
-        plain_episode(plain, images[0], labels, images[1], settings.protocol(2))
-    return counter.get_total_flops()
+    return operations(lambda: plain_episode(plain, images[0], labels, images[1], settings.protocol(2)))
 
 
 def race(

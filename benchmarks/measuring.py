@@ -6,6 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from textwrap import fill
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.networks.conv4 import Conv4
@@ -94,6 +96,21 @@ def wait(device: torch.device) -> None:
     """Until an accelerator has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class _OneModule(nullcontext):
+    """In place of torch's tracker of modules, which fails where `autograd.grad` asks for the gradient of an input."""
+
+    parents = ("Global",)
+
+
+def operations(work: Callable[[], Any]) -> float:
+    """Floating-point operations of the convolutions and matrix products of `work`, as torch's counter has them."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _OneModule()  # type: ignore[assignment]
+    with counter:
+        work()
+    return counter.get_total_flops()
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ from measuring import (
     convolution_peak,
     counts_own_time,
     open_pool,
+    operations,
     run,
     table,
     time_shares,
@@ -45,7 +46,6 @@ from measuring import (
     write_section,
 )
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.learning.distillation import distillation_loss
@@ -181,13 +181,12 @@ def pass_through(network: nn.Module, inputs: Tensor, peak: float, *, compiled: b
     def run() -> None:
         network(inputs).sum().backward()
 
-    with FlopCounterMode(display=False) as counter:
-        run()
+    count = operations(run)
     if compiled:
         network.compile()
         run()
     seconds = median(timed(inputs.device, run)[1] for _ in range(repeats))
-    return Pass(1000 * seconds, counter.get_total_flops() / seconds / peak)
+    return Pass(1000 * seconds, count / seconds / peak)
 
 
 def costs_of_passes(ways: list[Way], teacher: Teacher, size: int) -> dict[str, Pass]:

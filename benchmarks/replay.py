@@ -25,9 +25,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import Measurement, convolution_peak, plain_network, run, table, time_shares, timed, write_section
+from measuring import (
+    Measurement,
+    convolution_peak,
+    operations,
+    plain_network,
+    run,
+    table,
+    time_shares,
+    timed,
+    write_section,
+)
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.data import load_dataset
 from hf_dfml.data.episodes import Episodes
@@ -149,9 +158,7 @@ def race(network: nn.Module, bank: MemoryBank, settings: Options, loop: InnerLoo
             if step:
                 seconds[name].append(spent / count)
     rate = {name: 1 / median(values) for name, values in seconds.items()}
-    with FlopCounterMode(display=False) as counter:
-        plain_gradient(models["plain"], episodes[:1], loop)
-    share = counter.get_total_flops() / convolution_peak(device)
+    share = operations(lambda: plain_gradient(models["plain"], episodes[:1], loop)) / convolution_peak(device)
     return Row(
         shots,
         loop.scope,

@@ -3,7 +3,7 @@
     python benchmarks/roofline.py
 
 Two ceilings are measured: a product of matrices, and a 3x3 convolution whose data stays in the cache. The work of a
-loop is counted by torch's `FlopCounterMode` (convolutions and matrix products only, as they are done); its share is
+loop is counted by torch (convolutions and matrix products only, as they are done); its share is
 that work a second over the convolution's ceiling. A loop whose time goes into convolutions is bound by them; where
 much goes into all else, by passes over maps, that is by memory. Seconds are those of the process where it has one CPU
 thread, and else the clock's. The last line is a JSON object; `ratio` is the smallest share.
@@ -16,12 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from measuring import Measurement, convolution_peak, run, table, time_shares, timed, write_section
+from measuring import Measurement, convolution_peak, operations, run, table, time_shares, timed, write_section
 from replay import Options as ReplayOptions
 from replay import bank_of
 from teachers import Options as TeacherOptions
 from teachers import drawn_member
-from torch.utils.flop_counter import FlopCounterMode
 
 from hf_dfml.learning.inner_loop import InnerLoop, adapt_each
 from hf_dfml.learning.replay import divided_meta_gradient
@@ -90,10 +89,9 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
     print(about, HEADER, sep="\n", flush=True)
     rows, shares = [], {}
     for name, work in loops(settings, device).items():
-        with FlopCounterMode(display=False) as counter:
-            work()
+        count = operations(work)
         seconds = min(timed(device, work)[1] for _ in range(settings.repeats))
-        shares[name] = counter.get_total_flops() / seconds / peak
+        shares[name] = count / seconds / peak
         times = time_shares(device, work)
         rows.append([name, f"{100 * shares[name]:.0f} %", *(f"{100 * share:.0f} %" for share in times.values())])
         print(*rows[-1], sep=" | ", flush=True)

@@ -74,3 +74,13 @@ def test_rows_of_shared_passes_show_members_fewer_images(script, tmp_path, capsy
     # Two members, plain and mirrored; alone three times as much for features, probabilities, and the best one.
     assert result["images"] == {"each row's own": 3 * (2 + 2 + 1) * once, "shared": 4 * once}
     assert result["same"] and "| shared |" in (tmp_path / "baselines.md").read_text(encoding="utf-8")
+
+
+def test_work_is_counted_where_gradients_of_images_are_asked_for(script):
+    operations = script("measuring").operations
+    assert operations(lambda: torch.ones(2, 3) @ torch.ones(3, 5)) == 2 * 2 * 3 * 5
+    module = script("roofline")
+    work = module.loops(module.Options(), torch.device("cpu"))
+    recovery, asking = operations(work["recovery of pixels"]), operations(work["asking a member"])
+    # Five steps of 100 images there and back, and one pass of 200 images.
+    assert 1.3 * 5 * asking / 2 < recovery < 3 * 5 * asking / 2 + asking
