@@ -35,7 +35,7 @@ test-faults: $(STAMP)  ## Kill runs and pushes at any moment, let processes die,
 fuzz: $(STAMP)  ## 10,000 damaged files and requests: each is used or refused with a sentence (under 15 minutes on 2 cores).
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py
 
-benchmark: $(STAMP)  ## Measure speed and memory, and write docs/benchmarks.md (under 10 minutes on 2 cores alone).
+benchmark: $(STAMP)  ## Measure speed and memory, and write docs/benchmarks.md (10 to 25 minutes on 2 cores alone).
 	$(BIN)/python benchmarks/make_benchmarks.py
 
 mutation: $(STAMP)  ## Small faults on purpose: which share of a seeded sample do the tests catch (at most 40 minutes)?

@@ -1,12 +1,13 @@
 """Runs the benchmarks that fit a CPU, one after the other, and writes docs/benchmarks.md from their sections.
 
-    python benchmarks/make_benchmarks.py                        # all, under 10 minutes on 2 cores
+    python benchmarks/make_benchmarks.py                        # all: 10 to 25 minutes on 2 cores
     python benchmarks/make_benchmarks.py --only replay scaling  # some; the other sections stay as they were
 
-Sections are kept in --output_dir. The page says how busy the machine was before the first of them.
+Sections are kept in --output_dir, with the minutes that each took and how busy the machine was before it.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -31,6 +32,8 @@ SCRIPTS = {
     "pool_scale": "--members 200",
     "scaling": "--repeats 2 --recovery_steps 16",
 }
+BUSY_SECONDS = 3.0
+"""For which other work is watched before a script."""
 HEAD = """# Benchmarks
 
 Written by `make benchmark`. Each section is the work of one script, which compares both sides in
@@ -50,37 +53,52 @@ accelerate launch --multi_gpu benchmarks/scaling.py --generator_width 64 --recov
 """
 
 
-def run(name: str, folder: Path) -> float:
-    """Run a script, which writes its section into `folder`; minutes."""
+def run(name: str, folder: Path) -> None:
+    """Run a script, which writes its section into `folder`."""
     command = [sys.executable, f"benchmarks/{name}.py", *SCRIPTS[name].split(), "--output_dir", str(folder)]
     print(f"\n{name}", flush=True)
-    started = time.perf_counter()
     subprocess.run(command, cwd=ROOT, check=True)
-    return (time.perf_counter() - started) / 60
 
 
-def page(folder: Path, note: str) -> str:
+def note(times: dict[str, dict[str, float]]) -> str:
+    """How long the sections took, and how busy other work kept the machine.
+
+    Args:
+        times: of each script its `minutes`, and the `busy` cores before it.
+    """
+    spent = ", ".join(f"{name} {times[name]['minutes']:.1f}" for name in SCRIPTS if name in times)
+    busy = max(each["busy"] for each in times.values())
+    shared = ": times on the clock are those of a shared machine." if busy > 0.3 else "."
+    total = sum(each["minutes"] for each in times.values())
+    return (
+        f"Minutes: {spent}; {total:.1f} in all. Just before each of them other "
+        f"work kept at most {busy:.1f} of {os.cpu_count()} cores busy{shared}"
+    )
+
+
+def page(folder: Path, about: str) -> str:
     """The whole page, of the sections that there are."""
     paths = [folder / f"{name}.md" for name in SCRIPTS]
     sections = [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
-    return "\n".join([HEAD, f"{fill(note, 119)}\n", *sections, ACCELERATORS])
+    return "\n".join([HEAD, f"{fill(about, 119)}\n", *sections, ACCELERATORS])
 
 
 def main() -> None:
-    """Run and write."""
+    """Run and write; what was done stays done when a later script fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS), help="Scripts to run.")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "benchmarks", help="Folder of sections.")
     options = parser.parse_args()
-    busy = psutil.cpu_percent(interval=5) / 100 * (os.cpu_count() or 1)
-    minutes = {name: run(name, options.output_dir.resolve()) for name in options.only}
-    to_answers = ", ".join(f"{name} {spent:.1f}" for name, spent in minutes.items())
-    shared = ": times on the clock are those of a shared machine." if busy > 0.3 else "."
-    note = (
-        f"Minutes of the last run: {to_answers}; {sum(minutes.values()):.1f} in all. Just before it other work kept "
-        f"{busy:.1f} of {os.cpu_count()} cores busy{shared}"
-    )
-    PAGE.write_text(page(options.output_dir, note), encoding="utf-8")
+    folder = options.output_dir.resolve()
+    kept = folder / "times.json"
+    times = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    for name in options.only:
+        busy = psutil.cpu_percent(interval=BUSY_SECONDS) / 100 * (os.cpu_count() or 1)
+        started = time.perf_counter()
+        run(name, folder)
+        times[name] = {"minutes": (time.perf_counter() - started) / 60, "busy": busy}
+        kept.write_text(json.dumps(times, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(folder, note(times)), encoding="utf-8")
     print(f"Wrote {PAGE}.")
 
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from math import prod
 from pathlib import Path
 from textwrap import fill
 from typing import Any, TypeVar
@@ -104,9 +105,19 @@ class _OneModule(nullcontext):
     parents = ("Global",)
 
 
+def _of_convolution_backward(
+    grad: Sequence[int], images: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
+) -> int:
+    """As of the pass forward for each gradient; torch's own formula counts that of a grouped weight once a group."""
+    *_, transposed, _, _, (of_images, of_weight, _) = rest
+    return 2 * prod(images if transposed else grad) * prod(weight[1:]) * (of_images + of_weight)
+
+
 def operations(work: Callable[[], Any]) -> float:
     """Floating-point operations of the convolutions and matrix products of `work`, as torch's counter has them."""
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(
+        display=False, custom_mapping={torch.ops.aten.convolution_backward: _of_convolution_backward}
+    )
     counter.mod_tracker = _OneModule()  # type: ignore[assignment]
     with counter:
         work()

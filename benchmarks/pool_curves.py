@@ -4,10 +4,10 @@
     python benchmarks/pool_curves.py --config $CONFIG --pool pools/cifar-fs --output_dir runs/curves
 
 One student for each of `--members` (the first so many; 0: all) and, with all members, for each of `--budgets` (steps
-of recovery). Schedule, seed and evaluation are the same for all; the last snapshot is judged, nothing is chosen. The
-`members` rows are the features, or the answers, of the same members side by side. The other
-options of recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for
-another, and a student that was interrupted goes on with the same command; delete its folder to repeat it.
+of recovery). Schedule, seed and evaluation are the same for all; the last snapshot is judged by the validation
+classes, nothing is chosen. The `members` rows are the features, or the answers, of the same members side by side. The
+other options of recipes/pool_distillation.py are options here too. What one student has recovered is not recovered
+again for another, and a student that was interrupted goes on with the same command; delete its folder to repeat it.
 
 Written into --output_dir: `results.json`, `pool_curves.json`, `pool_curves.png` and `pool_budgets.png`. The last line
 is a JSON object; `ratio` is the student's accuracy with all members over that of their answers, at the largest number
@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from students import WAYS_TO_SEE, classes_of, last_snapshot, prepared
+from students import EPISODES_SEED, WAYS_TO_SEE, classes_of, last_snapshot, prepared
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
@@ -41,6 +41,9 @@ from hf_dfml.pool import ModelPool
 from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.pictures import curves
+
+KINDS = {"features": "prototype", "answers": "prototype, answers"}
+"""What the lines of the figures are, and how their rows were seen."""
 
 
 class Points(Settings):
@@ -70,9 +73,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     counts = sorted({min(count or len(pool), len(pool)) for count in points.members})
     budgets = sorted({*points.budgets, method.training_set.inversion.recovery_steps})
     protocol = EvaluationProtocol(
-        ways=config.ways, shots=config.shots, episodes=config.episodes, bn="running", head="prototype"
+        ways=config.ways,
+        shots=config.shots,
+        episodes=config.episodes,
+        bn="running",
+        head="prototype",
+        seed=EPISODES_SEED,
+        split="validation",
     )
-    dataset = classes_of("test", pool, config)
+    dataset = classes_of("validation", pool, config)
     for count in counts:
         if not (folder / f"{count}-members" / "results.json").is_file():
             write_results(folder / f"{count}-members", members_of(pool[:count], dataset, protocol))
@@ -120,15 +129,15 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
     everything = list(dict.fromkeys(row for part in (theirs, ours, cheaper) for rows in part.values() for row in rows))
     print_table(everything)
     write_results(folder, everything)
-    all_members = theirs[most_members]
+    most = max(row.shots for row in everything)
     lines: dict[str, list[tuple[float, float]]] = {}
     by_budget: dict[str, list[tuple[float, float]]] = {}
-    for shots in sorted({row.shots for row in everything}):
-        for name, part in (("members' answers", theirs), ("student", ours)):
-            lines[f"{name}, {shots}-shot"] = [(count, _mean(rows, shots)) for count, rows in part.items()]
-        by_budget[f"members' answers, {shots}-shot"] = [(budget, _mean(all_members, shots)) for budget in cheaper]
-        by_budget[f"student, {shots}-shot"] = [(budget, _mean(rows, shots)) for budget, rows in cheaper.items()]
-    title = "Accuracy on the test classes (%), nearest prototype, inductive"
+    for kind, how in KINDS.items():
+        for name, part in ((f"members' {kind}", theirs), (f"student's {kind}", ours)):
+            lines[name] = [(count, _mean(rows, most, how)) for count, rows in part.items()]
+        by_budget[f"members' {kind}"] = [(budget, _mean(theirs[most_members], most, how)) for budget in cheaper]
+        by_budget[f"student's {kind}"] = [(budget, _mean(rows, most, how)) for budget, rows in cheaper.items()]
+    title = f"Accuracy on the validation classes (%), {most}-shot, nearest prototype"
     figures = [
         curves(lines, folder / "pool_curves.png", title=title, xlabel="members of the pool", ylabel="accuracy (%)"),
         curves(
@@ -139,14 +148,13 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
             ylabel="accuracy (%)",
         ),
     ]
-    most = max(row.shots for row in everything)
     student_mean, members_mean = (_mean(part[max(part)], most) for part in (ours, theirs))
     verdict = {
         "benchmark": "pool_curves",
         "ratio": round(student_mean / members_mean, 3),
         "baseline": round(members_mean, 2),
         "ours": round(student_mean, 2),
-        "unit": f"% of {most}-shot test accuracy",
+        "unit": f"% of {most}-shot accuracy on the validation classes",
         "members": {count: round(_mean(rows, most), 2) for count, rows in ours.items()},
         "of_members": {count: round(_mean(rows, most), 2) for count, rows in theirs.items()},
         "budgets": {budget: round(_mean(rows, most), 2) for budget, rows in cheaper.items()},
@@ -157,8 +165,8 @@ def summary(folder: Path, points: Sequence[Point], steps: int) -> dict[str, Any]
     return verdict
 
 
-def _mean(rows: Sequence[Result], shots: int) -> float:
-    return next(row.mean for row in rows if row.shots == shots and row.how == "prototype, answers")
+def _mean(rows: Sequence[Result], shots: int, how: str = KINDS["answers"]) -> float:
+    return next(row.mean for row in rows if row.shots == shots and row.how == how)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,12 @@ def main() -> dict[str, Any]:
 
         def run(title: str, work: Callable[..., None], cache: str, members: int, lock: str = "none") -> None:
             settings = {"HF_ENDPOINT": url, "HF_HUB_CACHE": str(folder / cache), "HF_HUB_DISABLE_XET": "1"}
-            settings |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": "", "OMP_NUM_THREADS": "1"}
+            settings |= {
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "HF_HUB_OFFLINE": "0",
+                "HF_TOKEN": "",
+                "OMP_NUM_THREADS": "1",
+            }
             settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
             mine, its = spawn.Pipe()
             arguments = (members, options.kept, folder / lock)

@@ -26,6 +26,8 @@ def group_tasks(affinity: Tensor, num_groups: int, *, seed: int = 42) -> list[li
     groups = min(num_groups, count)
     if groups <= 1 or count <= 2:
         return [list(range(count))]
+    if groups == count:
+        return [[member] for member in range(count)]
     matrix = affinity.double().cpu().numpy()
     scale = matrix[~np.eye(count, dtype=bool)].mean()
     if scale == 0:  # All tasks are alike: any division is as good as another.

@@ -1,5 +1,7 @@
 """Grouping: dissimilarity as affinity mixes planted clusters, similarity separates them."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -49,5 +51,8 @@ def test_similarity_as_affinity_separates_them(planted):
 def test_small_pools_and_identical_tasks_are_fine():
     assert group_tasks(torch.zeros(1, 1), 5) == [[0]]
     assert group_tasks(torch.zeros(2, 2), 5) == [[0, 1]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert group_tasks(1 - torch.eye(3), 5) == [[0], [1], [2]]
     groups = group_tasks(torch.zeros(6, 6), 3)
     assert sorted(sum(groups, [])) == list(range(6)) and len(groups) == 3

@@ -37,7 +37,7 @@ def test_every_point_is_recovered_and_measured_once(benchmark, tmp_path, monkeyp
     assert verdict["members"][3] == verdict["budgets"][2] == verdict["ours"]
     assert verdict["of_members"][3] == verdict["baseline"]
     rows = read_results(folder)
-    assert {(row.split, row.bn, row.episodes, row.seed) for row in rows} == {("test", "running", 4, 0)}
+    assert {(row.split, row.bn, row.episodes, row.seed) for row in rows} == {("validation", "running", 4, 1)}
     assert {row.method for row in rows} == {
         "All 1 members + prototype",
         "All 3 members + prototype",
