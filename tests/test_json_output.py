@@ -17,6 +17,7 @@ from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks import create_network
 from hf_dfml.pool.building.build import build_pool
 from hf_dfml.pool.building.training import PoolRecipe
+from hf_dfml.zoo import manifest
 from tests.classifier.conftest import CLASSES, labels, make_meta, pictures
 from tests.pool.members import write_pool
 
@@ -115,6 +116,12 @@ def test_compare(capsys, tmp_path, photos):
     code, found = answered(capsys, "compare", *words)
     assert code == 0 and wrong("compare", found) == []
     assert all(list(row["accuracy"]) == ["1"] and len(row["behind"]["1"]) == 2 for row in found["rows"])
+
+
+def test_zoo(capsys):
+    code, found = answered(capsys, "zoo", "--json")
+    assert code == 0 and wrong("zoo", found) == []
+    assert [model["name"] for model in found["models"]] == [f"zoo:{name}" for name in manifest()]
 
 
 def test_a_field_that_is_missing_new_or_of_another_type_is_seen():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from hf_dfml import Classifier, MetaModel, adapt, zoo
 from hf_dfml.cli import main
 from hf_dfml.data import load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate
-from hf_dfml.evaluation.results import RESULTS_NAME
+from hf_dfml.evaluation.results import RESULTS_NAME, write_results
 from tests.hub_server import HubServer
 
 MAKE = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "zoo" / "make.py")))
@@ -61,6 +62,16 @@ def test_glyphs_are_told_apart():
 
 def test_photographs_are_told_apart(shared_dir):
     assert accuracy("zoo:cifar-fs", "cifar-fs", "validation", data_dir=shared_dir / "data") > 50
+
+
+def test_the_list_names_every_entry_with_its_accuracies(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["zoo"])
+    shown = capsys.readouterr().out
+    assert not stop.value.code and "hf-dfml adapt" in shown
+    for name, entry in zoo.manifest().items():
+        (line,) = (line for line in shown.splitlines() if f"zoo:{name} " in line)
+        assert all(f"{accuracy:.1f}" in line for accuracy in entry["accuracy"].values())
 
 
 def test_adapt_evaluate_and_classify_take_the_name(tmp_path, capsys):
@@ -109,6 +120,19 @@ def test_an_entry_is_made_of_a_run_and_refused_where_it_is_too_large(tmp_path, m
     with pytest.raises(ValueError, match="at most 1000"):
         MAKE.add(run, "large", "", tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "manifest.json"]
+
+
+def test_baselines_that_were_measured_by_themselves_are_added(tmp_path):
+    run = zoo.folder_of("glyphs")
+    rows = [row for row in MetaModel.from_pretrained(run).config.results if row.method == "Random init"]
+    theirs = [replace(row, method="Another", mean=12.34) for row in rows]
+    write_results(tmp_path / "rows", [*theirs, replace(rows[0], method="Other episodes", seed=5)])
+    MAKE.add(run, "copy", "Again.", tmp_path, baselines=tmp_path / "rows")
+    config, card = MetaModel.from_pretrained(tmp_path / "copy").config, (tmp_path / "copy" / "README.md").read_text()
+    assert [row.mean for row in config.results if row.method == "Another"] == [12.34, 12.34]
+    assert "| Another | finetune, 10 x 0.01 (papers) | support | 12.34" in card and "Other episodes" not in card
+    with pytest.raises(ValueError, match="No baseline is of the same episodes"):
+        MAKE.with_baselines(config, [replace(rows[0], seed=5)])
 
 
 def test_pictures_leave_the_card_with_their_captions():

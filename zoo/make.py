@@ -1,6 +1,7 @@
 """Make entries of the zoo from the folders of finished runs, and publish them.
 
     python zoo/make.py add runs/quickstart glyphs --summary "Drawn characters."
+    python zoo/make.py add runs/mine mine --summary "..." --baselines runs/baselines   # of a run without any
     python zoo/make.py push me                      # a repository for each entry, and a collection of them
 
 An entry is the model of the run with weights in half precision, its config and its card, without pictures. It is
@@ -14,13 +15,18 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi
 
 from hf_dfml import MetaModel, zoo
+from hf_dfml.evaluation.results import Result, markdown_table, read_results
 from hf_dfml.hub_results import default_rows
+from hf_dfml.meta_config import MetaConfig
 from hf_dfml.model_card import CARD_NAME
 from hf_dfml.networks.functional import normalise
 from hf_dfml.pool.entry import WEIGHTS_NAME
@@ -33,8 +39,15 @@ TOLERANCE = 0.02
 COLLECTION = "hf-dfml zoo"
 
 
-def add(run: Path, name: str, summary: str, target: Path = zoo.FOLDER) -> dict:
+def add(run: Path, name: str, summary: str, target: Path = zoo.FOLDER, baselines: Path | None = None) -> dict:
     """Write the entry and its line of the manifest; the line.
+
+    Args:
+        run: folder of a finished run.
+        name: of the entry.
+        summary: one sentence.
+        target: folder of the zoo.
+        baselines: `results.json`, or its folder, with the rows of baselines, where they were measured by themselves.
 
     Raises:
         ValueError: for a name that is no plain word, or if the entry would be too large, or would answer otherwise.
@@ -42,12 +55,15 @@ def add(run: Path, name: str, summary: str, target: Path = zoo.FOLDER) -> dict:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"'{name}' is not a valid name: expected lower-case words with dashes.")
     meta = MetaModel.from_pretrained(run)
+    card = without_pictures((run / CARD_NAME).read_text(encoding="utf-8"))
+    if baselines:
+        meta.config = with_baselines(meta.config, read_results(baselines))
+    card = with_table(card, meta.config)
     with tempfile.TemporaryDirectory(dir=target, prefix=".") as temporary:
         folder = Path(temporary) / name
         folder.mkdir()
-        (folder / CARD_NAME).write_text(without_pictures((run / CARD_NAME).read_text(encoding="utf-8")))
-        half = MetaModel.from_pretrained(run)
-        half.network.half()
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
+        half = MetaModel(MetaModel.from_pretrained(run).network.half(), meta.config)
         half.save_pretrained(folder)
         shutil.rmtree(folder / ".eval_results", ignore_errors=True)  # Made again when the entry is published.
         size = (folder / WEIGHTS_NAME).stat().st_size
@@ -66,6 +82,31 @@ def add(run: Path, name: str, summary: str, target: Path = zoo.FOLDER) -> dict:
     lines = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     atomic_write(path, json.dumps({**lines, name: line}, indent=1, sort_keys=True) + "\n")
     return line
+
+
+def with_table(card: str, config: MetaConfig) -> str:
+    """A card whose table has the rows of a config, in the words of today."""
+    return re.sub(
+        r"(?<=\n## Results\n\n).*?(?=\n\n`bn` says)", lambda _: markdown_table(config.results), card, flags=re.S
+    )
+
+
+def with_baselines(config: MetaConfig, rows: Sequence[Result]) -> MetaConfig:
+    """A config with the rows of other methods that are of the episodes of its own.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    own, name = default_rows(config), config.method or ""
+    episodes = {_episodes(row) for row in own}
+    found = [row for row in rows if not row.method.startswith(name) and _episodes(row) in episodes]
+    if not found:
+        raise ValueError(f"No baseline is of the same episodes as the model's rows: expected {sorted(episodes)}.")
+    return replace(config, results=(*config.results, *(row for row in found if row not in config.results)))
+
+
+def _episodes(row: Result) -> tuple[Any, ...]:
+    return row.dataset, row.split, row.ways, row.shots, row.episodes, row.seed
 
 
 def without_pictures(card: str) -> str:
@@ -115,12 +156,13 @@ def main() -> None:
     adding = commands.add_parser("add", help="make an entry from a run")
     adding.add_argument("run", type=Path, help="folder of a finished run")
     adding.add_argument("name", help="the entry: zoo:NAME")
+    adding.add_argument("--baselines", type=Path, help="results.json of baselines, for a run without")
     adding.add_argument("--summary", required=True, help="one sentence: what kind of images it is for")
     pushing = commands.add_parser("push", help="publish all entries")
     pushing.add_argument("user", help="Hub user or organisation")
     given = parser.parse_args()
     if given.command == "add":
-        print(json.dumps(add(given.run, given.name, given.summary), indent=1))
+        print(json.dumps(add(given.run, given.name, given.summary, baselines=given.baselines), indent=1))
     else:
         print(f"The collection is {push(given.user)}.")
 

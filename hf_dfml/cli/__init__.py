@@ -1,4 +1,4 @@
-"""The door: `hf-dfml quickstart | pool | train | evaluate | adapt | push | serve | demo`, a file a group of them."""
+"""The door: `hf-dfml quickstart | pool | train | evaluate | adapt | push | serve | demo | zoo`, a file each."""
 
 from __future__ import annotations
 

@@ -23,7 +23,10 @@ Device = Annotated[str, typer.Option(help="Where the work is done, such as cuda.
 
 def adapt(
     model: Annotated[
-        str, typer.Argument(help="A meta-model, a member of a pool, or a whole pool: folder, Hub id, or zoo:cifar-fs.")
+        str,
+        typer.Argument(
+            help="A meta-model, a member of a pool, or a whole pool: folder, Hub id, or zoo:NAME (`hf-dfml zoo`)."
+        ),
     ],
     support: Annotated[Path, typer.Option(help="Folder with one folder of example images for each class.")],
     query: Annotated[

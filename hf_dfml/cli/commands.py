@@ -19,6 +19,7 @@ from hf_dfml.cli.pool import pool_app
 from hf_dfml.cli.push import push
 from hf_dfml.cli.serve import serve
 from hf_dfml.cli.train import train_app
+from hf_dfml.cli.zoo import zoo
 from hf_dfml.errors import TRACEBACK_VARIABLE, errors_in_a_sentence, interrupted
 from hf_dfml.version import __version__
 
@@ -87,6 +88,7 @@ app.command()(compare)
 app.command()(push)
 app.command()(serve)
 app.command()(demo)
+app.command()(zoo)
 
 
 def run_command(argv: Sequence[str] | None = None) -> None:
