@@ -113,8 +113,19 @@ class Measured:
 
     def note(self, name: str, value: float, definition: str) -> None:
         """Keep one figure and print it beside what it is."""
-        self.figures[name], self.definitions[name] = round(value, 4), definition
+        self.figures[name], self.definitions[name] = float(f"{value:.4g}"), definition
         print(f"{name} = {value:.4g}: {definition}.", flush=True)
+
+    def write(self) -> None:
+        """The rows and the table of what was measured so far, if there is a folder for them."""
+        folder = self.options.output_dir
+        if not folder:
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_results(folder, self.rows)
+        lines = [f"| `{name}` | {value:g} | {self.definitions[name]} |" for name, value in self.figures.items()]
+        table = "\n".join(["| figure | value | what it is |", "|---|---|---|", *lines])
+        write_section(folder, "mechanisms", "The mechanisms of the five systems", table)
 
     def picture(self, name: str) -> Path | None:
         """Where a figure goes, if figures are wanted."""
@@ -591,29 +602,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         began = time.monotonic()
         work[name]()
         print(f"{name}: {time.monotonic() - began:.0f} seconds.", flush=True)
+        found.write()
+    ours, printed = (found.figures.get(name) for name in ("bell_share", "bell_share_printed"))
     summary = {
         "benchmark": "mechanisms",
         "unit": "share of an epoch's movement that is BELL's",
-        "baseline": found.figures.get("bell_share_printed"),
-        "ours": found.figures.get("bell_share"),
-        "ratio": found.figures["bell_share"] / found.figures["bell_share_printed"]
-        if "bell_share" in found.figures
-        else None,
+        "baseline": printed,
+        "ours": ours,
+        "ratio": ours / printed if ours and printed else None,
         **found.figures,
         "minutes": round((time.monotonic() - started) / 60, 1),
     }
-    if options.output_dir:
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-        write_results(options.output_dir, found.rows)
-        lines = "\n".join(
-            f"| `{name}` | {value:g} | {found.definitions[name]} |" for name, value in found.figures.items()
-        )
-        write_section(
-            options.output_dir,
-            "mechanisms",
-            "The mechanisms of the five systems",
-            f"| figure | value | what it is |\n|---|---|---|\n{lines}",
-        )
     print(json.dumps(summary))
     return summary
 

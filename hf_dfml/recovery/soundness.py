@@ -32,6 +32,8 @@ ALIKE = 1e-3
 """Largest difference of two members' probabilities that makes one a copy of the other."""
 AGREEMENT = 0.25
 """Share of the pool's median agreement below which a member is left out."""
+COMPARISONS = 8
+"""With other members on a class of the same name: the correlation of fewer is left to chance."""
 UNIFORM = 0.3
 """Share of 1/C by which all probabilities of an untrained network of C classes may differ from it."""
 
@@ -131,12 +133,13 @@ def reasons(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Se
             found.setdefault(index, "is certain of every image, as networks with weights out of scale are")
     agreement = _agreement(entries, answers, left_out=set(found))
     known = agreement[agreement.isfinite()]
+    usual = float(known.median()) if len(known) >= FEW else 0.0
     for index, value in enumerate(agreement.tolist()):
-        if len(known) >= FEW and value < AGREEMENT * float(known.median()):
+        if value < AGREEMENT * usual:
             found.setdefault(
                 index,
                 f"disagrees with the members that know the same classes (correlation {value:.2f}, of others "
-                f"{float(known.median()):.2f}): its labels may be in another order, or wrong",
+                f"{usual:.2f}): its labels may be in another order, or wrong",
             )
     return found
 
@@ -171,7 +174,7 @@ def _information(answers: Tensor) -> Tensor:
 def _agreement(entries: Sequence[PoolEntry], answers: Sequence[Tensor], left_out: set[int]) -> Tensor:
     """Mean correlation, over images, of a member's probabilities of its classes with those of others: `(M,)`.
 
-    Not a number of members that share no class with another one.
+    Not a number of members that have few classes in common with others.
     """
     columns: dict[str, list[tuple[int, Tensor]]] = {}
     for index, (entry, values) in enumerate(zip(entries, answers, strict=True)):
@@ -181,7 +184,7 @@ def _agreement(entries: Sequence[PoolEntry], answers: Sequence[Tensor], left_out
         unit = centred / centred.norm(dim=0).clamp_min(1e-12)
         for name, column in zip(entry.class_keys, unit.T, strict=True):
             columns.setdefault(name, []).append((index, column))
-    totals, counts = torch.zeros(len(entries)), torch.zeros(len(entries))
+    totals, counts, comparisons = torch.zeros(3, len(entries))
     for shared in columns.values():
         stacked = torch.stack([column for _, column in shared])
         others = stacked.sum(0) - stacked
@@ -190,4 +193,5 @@ def _agreement(entries: Sequence[PoolEntry], answers: Sequence[Tensor], left_out
             members = torch.tensor([index for index, _ in shared])
             totals.index_add_(0, members, products)
             counts.index_add_(0, members, torch.ones(len(shared)))
-    return totals / counts.where(counts > 0, torch.nan)
+            comparisons.index_add_(0, members, torch.full((len(shared),), len(shared) - 1.0))
+    return totals / counts.where(comparisons >= COMPARISONS, torch.nan)

@@ -78,6 +78,20 @@ def test_members_that_share_no_class_are_not_compared():
     assert found(alone, answers) == {}
 
 
+def test_members_of_few_classes_in_common_are_not_judged_by_them():
+    """Pairs of members share one class: its correlation is chance, and whichever is bad, both would be left out."""
+    generator = torch.Generator().manual_seed(0)
+    entries, answers = [], []
+    for index in range(12):
+        names = (f"shared-{index // 2}", *(f"{index}-{each}" for each in range(WAYS - 1)))
+        entries.append(PoolEntry(id=f"m-{index}", num_classes=WAYS, label_names=names))
+        seen = torch.randn(IMAGES, WAYS, generator=generator)
+        seen[:, 0] += 2 * torch.randn(IMAGES, generator=torch.Generator().manual_seed(index // 2))
+        answers.append(seen.softmax(-1))
+    answers[1] = answers[1].roll(1, 1)
+    assert found(entries, answers) == {}
+
+
 def test_untrained_members_are_kept_where_all_are_but_copies_are_named(tmp_path):
     pool = make_pool(tmp_path, 3)
     first = pool[0].location
