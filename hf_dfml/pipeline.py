@@ -20,6 +20,8 @@ from hf_dfml.estimate import Cost, check_memory, cost_of_distillation, cost_of_r
 from hf_dfml.evaluation import Adaptation, Result, print_table, results_chart, write_results
 from hf_dfml.evaluation.heads.base import PAPERS_INNER_LOOP
 from hf_dfml.evaluation.of_run import RunEvaluation
+from hf_dfml.evaluation.reporting import beside_one_member
+from hf_dfml.hub_results import default_rows
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.meta_network import choose_network, meta_network
 from hf_dfml.methods.base import Method, refuse_black_boxes
@@ -247,6 +249,8 @@ def _publish(
     write_card(folder, meta.config, training=training, pictures=pictures, charts=charts)
     if pool.queries:
         accelerator.print(f"The black boxes were sent {pool.queries.total:,} images.")
+    if gained := beside_one_member(default_rows(meta.config), results):
+        accelerator.print(gained)
     accelerator.print(f"Wrote the meta-model, its card and its pictures to {folder}.")
     if config.push_to_hub:
         accelerator.print(f"Published: {meta.push_to_hub(config.push_to_hub, private=config.private, folder=folder)}")

@@ -55,6 +55,31 @@ def protocols_of_run(
     return [each for index, each in enumerate(protocols) if each not in protocols[:index]]
 
 
+def beside_one_member(own: Sequence[Result], rows: Sequence[Result]) -> str | None:
+    """What a run has gained over its best member alone, in a sentence; None where that was not measured beside it.
+
+    Args:
+        own: rows of the meta-model as it is used by default.
+        rows: all rows of the run.
+    """
+    for row in sorted(own, key=lambda each: -(each.shots or 0)):
+        same = [each for each in rows if (each.dataset, each.shots) == (row.dataset, row.shots)]
+        alone = next((each for each in same if each.method.endswith("member + prototype")), None)
+        if alone is None:
+            continue
+        gain, images = row.mean - alone.mean, counted(row.shots or 0, "image")
+        shown = f"the best member alone ({row.mean:.1f} and {alone.mean:.1f} % with {images} a class)"
+        if abs(gain) <= row.ci95 + alone.ci95:
+            return f"Not distinguishable from {shown}."
+        if gain > 0:
+            return f"{gain:.1f} points above {shown}."
+        return (
+            f"Warning: {-gain:.1f} points below {shown}. Nothing was gained: adapt the members as they are "
+            "(hf-dfml adapt POOL --support PHOTOS), or see docs/better_accuracy.md."
+        )
+    return None
+
+
 def meta_test(
     model: nn.Module,
     datasets: Iterable[FewShotDataset],
