@@ -349,7 +349,7 @@ def measure_gamma(found: Measured, pool: ModelPool, classes: FewShotDataset) -> 
     )
     if path := found.picture("dro_gamma"):
         points = {"5-shot": [(gamma, 100 * accuracies[gamma].mean().item()) for gamma in options.gammas]}
-        plot(points, path, "gamma", "accuracy (%), validation classes", log=True)
+        plot(points, path, "gamma", "accuracy (%), validation classes", log=True, least_span=10)
 
 
 def accuracy_of(
@@ -564,9 +564,15 @@ def fresh_network(pool: ModelPool, options: Options) -> nn.Module:
 
 
 def plot(
-    lines: dict[str, list[tuple[float, float]]], path: Path, x_label: str, y_label: str, *, log: bool = False
+    lines: dict[str, list[tuple[float, float]]],
+    path: Path,
+    x_label: str,
+    y_label: str,
+    *,
+    log: bool = False,
+    least_span: float = 0.0,
 ) -> None:
-    """Lines with a point for each measurement."""
+    """Lines with a point for each measurement, on a vertical axis of at least that length."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.2), layout="constrained")
@@ -574,6 +580,9 @@ def plot(
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set(xlabel=x_label, ylabel=y_label, xscale="log" if log else "linear")
+    low, high = axes.get_ylim()
+    wider = max(0.0, least_span - (high - low)) / 2
+    axes.set_ylim(low - wider, high + wider)
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
