@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,21 +14,37 @@ from torch import Tensor
 
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.data.folders import open_data
-from hf_dfml.evaluation.baselines import best_member, probabilities_of
+from hf_dfml.evaluation.baselines import best_member
 from hf_dfml.evaluation.heads import class_means
-from hf_dfml.evaluation.heads.features import represented, with_flips
+from hf_dfml.evaluation.heads.features import combined, views
 from hf_dfml.evaluation.protocol import EvaluationProtocol, draw_episodes, episode_labels
 from hf_dfml.evaluation.results import mean_and_interval
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.teacher import Teacher
 from hf_dfml.utils.images import resize, to_unit
 from hf_dfml.utils.progress import progress
 
-Extract = Callable[[Tensor], Tensor]
-"""Images `(B, 3, H, W)` in [0, 1] -> features `(B, D)`."""
+See = Callable[[Tensor], Sequence[Tensor]]
+"""Images `(B, 3, H, W)` in [0, 1] -> one or more features `(B, D)`, of one pass."""
+
+Through = Callable[[See], list[Tensor]]
+"""The features `(M, D)` of all images by what sees them a batch at a time."""
 
 AT_ONCE = 64
+
+
+class Contestants(NamedTuple):
+    """Contestants whose features come from the same passes of the images.
+
+    Attributes:
+        size: of the images that they want.
+        features: of all images, `(M, D)`, by what tables call each contestant.
+    """
+
+    size: int
+    features: Callable[[Through], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ def compare(
     contestants = list(_contestants(pool, models, backbone, device))
     if not contestants:
         raise ValueError("Nothing to compare: give --pool, --models or --backbone.")
-    images = open_data(support, "train", image_size=max(size for _, size, _ in contestants), **data)
+    images = open_data(support, "train", image_size=max(each.size for each in contestants), **data)
     counts = torch.bincount(images.labels)
     ways = min(ways, len(counts))
     allowed = [number for number in shots if int(counts.min()) > number]
@@ -105,11 +121,10 @@ def compare(
             *episode_labels(protocol, number, torch.device("cpu")),
         )
     found = []
-    for name, _, extractors in progress(contestants, description="Comparing", unit="contestant"):
-        features = _features(extractors, images, device)
-        found.append(
-            (name, leave_one_out(features, images.labels), {k: _accuracies(features, *v) for k, v in drawn.items()})
-        )
+    for some in progress(contestants, description="Comparing", unit="part"):
+        for name, features in some.features(partial(_through, images, device)).items():
+            right = leave_one_out(features, images.labels)
+            found.append((name, right, {k: _accuracies(features, *v) for k, v in drawn.items()}))
     found.sort(key=lambda each: (sum(float(a.mean()) for a in each[2].values()), int(each[1].sum())), reverse=True)
     first = found[0][2]
     return [
@@ -166,48 +181,65 @@ def _accuracies(features: Tensor, support: Tensor, query: Tensor, labels: Tensor
 
 
 @torch.no_grad()
-def _features(extractors: Iterator[Extract] | Sequence[Extract], images: FewShotDataset, device: Any) -> Tensor:
-    parts = []
-    for extract in extractors:
-        batches = (to_unit(batch).to(device) for batch in images.images.split(AT_ONCE))
-        parts.append(torch.cat([extract(batch).cpu().float() for batch in batches]))
-    return torch.cat(parts, dim=1)
+def _through(images: FewShotDataset, device: torch.device | str, see: See) -> list[Tensor]:
+    batches = (to_unit(batch).to(device) for batch in images.images.split(AT_ONCE))
+    parts = [[features.cpu().float() for features in see(batch)] for batch in batches]
+    return [torch.cat(features) for features in zip(*parts, strict=True)]
 
 
 def _contestants(
-    pool: str | None, models: Sequence[str], backbone: str | None, device: Any
-) -> Iterator[tuple[str, int, Iterator[Extract] | Sequence[Extract]]]:
-    """A name, the size of its images, and what makes its features, side by side."""
+    pool: str | None, models: Sequence[str], backbone: str | None, device: torch.device | str
+) -> Iterator[Contestants]:
     if pool:
         members = ModelPool.open(pool).usable().to(device)
         size = max(entry.input_size[-1] for entry in members if entry.input_size)
-        entry, name = best_member(members)
-        yield name, size, [members.load(entry).features]
-        count = f"All {len(members)} members"
-        normalised = (partial(_normalised, members.load(entry).features) for entry in members)
-        yield f"{count}, features", size, normalised
-        yield f"{count}, answers", size, (partial(probabilities_of, members.load(entry)) for entry in members)
+        yield Contestants(size, partial(_of_pool, members))
     for model in models:
         meta = MetaModel.from_pretrained(model, device=device)
-        yield f"{meta.config.method} ({Path(model).name})", meta.config.input_size[-1], [_of_meta_model(meta)]
+        name = f"{meta.config.method} ({Path(model).name})"
+        yield Contestants(meta.config.input_size[-1], partial(_alone, name, partial(_seen_by_meta_model, meta)))
     if backbone:
         one = ModelPool.open(backbone).usable().to(device)
         if len(one) != 1:
             raise ValueError(f"--backbone {backbone} has {len(one)} networks: name one.")
-        yield f"Backbone {one[0].id}", (one[0].input_size or (3, 224, 224))[-1], [one.load(0).features]
+        seen = one.load(0).features
+        size = (one[0].input_size or (3, 224, 224))[-1]
+        yield Contestants(size, partial(_alone, f"Backbone {one[0].id}", lambda images: [seen(images)]))
 
 
-def _normalised(extract: Extract, images: Tensor) -> Tensor:
-    return F.normalize(extract(images), dim=-1)
+def _alone(name: str, see: See, through: Through) -> dict[str, Tensor]:
+    """Features of a contestant that shares its passes with no other."""
+    (features,) = through(see)
+    return {name: features}
 
 
-def _of_meta_model(meta: MetaModel) -> Extract:
+def _of_pool(members: ModelPool, through: Through) -> dict[str, Tensor]:
+    """Features of the best member, and of all members side by side; a pass gives a member's features and answers."""
+    best, name = best_member(members)
+    found: dict[str, Tensor] = {}
+    features, answers = [], []
+    for entry in members:
+        plain, normalised, probabilities = through(partial(_seen_by_member, members.load(entry)))
+        features.append(normalised)
+        answers.append(probabilities)
+        if entry is best:
+            found[name] = plain
+    count = f"All {len(members)} members"
+    sides = {f"{count}, features": features, f"{count}, answers": answers}
+    return found | {side: torch.cat(parts, dim=1) for side, parts in sides.items()}
+
+
+def _seen_by_member(member: Teacher, images: Tensor) -> list[Tensor]:
+    """Its features, the same of length 1, and its probabilities."""
+    features, logits = member.features_and_logits(images)
+    return [features, F.normalize(features, dim=-1), logits.softmax(-1)]
+
+
+def _seen_by_meta_model(meta: MetaModel, images: Tensor) -> list[Tensor]:
     """Features as `adapt` takes them by default, under stored statistics."""
-    size = meta.config.input_size[1:]
+    size, how = meta.config.input_size[1:], meta.config.adapt
 
     def features(images: Tensor) -> Tensor:
         return functional_forward(meta.network, {}, resize(images, size), source="running", features=True)
 
-    how = meta.config.adapt
-    seen = represented(meta.network, features, how.representation)
-    return with_flips(seen) if how.flips else seen
+    return [combined(meta.network, views(features, how.flips, images), how)]

@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from hf_dfml import comparing
 from hf_dfml.cli import main
 from hf_dfml.comparing import Comparison, compare, leave_one_out, verdict
+from hf_dfml.data.folders import open_data
 from hf_dfml.meta_model import MetaModel
+from hf_dfml.pool import ModelPool
+from hf_dfml.pool.teacher import Teacher
+from hf_dfml.utils.images import to_unit
 from tests.methods.pools import make_model
 from tests.pool.members import write_member, write_pool
 
@@ -135,3 +140,23 @@ def test_a_pool_and_a_classifier_are_evaluated_in_the_same_words(photos, tmp_pat
     with pytest.raises(SystemExit):
         main(["evaluate", "mine", "--data", str(photos)])
     assert capsys.readouterr().out == f"Of the images in {photos}: {classifier.evaluate(photos)}.\n"
+
+
+def test_each_member_sees_each_image_once(photos, tmp_path, monkeypatch):
+    """And what is made of that pass is what passes of its own would give, bit for bit."""
+    shown, prepare = [], Teacher._prepare
+    monkeypatch.setattr(
+        Teacher, "_prepare", lambda self, images: shown.append((self.entry.id, len(images))) or prepare(self, images)
+    )
+    given = []
+    monkeypatch.setattr(comparing, "leave_one_out", lambda features, labels: given.append(features) or labels > 0)
+    folder = write_pool(tmp_path / "pool", 3)
+    rows = compare(photos, pool=str(folder), shots=[1, 2], episodes=4)
+    members = [ModelPool.from_dir(folder).load(index) for index in range(3)]
+    assert sorted(name for name, count in shown if count == 15) == ["m-0", "m-1", "m-2"]
+    images = to_unit(open_data(photos, "train", image_size=16).images)
+    with torch.no_grad():
+        features = [member.features(images) for member in members]
+        answers = [member(images).softmax(-1) for member in members]
+    expected = [features[0], torch.cat([F.normalize(part, dim=-1) for part in features], 1), torch.cat(answers, 1)]
+    assert len(rows) == len(given) == 3 and all(map(torch.equal, given, expected))

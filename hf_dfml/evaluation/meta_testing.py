@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.data.few_shot import FewShotDataset
-from hf_dfml.evaluation.frozen_features import evaluate_features
-from hf_dfml.evaluation.heads import HEADS, Head, represented
+from hf_dfml.evaluation.frozen_features import EpisodeImages
+from hf_dfml.evaluation.heads import HEADS, FeatureHead, Head
+from hf_dfml.evaluation.heads.features import combined, logits_of_each, views
 from hf_dfml.evaluation.protocol import (
     EvaluationProtocol,
     draw_episodes,
@@ -67,47 +69,141 @@ def evaluate(
     Raises:
         ValueError: if the data set has too few classes or images for the evaluation.
     """
+    (rows,) = evaluate_each(
+        network,
+        dataset,
+        [protocol],
+        method=method,
+        device=device,
+        chunk_size=chunk_size,
+        command=command,
+        progress=progress,
+        processes=processes,
+    )
+    return rows
+
+
+def evaluate_each(
+    network: nn.Module,
+    dataset: FewShotDataset,
+    protocols: Sequence[EvaluationProtocol],
+    *,
+    method: str,
+    device: torch.device | str | None = None,
+    chunk_size: int | None = None,
+    command: str | None = None,
+    progress: bool = True,
+    processes: Processes = ALONE,
+) -> list[list[Result]]:
+    """Evaluate a network under several adaptations to the same episodes.
+
+    Heads on features under the same batch norm share their passes, whatever they make of the features and whether
+    they see mirror images too; `seconds` of their rows is an equal share of what these took. The accuracies are those
+    of `evaluate`, bit for bit.
+
+    Args:
+        network: as in `evaluate`.
+        dataset: as in `evaluate`.
+        protocols: the same episodes, each under an adaptation of its own (`EvaluationProtocol.under`).
+        method: as in `evaluate`, as are all further arguments.
+
+    Returns:
+        For each protocol one row a number of shots.
+
+    Raises:
+        ValueError: if the data set has too few classes or images for the evaluation.
+    """
     device = torch.device(device) if device is not None else next(network.parameters()).device
-    network, size = network.to(device), _input_size(network)
-    if HEADS[protocol.head].on_features and protocol.bn == "running":
-        was_training = network.training
-        network.eval()
+    network = network.to(device)
+    groups: dict[Hashable, list[int]] = {}
+    for place, protocol in enumerate(protocols):
+        groups.setdefault(_passes(protocol) or place, []).append(place)
+    found: dict[int, list[Result]] = {}
+    for places in groups.values():
+        some = [protocols[place] for place in places]
+        if _sees_images_once(some[0]):
+            rows = _frozen_rows(network, dataset, some, method, device, command, processes)
+        else:
+            rows = _episode_rows(network, dataset, some, method, chunk_size, command, progress, processes)
+        found |= dict(zip(places, rows, strict=True))
+    return [found[place] for place in range(len(protocols))]
 
-        def features(images: Tensor) -> Tensor:
-            return functional_forward(network, {}, resize(images, size), source="running", features=True)
 
-        try:
-            rows = evaluate_features(
-                represented(network, features, protocol.representation),
-                dataset,
-                protocol,
-                method=method,
-                device=device,
-                command=command,
-                progress=progress,
-                processes=processes,
-            )
-            return [replace(row, image_size=size[-1]) for row in rows]
-        finally:
-            network.train(was_training)
-    results = []
-    for shots in protocol.shots:
+def _passes(protocol: EvaluationProtocol) -> Hashable | None:
+    """What protocols have in common that share their passes; None for one that shares them with no other."""
+    kind = HEADS[protocol.head]
+    if _sees_images_once(protocol):
+        return "each image once"
+    shares = issubclass(kind, FeatureHead) and kind.shares_passes()
+    return (protocol.bn, kind.vectorises) if shares else None
+
+
+def _sees_images_once(protocol: EvaluationProtocol) -> bool:
+    return HEADS[protocol.head].on_features and protocol.bn == "running"
+
+
+def _frozen_rows(
+    network: nn.Module,
+    dataset: FewShotDataset,
+    protocols: Sequence[EvaluationProtocol],
+    method: str,
+    device: torch.device,
+    command: str | None,
+    processes: Processes,
+) -> list[list[Result]]:
+    """Rows of each protocol of a head on features under stored statistics, which are the same in all episodes."""
+    started, size, was_training = time.monotonic(), _input_size(network), network.training
+    images = EpisodeImages(dataset, protocols[0], device, processes)
+    scorers = [images.scorer(protocol) for protocol in protocols]
+    flips = any(protocol.flips for protocol in protocols)
+
+    def features(images: Tensor) -> Tensor:
+        return functional_forward(network, {}, resize(images, size), source="running", features=True)
+
+    def see(images: Tensor) -> list[Tensor]:
+        seen = views(features, flips, images)
+        return [F.normalize(combined(network, seen, each.adaptation).float(), dim=-1) for each in protocols]
+
+    network.eval()
+    try:
+        for scorer, given in zip(scorers, images.through(see), strict=True):
+            scorer.add(given)
+    finally:
+        network.train(was_training)
+    seconds = (time.monotonic() - started) / len(protocols)
+    found = [scorer.rows(method, seconds, command) for scorer in scorers]
+    return [[replace(row, image_size=size[-1]) for row in rows] for rows in found]
+
+
+def _episode_rows(
+    network: nn.Module,
+    dataset: FewShotDataset,
+    protocols: Sequence[EvaluationProtocol],
+    method: str,
+    chunk_size: int | None,
+    command: str | None,
+    progress: bool,
+    processes: Processes,
+) -> list[list[Result]]:
+    """Rows of each protocol, of one head or of heads that share their passes, adapted to each episode."""
+    found: list[list[Result]] = [[] for _ in protocols]
+    for shots in protocols[0].shots:
         started = time.monotonic()
-        accuracies = episode_accuracies(
+        accuracies = _accuracies(
             network,
             dataset,
-            protocol,
+            protocols,
             shots,
             chunk_size=chunk_size,
             processes=processes,
             description=f"{method}, {shots}-shot" if progress else "",
         )
-        seconds = time.monotonic() - started
-        results.append(result_row(dataset, protocol, shots, method, accuracies, seconds, command, size[-1]))
-    return results
+        seconds, size = (time.monotonic() - started) / len(protocols), _input_size(network)[-1]
+        for rows, protocol, values in zip(found, protocols, accuracies, strict=True):
+            rows.append(result_row(dataset, protocol, shots, method, values, seconds, command, size))
+    return found
 
 
-@torch.inference_mode(False)  # Adaptation takes gradients, whatever the caller is in.
 def episode_accuracies(
     network: nn.Module,
     dataset: FewShotDataset,
@@ -131,11 +227,33 @@ def episode_accuracies(
         processes: among which the episodes are divided.
         description: of the progress bar; none without.
     """
+    (accuracies,) = _accuracies(
+        network, dataset, [protocol], shots, chunk_size=chunk_size, processes=processes, description=description
+    )
+    return accuracies
+
+
+@torch.inference_mode(False)  # Adaptation takes gradients, whatever the caller is in.
+def _accuracies(
+    network: nn.Module,
+    dataset: FewShotDataset,
+    protocols: Sequence[EvaluationProtocol],
+    shots: int,
+    *,
+    chunk_size: int | None,
+    processes: Processes,
+    description: str,
+) -> Tensor:
+    """`episode_accuracies` under each protocol, of one head or of heads that share their passes: `(P, E)`."""
     weights = next(network.parameters())
     if weights.device.type == "cpu":
         keep_freed_memory()
-    size = _input_size(network)
-    head = HEADS[protocol.head](network, protocol.ways, protocol.adaptation, protocol.options)
+    protocol, size = protocols[0], _input_size(network)
+    heads: list[Head] = []
+    for each in protocols:
+        # The first one copies the network where that must be.
+        seen = heads[0].network if heads else network
+        heads.append(HEADS[each.head](seen, each.ways, each.adaptation, each.options))
     support_rows, query_rows = draw_episodes(dataset, protocol, shots)
     support_labels, query_labels = episode_labels(protocol, shots, weights.device)
     at_once = how_many(network, protocol.ways * shots * size[0] * size[1])
@@ -148,38 +266,49 @@ def episode_accuracies(
         return images_of_rows(dataset, rows, size, weights.device).to(weights.dtype)
 
     def accuracies_of(rows: tuple[Tensor, Tensor]) -> Tensor:
-        predicted = _episode_logits(head, rows, images_of, support_labels, at_once).argmax(-1)
+        logits = _episode_logits(heads, rows, images_of, support_labels, at_once)
+        predicted = torch.stack([each.argmax(-1) for each in logits])
         return (predicted == query_labels).float().mean(-1).cpu()
 
     bar = watched(chunks, description, len(chunks), "chunk", bool(description))
-    return torch.cat(processes.map(accuracies_of, bar)).cpu()
+    return torch.cat(processes.map(accuracies_of, bar), dim=1).cpu()
 
 
 def _episode_logits(
-    head: Head,
+    heads: Sequence[Head],
     rows: tuple[Tensor, Tensor],
     images_of: Callable[[Tensor], Tensor],
     labels: Tensor,
     at_once: int,
-) -> Tensor:
-    """Logits `(E, N*Q, N)` of a chunk of episodes; rows `(E, N*K)` of the support and `(E, N*Q)` of the queries."""
+) -> Sequence[Tensor]:
+    """Of each head logits `(E, N*Q, N)` of a chunk of episodes; rows `(E, N*K)` of support, `(E, N*Q)` of queries."""
 
-    def one(support: Tensor, query: Tensor) -> Tensor:
-        return head.logits(head.fit(support, labels, under_vmap=True), support, query, under_vmap=True)
+    def one(support: Tensor, query: Tensor) -> tuple[Tensor, ...]:
+        if len(heads) > 1:
+            return tuple(logits_of_each(heads, support, labels, query, under_vmap=True))  # type: ignore[arg-type]
+        (head,) = heads
+        return (head.logits(head.fit(support, labels, under_vmap=True), support, query, under_vmap=True),)
 
-    def some(head: Head, rows: tuple[Tensor, Tensor]) -> Tensor:
+    def some(heads: Sequence[Head], rows: tuple[Tensor, Tensor]) -> list[Tensor]:
         support, query = map(images_of, rows)
-        adapted = head.fit_each(support, labels)
-        return torch.stack([head.logits(*each) for each in zip(adapted, support, query, strict=True)])
+        if len(heads) > 1:
+            pairs = zip(support, query, strict=True)
+            found = [logits_of_each(heads, part, labels, asked) for part, asked in pairs]  # type: ignore[arg-type]
+        else:
+            (head,) = heads
+            adapted = head.fit_each(support, labels)
+            found = [[head.logits(*each)] for each in zip(adapted, support, query, strict=True)]
+        return [torch.stack(logits) for logits in zip(*found, strict=True)]
 
     with torch.no_grad():
-        if not head.vectorises:
-            return some(head, rows)
+        if not heads[0].vectorises:
+            return some(heads, rows)
         if labels.device.type != "cpu":
             return torch.func.vmap(one)(*map(images_of, rows))
         # vmap has nothing to fill here: each thread takes as many episodes as are best worked on at once.
         groups = list(zip(*(part.split(at_once) for part in rows), strict=True))
-        return torch.cat(thread_map(lambda: partial(some, copy.deepcopy(head)), groups))
+        parts = thread_map(lambda: partial(some, copy.deepcopy(heads)), groups)
+        return [torch.cat(logits) for logits in zip(*parts, strict=True)]
 
 
 def _input_size(network: nn.Module) -> tuple[int, int]:

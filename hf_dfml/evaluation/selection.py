@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -11,7 +11,7 @@ from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.baselines import all_features, best_features, evaluate_baselines, random_init
 from hf_dfml.evaluation.heads import HEADS, Adaptation
 from hf_dfml.evaluation.heads.base import BATCH_NORMS, REPRESENTATIONS, BatchNorm
-from hf_dfml.evaluation.meta_testing import evaluate
+from hf_dfml.evaluation.meta_testing import evaluate, evaluate_each
 from hf_dfml.evaluation.protocol import EvaluationProtocol
 from hf_dfml.evaluation.results import Result
 from hf_dfml.networks.info import network_info
@@ -44,7 +44,7 @@ def validation(
             for dataset in datasets
             for row in evaluate(model, dataset, protocol, method="validation", progress=False, processes=processes)
         ]
-        return {_name(row, datasets): row.mean for row in rows}
+        return _means(rows, datasets)
 
     return validate
 
@@ -79,6 +79,10 @@ def level_lines(
     return lines
 
 
+def _means(rows: Iterable[Result], datasets: Sequence[FewShotDataset]) -> dict[str, float]:
+    return {_name(row, datasets): row.mean for row in rows}
+
+
 def _name(row: Result, datasets: Sequence[FewShotDataset]) -> str:
     return f"{row.dataset} {row.shots}-shot" if len(datasets) > 1 else f"{row.shots}-shot"
 
@@ -93,6 +97,8 @@ def best_head(
     norms: Sequence[BatchNorm] = BATCH_NORMS[:2],
 ) -> Adaptation:
     """The default of `MetaModel.adapt`: the inductive adaptation that is best on the validation classes.
+
+    Those on features are made of the same passes of the images (`evaluate_each`).
 
     Args:
         model: the meta-model's network.
@@ -112,5 +118,13 @@ def best_head(
         for flips in ((False, True) if head.on_features else (False,))
         for bn in norms
     ]
-    scores = [sum(validation(datasets, protocol, how, processes)(model).values()) for how in candidates]
+    protocols = [protocol.under(how) for how in candidates]
+    found = [
+        evaluate_each(model, dataset, protocols, method="validation", progress=False, processes=processes)
+        for dataset in datasets
+    ]
+    scores = [
+        sum(_means([row for rows in found for row in rows[place]], datasets).values())
+        for place in range(len(candidates))
+    ]
     return candidates[scores.index(max(scores))]

@@ -6,11 +6,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hf_dfml.evaluation import Adaptation, EvaluationProtocol, evaluate, selection
 from hf_dfml.evaluation.baselines import evaluate_baselines
+from hf_dfml.evaluation.frozen_features import EpisodeImages
+from hf_dfml.evaluation.heads import HEADS
+from hf_dfml.evaluation.meta_testing import evaluate_each
 from hf_dfml.evaluation.reporting import protocols_of_run
 from hf_dfml.evaluation.selection import best_head, level_lines, validation
+from hf_dfml.learning.answers import AnswerHeads, with_answers
 from hf_dfml.pool import ModelPool
 from tests.pool.members import write_pool
 
@@ -26,7 +31,7 @@ def test_the_head_with_the_largest_accuracy_is_chosen(dataset, network, monkeypa
     """Each of the candidates in turn is the best; another one is better on one number of shots alone."""
     seen = set()
 
-    def measured(model, dataset, protocol, **options):
+    def measured(dataset, protocol):
         how = (protocol.head, protocol.bn, protocol.flips)
         seen.add(how)
         means = [40.0, 60.0] if how == best else [45.0, 50.0 - len(how[0]) / 10]
@@ -35,7 +40,10 @@ def test_the_head_with_the_largest_accuracy_is_chosen(dataset, network, monkeypa
             for shots, mean in zip(protocol.shots, means, strict=True)
         ]
 
-    monkeypatch.setattr(selection, "evaluate", measured)
+    def each_measured(model, dataset, protocols, **options):
+        return [measured(dataset, protocol) for protocol in protocols]
+
+    monkeypatch.setattr(selection, "evaluate_each", each_measured)
     chosen = best_head(network, [dataset], PROTOCOL)
     assert seen == CANDIDATES
     assert chosen == Adaptation(head=best[0], bn=best[1], flips=best[2], steps=3, lr=0.05)
@@ -49,6 +57,78 @@ def test_the_chosen_head_is_not_worse_than_any_other(dataset, network):
         for how in [Adaptation(head=head, bn=bn, flips=flips, steps=3, lr=0.05)]
     }
     assert scores[chosen.head, chosen.bn, chosen.flips] == max(scores.values()) > min(scores.values())
+
+
+def images_seen(network):
+    """The images that a network will be shown, a number for each pass through its first convolution."""
+    seen = []
+    network.blocks[0].conv.register_forward_pre_hook(lambda layer, inputs: seen.append(len(inputs[0])))
+    return seen
+
+
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize("bn", ["running", "support", "transductive"])
+def test_candidates_on_features_share_their_passes_and_nothing_else_changes(dataset, network, bn, answers):
+    """A network is shown each image and its mirror image once; the accuracies are those of each candidate alone."""
+    kinds = ("features", "answers", "both") if answers else ("features",)
+    if answers:
+        generator = torch.Generator().manual_seed(1)
+        network = with_answers(network, AnswerHeads(16, [("cat", "dog"), ("dog", "emu")], "name", 5.0, generator))
+    seen = images_seen(network)
+    protocols = [
+        PROTOCOL.under(Adaptation(bn=bn, head="prototype", flips=flips, representation=kind))
+        for kind in kinds
+        for flips in (False, True)
+    ]
+    alone = [evaluate(network, dataset, each, method="m", progress=False) for each in protocols]
+    before = sum(seen)
+    seen.clear()
+    together = evaluate_each(network, dataset, protocols, method="m", progress=False)
+    assert [[replace(row, seconds=0) for row in rows] for rows in together] == [
+        [replace(row, seconds=0) for row in rows] for rows in alone
+    ]
+    assert len({tuple(row.mean for row in rows) for rows in together}) > 1
+    if bn == "running":
+        once = len(EpisodeImages(dataset, PROTOCOL, "cpu").rows)
+    else:
+        # The support set is fitted to; where its statistics normalise the queries, it is seen once more for them.
+        passes = 2 if bn == "support" else 1
+        once = sum(PROTOCOL.episodes * PROTOCOL.ways * (passes * shots + PROTOCOL.queries) for shots in PROTOCOL.shots)
+    assert sum(seen) == 2 * once and before == 3 * len(kinds) * once
+
+
+def test_the_best_head_is_chosen_in_one_pass_of_the_images(dataset, network):
+    seen = images_seen(network)
+    chosen = best_head(network, [dataset], PROTOCOL, heads=("prototype",), norms=("running",))
+    assert sum(seen) == 2 * len(EpisodeImages(dataset, PROTOCOL, "cpu").rows)
+    scores = {
+        flips: sum(validation([dataset], PROTOCOL, Adaptation("running", "prototype", flips=flips))(network).values())
+        for flips in (False, True)
+    }
+    assert chosen == Adaptation("running", "prototype", 3, 0.05, flips=scores[True] > scores[False])
+
+
+def test_a_head_with_a_fit_of_its_own_is_not_passed_over(dataset, network):
+    """It may share no pass: what it makes of the support set is its own affair."""
+    known = dict(HEADS)
+
+    class Contrary(HEADS["prototype"]):
+        name = "contrary"
+
+        def fit(self, support, labels, *, under_vmap=False):
+            return {name: -value for name, value in super().fit(support, labels, under_vmap=under_vmap).items()}
+
+    try:
+        pairs = [(head, flips) for head in ("prototype", "contrary") for flips in (False, True)]
+        protocols = [PROTOCOL.under(Adaptation("support", head, flips=flips)) for head, flips in pairs]
+        together = evaluate_each(network, dataset, protocols, method="m", progress=False)
+        for each, rows in zip(protocols, together, strict=True):
+            alone = evaluate(network, dataset, each, method="m", progress=False)
+            assert [row.mean for row in rows] == [row.mean for row in alone]
+        assert together[2][0].mean < 100 / 3 < together[0][0].mean
+    finally:
+        HEADS.clear()
+        HEADS.update(known)
 
 
 def test_validation_is_the_evaluation_under_the_methods_adaptation(dataset, network):

@@ -13,7 +13,7 @@ from hf_dfml.evaluation.heads.base import (
     find_head,
     heads_on_features,
 )
-from hf_dfml.evaluation.heads.features import FeatureHead, class_means, represented, with_flips
+from hf_dfml.evaluation.heads.features import FeatureHead, class_means, with_flips
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")
@@ -29,6 +29,5 @@ __all__ = [
     "class_means",
     "find_head",
     "heads_on_features",
-    "represented",
     "with_flips",
 ]

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_dfml.evaluation.heads.base import Adapted, Head
+from hf_dfml.evaluation.heads.base import Adaptation, Adapted, Head
 from hf_dfml.learning.answers import representation_of
 from hf_dfml.learning.inner_loop import query_outputs
-from hf_dfml.networks.info import Representation
 from hf_dfml.networks.linear_on_features import with_linear_layer
 
 
@@ -36,15 +35,11 @@ class FeatureHead(Head):
 
     def fit(self, support: Tensor, labels: Tensor, *, under_vmap: bool = False) -> Adapted:
         """As in the base class."""
-        features = F.normalize(self._seen(self.features)(support), dim=-1)
-        return dict(zip(("weight", "bias"), self.classifier(features, labels, self.ways), strict=True))
+        return self._fitted(views(self.features, self.how.flips, support), labels)
 
     def logits(self, adapted: Adapted, support: Tensor, query: Tensor, *, under_vmap: bool = False) -> Tensor:
         """As in the base class."""
-        extract = partial(
-            query_outputs, self.network, self.params, bn=self.how.bn, features=True, under_vmap=under_vmap
-        )
-        return F.linear(F.normalize(self._seen(extract)(support, query), dim=-1), adapted["weight"], adapted["bias"])
+        return self._classified(adapted, views(self._of_queries(under_vmap), self.how.flips, support, query))
 
     def as_network(self, adapted: Adapted, support: Tensor) -> nn.Module:
         """As in the base class."""
@@ -63,7 +58,7 @@ class FeatureHead(Head):
         """As in the base class; under stored statistics each image is seen once."""
         if self.how.bn != "running":
             return super().leave_one_out(support, labels, rows)
-        features = F.normalize(self._seen(self.features)(support), dim=-1)
+        features = self._normalised(views(self.features, self.how.flips, support))
         found = []
         for row in rows:
             others = torch.arange(len(features), device=features.device) != row
@@ -71,18 +66,62 @@ class FeatureHead(Head):
             found.append(F.linear(features[row : row + 1], weight, bias).argmax(-1))
         return torch.cat(found)
 
-    def _seen(self, extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        seen = represented(self.network, extract, self.how.representation)
-        return with_flips(seen) if self.how.flips else seen
+    @classmethod
+    def shares_passes(cls) -> bool:
+        """Whether `logits_of_each` may stand in for `fit` and `logits`: not where a subclass has its own."""
+        return cls.fit is FeatureHead.fit and cls.logits is FeatureHead.logits
+
+    def _of_queries(self, under_vmap: bool) -> Callable[[Tensor, Tensor], Tensor]:
+        """Support and queries -> features of the queries."""
+        return partial(query_outputs, self.network, self.params, bn=self.how.bn, features=True, under_vmap=under_vmap)
+
+    def _fitted(self, seen: Sequence[Tensor], labels: Tensor) -> Adapted:
+        """`fit`, from the network's features of each view of the support set."""
+        found = self.classifier(self._normalised(seen), labels, self.ways)
+        return dict(zip(("weight", "bias"), found, strict=True))
+
+    def _classified(self, adapted: Adapted, seen: Sequence[Tensor]) -> Tensor:
+        """`logits`, from the network's features of each view of the queries."""
+        return F.linear(self._normalised(seen), adapted["weight"], adapted["bias"])
+
+    def _normalised(self, seen: Sequence[Tensor]) -> Tensor:
+        return F.normalize(combined(self.network, seen, self.how), dim=-1)
 
 
-def represented(
-    network: nn.Module, extract: Callable[..., Tensor], representation: Representation
-) -> Callable[..., Tensor]:
-    """What a network's features, which `extract` gives, are to heads on features: see `representation_of`."""
-    if representation == "features":
-        return extract
-    return lambda *images: representation_of(network, extract(*images), representation)
+def logits_of_each(
+    heads: Sequence[FeatureHead], support: Tensor, labels: Tensor, query: Tensor, *, under_vmap: bool = False
+) -> list[Tensor]:
+    """Logits `(Q, N)` of several heads that are fitted to one support set; all are made of the same passes.
+
+    Args:
+        heads: of one network and one batch norm, each of which `shares_passes`.
+        support: `(S, 3, H, W)` in [0, 1].
+        labels: `(S,)` in 0..N-1.
+        query: `(Q, 3, H, W)` in [0, 1].
+        under_vmap: whether the call comes from inside `torch.func.vmap`.
+    """
+    first, flips = heads[0], any(head.how.flips for head in heads)
+    supports = views(first.features, flips, support)
+    queries = views(first._of_queries(under_vmap), flips, support, query)
+    return [head._classified(head._fitted(supports, labels), queries) for head in heads]
+
+
+def views(extract: Callable[..., Tensor], flips: bool, *images: Tensor) -> list[Tensor]:
+    """What `extract` gives of images, and with `flips` of their mirror images; all arguments are mirrored together."""
+    seen = [extract(*images)]
+    return [*seen, extract(*(part.flip(-1) for part in images))] if flips else seen
+
+
+def combined(network: nn.Module, seen: Sequence[Tensor], how: Adaptation) -> Tensor:
+    """What a head on features works with.
+
+    Args:
+        network: whose features they are.
+        seen: its features `(B, D)` of images and, at least where `how.flips`, of their mirror images.
+        how: says what is made of them.
+    """
+    found = [representation_of(network, features, how.representation) for features in seen[: 1 + how.flips]]
+    return with_mirrored(*found) if how.flips else found[0]
 
 
 def with_flips(extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -90,7 +129,7 @@ def with_flips(extract: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     All arguments are images `(..., W)` and are mirrored together.
     """
-    return lambda *images: with_mirrored(extract(*images), extract(*(part.flip(-1) for part in images)))
+    return lambda *images: with_mirrored(*views(extract, True, *images))
 
 
 def with_mirrored(features: Tensor, mirrored: Tensor) -> Tensor:
