@@ -27,8 +27,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
-from measuring import convolution_peak, operations, plain_network, table, timed, write_section
+from measuring import ON, Device, convolution_peak, device_of, operations, plain_network, table, timed, write_section
 from torch import Tensor, nn
 
 from hf_dfml.arguments import parse_into
@@ -66,6 +65,7 @@ class Options(Settings):
     exact_episodes: int = option(8, "Episodes that are compared in double precision.")
     num_threads: list[int] = option(sorted({1, torch.get_num_threads()}), "Numbers of CPU threads.", least=0)
     seed: int = option(0, "Seed of network and episodes.")
+    device: Device = option("auto", ON)
     output_dir: str = option("", "Where `evaluate.md` goes; nowhere by default.")
 
     def protocol(self, episodes: int, part: int = 0) -> EvaluationProtocol:
@@ -205,7 +205,7 @@ def same_in_double(
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
     (settings,) = parse_into([Options], argv, __doc__)
-    device = Accelerator().device
+    device = device_of(settings.device)
     before = torch.get_num_threads()
     network = open_network(settings).to(device)
     plain = plain_network(network)

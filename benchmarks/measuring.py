@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from math import prod
 from pathlib import Path
 from textwrap import fill
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import this_command
 
 GLYPHS = Path("pools/benchmark-glyphs")
+Device = Literal["auto", "cpu", "cuda"]
+ON = "Where: `cpu`, `cuda`, or `auto`: an accelerator where there is one."
 Result = TypeVar("Result")
 
 
@@ -37,6 +39,7 @@ class Measurement(Settings):
 
     seed: int = option(0, "Seed of everything random.")
     num_threads: int = option(1, "CPU threads.", least=1)
+    device: Device = option("auto", ON)
     output_dir: str = option("", "Where its section of docs/benchmarks.md goes; nowhere by default.")
 
 
@@ -53,7 +56,7 @@ def run(
 
     Args:
         kind: the script's options.
-        measure: from options and the device of Accelerate to that object; runs on as many threads as they say.
+        measure: from options and the device to that object; runs on as many threads as they say.
         argv: arguments without the program; those of this process by default.
         description: of the script, for `--help`.
     """
@@ -61,11 +64,23 @@ def run(
     before = torch.get_num_threads()
     torch.set_num_threads(settings.num_threads)
     try:
-        result = measure(settings, Accelerator().device)
+        result = measure(settings, device_of(settings.device))
     finally:
         torch.set_num_threads(before)
     print(json.dumps(result))
     return result
+
+
+def device_of(name: Device) -> torch.device:
+    """The device that `--device` names.
+
+    Raises:
+        SystemExit: for `cuda` where PyTorch finds none.
+    """
+    device = Accelerator(cpu=name == "cpu").device
+    if name == "cuda" and device.type != "cuda":
+        raise SystemExit("--device cuda: PyTorch finds no CUDA device on this machine; leave --device out.")
+    return device
 
 
 def open_pool(pool: str, members: int = 8) -> ModelPool:

@@ -313,7 +313,7 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         for name, config in short.items()
     }
     gradients = gradient_costs(members[0], recovery, size)
-    return report(settings, about, ways, costs, gradients, shares, teacher_accuracy)
+    return report(settings, about, ways, costs, gradients, shares, teacher_accuracy, pool.device)
 
 
 HEADER = (
@@ -330,6 +330,7 @@ def report(
     gradients: dict[str, float],
     shares: dict[str, dict[str, float]],
     teacher: float | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Print the table; the object of the last line."""
     seconds = {way.name: mean(way.seconds) for way in ways}
@@ -346,7 +347,7 @@ def report(
         ]
         for way in ways
     ]
-    clock = "CPU time of the process" if counts_own_time(torch.device("cpu")) else "wall clock"
+    clock = "CPU time of the process" if counts_own_time(device) else "wall clock"
     notes = [
         f"Seconds are {clock}. One pass of the teacher takes {costs['teacher'].ms:.1f} ms and reaches "
         f"{100 * costs['teacher'].peak_share:.0f} % of the convolution peak; the objective's gradient takes "
@@ -356,6 +357,8 @@ def report(
         else f"The members themselves classify {teacher:.1f} % of the real images that the students are tested on.",
     ]
     for name, parts in shares.items():
+        if not parts:
+            continue  # An accelerator's time is not divided so.
         to_answers = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in parts.items())
         notes.append(f"Time of a step, {name}: {to_answers}.")
     text = " ".join(notes)

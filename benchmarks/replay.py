@@ -221,10 +221,11 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
     loop = settings.config.inner_loop
     shares = time_shares(device, lambda: divided_meta_gradient(network, episodes, loop, ALONE))
     to_answers = ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())
-    limit = f"Where the time of hf_dfml's MAML of second order goes with {shots} shots: {to_answers}."
-    print(limit)
+    where = f"Where the time of hf_dfml's MAML of second order goes with {shots} shots: {to_answers}."
+    limit = [where] if shares else []  # An accelerator's time is not divided so.
+    print(*limit)
     shown = table(HEADER, [cells(row) for row in rows])
-    write_section(settings.output_dir, "replay", "Replay: the outer step", about, shown, limit)
+    write_section(settings.output_dir, "replay", "Replay: the outer step", about, shown, *limit)
     headline = min((row for row in rows if row.scope == "all" and row.second_order), key=lambda row: row.ratio)
     return {
         "benchmark": "replay",

@@ -93,7 +93,8 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         seconds = min(timed(device, work)[1] for _ in range(settings.repeats))
         shares[name] = count / seconds / peak
         times = time_shares(device, work)
-        rows.append([name, f"{100 * shares[name]:.0f} %", *(f"{100 * share:.0f} %" for share in times.values())])
+        parts = [f"{100 * share:.0f} %" for share in times.values()] or ["-"] * 3
+        rows.append([name, f"{100 * shares[name]:.0f} %", *parts])
         print(*rows[-1], sep=" | ", flush=True)
     write_section(settings.output_dir, "roofline", "The machine's arithmetic", about, table(HEADER, rows))
     slowest = min(shares, key=lambda name: shares[name])
