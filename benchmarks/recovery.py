@@ -70,8 +70,14 @@ NAME = r"(?:(generator|free)-(\d+)(c)?|pixels)(?:@([\d.]+))?(?:x(\d+))?(?:n(\d+)
 """Of a recovery: kind (or pixels), its number, whether compiled, rate, steps, images a class."""
 
 
+class BothRecoveries(MetaGeneratorConfig):
+    """Options of both recoveries, those of the recipes; what they share is set once."""
+
+    inversion: RecoveryConfig = part(RecoveryConfig, images_per_class=20, bn_weight=0.0, generator_width=16)
+
+
 class Options(Measurement):
-    """The pool, and how much is measured; the options of both recoveries are those of the recipes."""
+    """The pool, and how much is measured."""
 
     pool: str = option("", f"The teachers; by default glyph members, built in {GLYPHS}.")
     dataset: str | None = option(None, "Data set that the members were trained on (glyphs for the default pool).")
@@ -94,7 +100,7 @@ class Options(Measurement):
     )
     pixels_tv: float = option(0.1, "Weight of the total variation for pixels.")
     student_steps: int = option(100, "Adam steps by which a student is distilled.")
-    meta_generator: MetaGeneratorConfig = part(MetaGeneratorConfig, generator_width=16)
+    meta_generator: BothRecoveries = part(BothRecoveries)
 
 
 @dataclass

@@ -155,7 +155,7 @@ def meant(word: str, known: Iterable[str]) -> str:
 class Settings:
     """Base class of settings: its subclasses are frozen dataclasses of `option` and `part` fields.
 
-    Options of parts are given by their own names, as all options are: `FREEConfig(recovery_steps=100)`, and likewise
+    Options of parts are given by their own names, as all options are: `TGRConfig(recovery_steps=100)`, and likewise
     `dataclasses.replace(config, recovery_steps=100)`.
 
     Attributes:

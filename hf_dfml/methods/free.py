@@ -54,6 +54,11 @@ class FREEConfig(Settings):
     +BELL `five=False`, and both, which is the default.
     """
 
+    removed = dict.fromkeys(
+        ("recovery", "recovery_steps", "recovery_lr"),
+        "FREE recovers a task in --adaptation_steps steps from a meta-generator, with --adaptation_lr and --latent_lr",
+    )
+
     steps: int = option(1000, "Steps, those of the warm-up included (the paper's epochs).", least=0, common=True)
     warmup: int = option(20, "First steps in which the generator learns alone.", least=0)
     teachers_per_step: int = option(4, "b: teachers drawn (with replacement) in a step.", least=1)

@@ -25,7 +25,7 @@ from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.augment import random_crop_flip
 from hf_dfml.recovery.bank import MemoryBank, RecoveredImages
-from hf_dfml.recovery.inversion import RecoveryConfig
+from hf_dfml.recovery.inversion import InversionConfig
 from hf_dfml.recovery.objective import FurtherTerm, boundary_term
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option
@@ -165,7 +165,7 @@ def distillation_task(
     teacher: Teacher,
     task: Task,
     config: DistillationConfig,
-    recovery: RecoveryConfig,
+    recovery: InversionConfig,
     generator: torch.Generator,
 ) -> TaskLoss:
     """`distillation_of` a task of all the teacher's classes, or of a random choice of them."""
@@ -179,7 +179,7 @@ def distillation_of(
     task: Task,
     outputs: list[int],
     config: DistillationConfig,
-    recovery: RecoveryConfig,
+    recovery: InversionConfig,
     generator: torch.Generator,
 ) -> TaskLoss:
     """L_i = KD(teacher, student) + weight * CE, on one fixed augmentation of the task's images.

@@ -26,16 +26,12 @@ from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option, part
 
 
-class RecoveryConfig(Settings):
-    """How one task is recovered from one teacher; the defaults are those of TGR's released scripts."""
+class InversionConfig(Settings):
+    """What images are recovered from a teacher, under which objective, and how it sees them.
 
-    recovery: Literal["generator", "pixels"] = option(
-        "generator",
-        "What is optimised: a generator and its inputs (CMI; the papers), or the pixels (DeepInversion; "
-        "much cheaper on a CPU, with a learning rate of about 0.1).",
-    )
-    recovery_steps: int = option(200, "Adam steps for one task.", least=1)
-    recovery_lr: float = option(1e-3, "Learning rate of Adam in the recovery.", above=0)
+    Any recovery by a generator has these options; the defaults are those of TGR's released scripts.
+    """
+
     images_per_class: int = option(30, "Images recovered for each class of a teacher.", least=1)
     latent_dim: int = option(256, "Length of the generator's input.", least=1)
     generator_width: int = option(64, "Channels of the generator's last hidden layer.", least=1)
@@ -45,6 +41,18 @@ class RecoveryConfig(Settings):
     objective: InversionWeights = part(InversionWeights)
     shift: int = option(4, "Pixels of random shift before a teacher or student sees an image.", least=0)
     flip: bool = option(True, "Mirror images at random (off where mirrored classes differ).")
+
+
+class RecoveryConfig(InversionConfig):
+    """How one task is recovered from one teacher, from scratch; the defaults are those of TGR's released scripts."""
+
+    recovery: Literal["generator", "pixels"] = option(
+        "generator",
+        "What is optimised: a generator and its inputs (CMI; the papers), or the pixels (DeepInversion; "
+        "much cheaper on a CPU, with a learning rate of about 0.1).",
+    )
+    recovery_steps: int = option(200, "Adam steps for one task.", least=1)
+    recovery_lr: float = option(1e-3, "Learning rate of Adam in the recovery.", above=0)
 
 
 class EstimationConfig(Settings):
@@ -64,7 +72,7 @@ class EstimationConfig(Settings):
     )
     zero_order_at_once: int = option(20, "Directions whose images are queried together.", least=1)
 
-    def check_objective(self, recovery: RecoveryConfig) -> None:
+    def check_objective(self, recovery: InversionConfig) -> None:
         """Make sure that the gradient of a recovery's objective can be estimated, if it is to be.
 
         Raises:
@@ -137,7 +145,7 @@ def recover(
 
 
 def _losses(
-    teacher: Teacher | BlackBox, labels: Tensor, config: RecoveryConfig, further: FurtherTerm | None, images: Tensor
+    teacher: Teacher | BlackBox, labels: Tensor, config: InversionConfig, further: FurtherTerm | None, images: Tensor
 ) -> Tensor:
     """The inversion loss of each image: `(..., B, 3, H, W)` in [0, 1], augmented -> `(..., B)`."""
     flat = images.flatten(0, -4)

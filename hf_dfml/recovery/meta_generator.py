@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_dfml.networks.generator import Generator, compile_generator
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_crop_flip
-from hf_dfml.recovery.inversion import RecoveryConfig
+from hf_dfml.recovery.inversion import InversionConfig
 from hf_dfml.recovery.objective import FurtherTerm, inversion_loss
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option, part
@@ -25,7 +25,7 @@ BETAS = (0.5, 0.999)
 class MetaGeneratorConfig(Settings):
     """How tasks are recovered by a meta-generator; the defaults are FREE's (Wei et al., CVPR 2024, 5.1)."""
 
-    inversion: RecoveryConfig = part(RecoveryConfig, images_per_class=20, bn_weight=0.0)
+    inversion: InversionConfig = part(InversionConfig, images_per_class=20, bn_weight=0.0)
     adaptation_steps: int = option(
         5, "k: steps in which the meta-generator adapts to a teacher (FREE_5; 2 in FREE_2).", least=0
     )

@@ -18,9 +18,6 @@ from hf_dfml.utils.checkpoint import load_tree, save_tree
 from hf_dfml.utils.seeding import spawn
 
 TINY = {
-    "recovery": "pixels",
-    "recovery_steps": 2,
-    "recovery_lr": 0.1,
     "adaptation_steps": 2,
     "images_per_class": 4,
     "latent_dim": 8,
@@ -302,7 +299,6 @@ def test_the_defaults_are_the_papers():
         "replay_patience": 10,
         "inner_steps": 5,
         "inner_lr": 0.01,
-        "recovery_steps": 200,
         "distillation_ce": 0.0,
         "five": True,
         "bell": "released",

@@ -21,7 +21,7 @@ RESULTS = ROOT / "docs" / "results.md"
 CONFIGS = sorted((ROOT / "hf_dfml" / "presets").glob("free-*.yaml"))
 TINY = """--ways 3 --shots 1 --episodes 3 --validation_episodes 2 --validate_every 2 --checkpoint_every 2
 --arch conv4_16 --steps 3 --warmup 1 --teachers_per_step 2 --images_per_class 4 --latent_dim 8 --generator_width 4
---adaptation_steps 2 --recovery_steps 2 --replay_queries 2 --replay_batch 2 --replay_max_batches 1
+--adaptation_steps 2 --replay_queries 2 --replay_batch 2 --replay_max_batches 1
 --inner_steps 1 --log_with none"""
 
 
@@ -105,3 +105,14 @@ def test_the_benchmark_ends_with_one_line_of_json(script, tmp_path, capsys):
         section = " ".join((tmp_path / "recovery.md").read_text().split())
         assert all(f"| {name} |" in section for name in RECOVERIES)
         assert ("what the images are good for was not measured" in section) is not bool(names)
+
+
+def test_a_recovery_from_scratch_has_options_that_free_has_not(capsys):
+    """It says so: runs and files of earlier versions name them, when they had no effect."""
+    method, _ = parse(FREE, RunConfig, ["--recovery", "pixels", "--recovery_steps", "100", "--adaptation_steps", "2"])
+    assert method.meta_generator.adaptation_steps == 2
+    said = capsys.readouterr().err
+    for name in ("recovery", "recovery_steps"):
+        assert f"--{name} is ignored: FREE recovers a task in --adaptation_steps steps from a meta-generator" in said
+    with pytest.raises(ValueError, match="there is no option recovery_steps"):
+        FREE.Config(recovery_steps=100)
