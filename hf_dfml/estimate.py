@@ -13,6 +13,7 @@ from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, opening
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.recovery.procedural import DRAWN
 from hf_dfml.settings import options_of
 from hf_dfml.utils.memory import bytes_for_backward
 from hf_dfml.utils.progress import duration
@@ -126,7 +127,7 @@ def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping
     recovery = looking = 0.0
     member_activations, classes = 0, [entry.num_classes or 1 for entry in pool]
     most, each = int(options["classes_per_member"]), int(options["images_per_class"])
-    recovers = options["training_images"] != "procedural"
+    recovers = options["training_images"] not in DRAWN
     for count, entry in _kinds(pool):
         teacher = pool.load(entry)  # type: ignore[arg-type]
         batch = min(most or entry.num_classes or 1, entry.num_classes or 1) * each if recovers else 0

@@ -27,7 +27,7 @@ from hf_dfml.recovery.joint import JointConfig, joint_classes, recover_jointly
 from hf_dfml.recovery.many_classes import ALWAYS, chosen_classes, images_at_once, in_parts
 from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
 from hf_dfml.recovery.prior import ImagePrior
-from hf_dfml.recovery.procedural import procedural_images
+from hf_dfml.recovery.procedural import DRAWN
 from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_uint8
@@ -43,10 +43,11 @@ SHOWN = 10
 class PoolImagesConfig(Settings):
     """How images are recovered and mixed; the defaults fit 32 pixels and a CPU."""
 
-    training_images: Literal["auto", "recovered", "procedural"] = option(
+    training_images: Literal["auto", "recovered", "procedural", "strokes"] = option(
         "auto",
-        "Where images come from: `recovered` from the members (and mixed), or `procedural` ones, which "
-        "cost nothing; `auto` recovers from weights, and not from answers.",
+        "Where images come from: `recovered` from the members (and mixed); or drawn by chance, which costs nothing: "
+        "`procedural` ones (shapes and noise), or `strokes` of a pen, for members that know handwriting or drawings; "
+        "`auto` recovers from weights, and is procedural where there are only answers.",
     )
     images: str | None = option(
         None, "Folder of unlabelled images, of anything, that are used in place of recovered or procedural ones."
@@ -95,7 +96,7 @@ class PoolImagesConfig(Settings):
         """The same without what answers do not give: statistics, terms of a whole batch, joint recovery."""
         return replace(
             self,
-            training_images="recovered" if self.training_images == "recovered" else "procedural",
+            training_images="procedural" if self.training_images == "auto" else self.training_images,
             gradient="zero_order",
             recoveries=max(1, self.recoveries),
             joint_rounds=0,
@@ -145,7 +146,7 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
             raise ValueError(
                 f"{context.processes.count} processes would ask black boxes and each count for itself: run one."
             )
-    make = _drawn if config.training_images == "procedural" else _recovered
+    make = _drawn if config.training_images in DRAWN else _recovered
     images, sample = (_found if config.images else make)(pool, config, size, context)
     asking = None if pool.answers_only else Asking(pool.load(0), len(pool), len(images), config.compile)
     described = f"Asking the members ({asking.choice})" if asking else "Asking the members"
@@ -154,8 +155,8 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
 
 
 def _drawn(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
-    stream = fork(context.seed, "procedural")
-    kept = context.memo("procedural", lambda: {"images": procedural_images(config.mixing.num_images, size, stream)})
+    stream, draw = fork(context.seed, "procedural"), DRAWN[config.training_images]
+    kept = context.memo("procedural", lambda: {"images": draw(config.mixing.num_images, size, stream)})
     return kept["images"], {"images": kept["images"][:0], "titles": []}
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from hf_dfml.recovery import procedural
-from hf_dfml.recovery.procedural import coloured_noise, dead_leaves, procedural_images
+from hf_dfml.recovery.procedural import coloured_noise, dead_leaves, procedural_images, strokes
 
 
 def stream(seed=0):
@@ -17,6 +17,20 @@ def test_the_seed_decides_and_images_differ(monkeypatch):
     assert torch.equal(images, procedural_images(7, 16, stream()))
     assert not torch.equal(images, procedural_images(7, 16, stream(1)))
     assert len(images.flatten(1).unique(dim=0)) == 7
+
+
+def test_strokes_are_dark_thin_and_without_colour(monkeypatch):
+    monkeypatch.setattr(procedural, "DISTANCES_AT_ONCE", 3 * procedural.CURVES * procedural.POINTS * 24 * 24)
+    images = strokes(7, 24, stream())
+    assert images.shape == (7, 3, 24, 24) and images.dtype == torch.uint8
+    assert torch.equal(images, strokes(7, 24, stream())) and not torch.equal(images, strokes(7, 24, stream(1)))
+    assert len(images.flatten(1).unique(dim=0)) == 7
+    assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
+    grounds = images.flatten(1).amax(1)
+    assert grounds.min() >= 229
+    # Each has ink, which covers little of it.
+    inked = (images[:, 0] < 128).float().mean((1, 2))
+    assert inked.min() > 0.01 and inked.mean() < 0.35
 
 
 def test_both_kinds_stay_in_range_and_use_it():
