@@ -19,7 +19,7 @@ SHAPES = 40
 """Shapes of an image, the large ones below."""
 CURVES = 4
 """Curves of an image of strokes, at most."""
-POINTS = 24
+POINTS = 48
 """Dots of the pen along a curve."""
 DISTANCES_AT_ONCE = 2**24
 """From pixels to dots, that are in memory at once."""
