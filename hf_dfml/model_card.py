@@ -191,7 +191,11 @@ def limits(config: MetaConfig, training: Training) -> list[str]:
             "taken and no evaluation was made."
         )
     for row in default_rows(config):
-        found += [_comparison(row, other) for other in config.results if _is_prototype_baseline(row, other)]
+        rivals = sorted(
+            (each for each in config.results if _is_prototype_baseline(row, each)), key=lambda each: each.mean
+        )
+        # Of each baseline what it reaches at best, however it was seen.
+        found += [_comparison(row, other) for other in {each.method: each for each in rivals}.values()]
     for split in sorted({row.split for row in own} - {"test"}):
         found.append(
             f"The evaluation was made on {split} classes, which choices were made on too: expect less on new classes."
@@ -216,8 +220,8 @@ def _comparison(row: Result, other: Result) -> str:
         verdict = f"is {abs(difference):.1f} points {'above' if difference > 0 else 'below'}"
     return (
         f"{row.ways}-way {row.shots}-shot, head={row.how}: its {row.mean:.1f} ± {row.ci95:.1f} {verdict} what the "
-        f"pool gives without meta-learning, '{other.method}' ({other.mean:.1f} ± {other.ci95:.1f}, bn={other.bn}), on "
-        "the same episodes."
+        f"pool gives without meta-learning, '{other.method}' ({other.mean:.1f} ± {other.ci95:.1f}, bn={other.bn}, "
+        f"{other.how}), on the same episodes."
     )
 
 
