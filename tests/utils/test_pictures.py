@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -20,6 +21,7 @@ from hf_dfml.utils.pictures import (
     learning_curves,
     member_map,
     neighbour_maps,
+    strip_chart,
 )
 from hf_dfml.utils.pictures.maps import class_overlap
 from hf_dfml.utils.pictures.style import COLOURS, MARKERS, colour_of, marker_of
@@ -78,6 +80,21 @@ def test_groups_of_a_map_are_parted(figure: list[Figure], tmp_path: Path) -> Non
     heat_map(torch.rand(6, 6), tmp_path / "x.png")
     positions = [sorted(set(line.get_xdata()) - {0, 1}) for line in figure[0].axes[0].lines[1::2]]
     assert positions == [[0.5], [3.5]] and not figure[1].axes[0].lines
+
+
+def test_a_strip_chart_has_each_value_and_the_mean_of_each_group(figure: list[Figure], tmp_path: Path) -> None:
+    strip_chart({"0": [1.0, 3.0], "2": [-1.0]}, tmp_path / "x.png", xlabel="shared", ylabel="gain")
+    (axes,) = figure[0].axes
+    values = [each.get_offsets()[:, 1].tolist() for each in axes.collections if isinstance(each, PathCollection)]
+    assert values == [[1.0, 3.0], [-1.0]]
+    means = [bar.lines[0].get_ydata().tolist() for bar in axes.containers]
+    assert means == [[2.0], [-1.0]]
+    ends = [bar.lines[2][0].get_segments()[0][:, 1] for bar in axes.containers]
+    np.testing.assert_allclose(ends, [[2 - 1.96, 2 + 1.96], [-1, -1]])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "2"]
+    for empty in ({}, {"0": []}):
+        with pytest.raises(ValueError, match="one value or more in each group"):
+            strip_chart(empty, tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (3, 8, 8), (2, 1, 8, 8)])

@@ -4,7 +4,7 @@ Used by cards, documentation and the command line alike. All are PNG files with 
 that they can be read on a dark page too; colour-blind readers tell the colours apart.
 """
 
-from hf_dfml.utils.pictures.charts import bar_chart, curves, heat_map, learning_curves
+from hf_dfml.utils.pictures.charts import bar_chart, curves, heat_map, learning_curves, strip_chart
 from hf_dfml.utils.pictures.grids import class_rows, image_grid
 from hf_dfml.utils.pictures.maps import feature_map, member_map, neighbour_maps
 
@@ -18,4 +18,5 @@ __all__ = [
     "learning_curves",
     "member_map",
     "neighbour_maps",
+    "strip_chart",
 ]

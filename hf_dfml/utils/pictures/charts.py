@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from torch import Tensor
@@ -154,6 +155,47 @@ def _line(axes: Any, kind: int, name: str, points: Sequence[tuple[float, float]]
     axes.xaxis.set_major_locator(MaxNLocator(integer=all(whole)))  # There is no half a step.
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def strip_chart(
+    groups: Mapping[str, Sequence[float]], path: Path | str, *, title: str = "", xlabel: str = "", ylabel: str = ""
+) -> Path:
+    """Draw every value of each group as a point, beside it the group's mean and its 95 % interval; a line at 0.
+
+    Args:
+        groups: for each name (left to right) its values.
+        path: the PNG file.
+        title: text above.
+        xlabel: text at the axis of groups.
+        ylabel: text at the axis of values.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if there is no group, or one without a value.
+    """
+    from matplotlib.figure import Figure
+
+    if not groups or not all(groups.values()):
+        raise ValueError(f"A strip chart needs one value or more in each group, found {dict(groups)}.")
+    figure = Figure(figsize=(6.5, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color=GREY, linewidth=1)
+    for place, values in enumerate(groups.values()):
+        points = axes.scatter([place - 0.1] * len(values), values, s=22, color=colour_of(0), alpha=0.7, linewidths=0)
+        half = 1.96 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        mean = axes.errorbar(place + 0.1, fmean(values), half, fmt=marker_of(1), color=colour_of(1), capsize=4)
+    points.set_label("single values")
+    mean.set_label("mean and its 95 % interval")
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(alpha=0.3, axis="y")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2, frameon=False)
+    return write_figure(path, figure)
 
 
 def heat_map(
