@@ -40,13 +40,32 @@ Written by `make benchmark`. Each section is the work of one script, which compa
 turns within one run; where one thread does everything, seconds are the CPU's, so that other work on the machine counts
 for little.
 """
-ACCELERATORS = """## Accelerators
+FURTHER = """## Size
 
-No figures: none could be had. The same scripts use one where there is one:
+How seconds and memory grow with members, classes and image size, up to 5,000 members and 224 pixels, is in
+[results.md](results.md#how-the-cost-of-pool-distillation-grows), made by a script that takes longer:
+
+```bash
+python benchmarks/scale.py --output_dir docs/results --picture docs/pictures/scale.png
+```
+
+## Accelerators
+
+No figures: none could be had. One command measures on a card what is worth most within so many minutes, without
+network or data: recovery, replay, the evaluation, asking members, a whole pool distillation, each beside its baseline
+on the same card, and the first steps of FREE_5 with the paper's schedule and what the whole would take. It writes
+`gpu.json` and, for `docs/results`, `gpu.md` with the names of card and PyTorch version and the command of each part:
+
+```bash
+python benchmarks/gpu.py --budget_minutes 8 --output_dir runs/gpu
+```
+
+Each script uses an accelerator where there is one (and `--device cpu` does not):
 
 ```bash
 python benchmarks/evaluate.py --episodes 600 --num_threads 1
 python benchmarks/replay.py --steps 20
+python benchmarks/schedule.py --method free --size paper --seconds 300
 python benchmarks/recovery.py --generator_width 64 --images_per_class 30
 accelerate launch --multi_gpu benchmarks/scaling.py --generator_width 64 --recovery_steps 200
 ```
@@ -80,7 +99,7 @@ def page(folder: Path, about: str) -> str:
     """The whole page, of the sections that there are."""
     paths = [folder / f"{name}.md" for name in SCRIPTS]
     sections = [path.read_text(encoding="utf-8") for path in paths if path.is_file()]
-    return "\n".join([HEAD, f"{fill(about, 119)}\n", *sections, ACCELERATORS])
+    return "\n".join([HEAD, f"{fill(about, 119)}\n", *sections, FURTHER])
 
 
 def main() -> None:

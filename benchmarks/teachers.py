@@ -43,18 +43,18 @@ class Options(Measurement):
     compile: Compile = option("auto", "As of `hf-dfml train pool-distillation`.")
 
 
-def drawn_member(settings: Options, index: int) -> Teacher:
+def drawn_member(settings: Options, index: int, classes: int = 5) -> Teacher:
     """A member that has learnt nothing: what it answers costs the same."""
     generator, size = fork(settings.seed, "member", index), settings.image_size
     entry = PoolEntry(
         id=f"drawn-{index}",
         architecture=settings.network,
-        num_classes=5,
+        num_classes=classes,
         input_size=(3, size, size),
         mean=(0.5,) * 3,
         std=(0.25,) * 3,
     )
-    network = create_network(settings.network, num_classes=5, image_size=size, generator=generator)
+    network = create_network(settings.network, num_classes=classes, image_size=size, generator=generator)
     for layer in batch_norms(network).values():
         assert layer.running_mean is not None and layer.running_var is not None
         layer.running_mean.copy_(0.1 * torch.randn(layer.running_mean.shape, generator=generator))

@@ -148,6 +148,7 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
             )
     make = _drawn if config.training_images in DRAWN else _recovered
     images, sample = (_found if config.images else make)(pool, config, size, context)
+    images = images.to(context.device)  # What was not kept on a disk is where it was drawn.
     asking = None if pool.answers_only else Asking(pool.load(0), len(pool), len(images), config.compile)
     described = f"Asking the members ({asking.choice})" if asking else "Asking the members"
     asked = context.map_members("answers", partial(_ask, pool, images, asking, context), pool, described)

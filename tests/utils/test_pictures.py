@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_dfml.utils.pictures import (
+    Growth,
     bar_chart,
     class_rows,
     curves,
     feature_map,
+    growth_curves,
     heat_map,
     image_grid,
     learning_curves,
@@ -243,3 +245,26 @@ def test_few_members_have_a_map_too(tmp_path: Path, count: int) -> None:
 def test_a_map_needs_two_members(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="two members or more"):
         member_map([["a"]], ["x"], tmp_path / "x.png")
+
+
+def test_models_of_a_growing_cost_are_dashed_and_measured_points_are_not_joined(
+    figure: list[Figure], tmp_path: Path
+) -> None:
+    points = {"ask": [(10.0, 1.0), (100.0, 10.0)], "learn": [(10.0, 2.0)]}
+    models = {"ask": [(10.0, 1.1), (1000.0, 99.0)]}
+    panels = [Growth(name, "members", "seconds", points, models) for name in ("time", "memory")]
+    growth_curves(panels, tmp_path / "x.png", columns=2)
+    (drawn,) = figure
+    assert [axes.get_title(loc="left") for axes in drawn.axes] == ["time", "memory"]
+    axes = drawn.axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert {name: (line.get_linestyle(), line.get_marker()) for name, line in lines.items()} == {
+        "ask": ("None", MARKERS[0]),
+        "ask: model": ("--", ""),
+        "learn": ("None", MARKERS[1]),
+    }
+    assert lines["ask"].get_color() == lines["ask: model"].get_color() == COLOURS[0]
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "100", "1,000"]
+    with pytest.raises(ValueError, match="There is no panel to draw"):
+        growth_curves([], tmp_path / "x.png")

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -226,4 +226,68 @@ def heat_map(
         axis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel=label, ylabel=label)
     axes.set_title(title, fontsize=10, loc="left")
+    return write_figure(path, figure)
+
+
+class Growth(NamedTuple):
+    """A quantity that grows: a panel of `growth_curves`.
+
+    Attributes:
+        title: text above.
+        xlabel: text at the horizontal axis.
+        ylabel: text at the vertical axis.
+        measured: for each name the points (x, y) that were measured.
+        model: for each name the points of what was fitted to them; it may lack some.
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    measured: Mapping[str, Sequence[tuple[float, float]]]
+    model: Mapping[str, Sequence[tuple[float, float]]]
+
+
+def growth_curves(panels: Sequence[Growth], path: Path | str, *, columns: int = 3, title: str = "") -> Path:
+    """Draw how costs grow, on logarithmic axes: points that were measured, and models of them as dashed lines.
+
+    Args:
+        panels: row by row.
+        path: the PNG file.
+        columns: panels a row.
+        title: text above all.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: if there is no panel.
+    """
+    from matplotlib.figure import Figure
+
+    if not panels:
+        raise ValueError("There is no panel to draw: give one or more.")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(max(6.0, 3.6 * columns), 3.0 * rows + 0.8), layout="constrained")
+    kinds = list(dict.fromkeys(name for panel in panels for name in panel.measured))
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        for kind, name in enumerate(kinds):
+            for points, marker, style, label in (
+                (panel.measured.get(name, ()), marker_of(kind), "", name),
+                (panel.model.get(name, ()), "", "--", f"{name}: model"),
+            ):
+                if points:
+                    look: dict[str, Any] = {"marker": marker, "linestyle": style, "linewidth": 1.6, "label": label}
+                    axes.plot([x for x, _ in points], [y for _, y in points], color=colour_of(kind), **look)
+        axes.set(xscale="log", yscale="log", xlabel=panel.xlabel, ylabel=panel.ylabel)
+        ticks = sorted({x for lines in (panel.measured, panel.model) for points in lines.values() for x, _ in points})
+        axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks], fontsize=8)
+        axes.minorticks_off()
+        axes.set_title(panel.title, fontsize=9, loc="left")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    handles = {str(artist.get_label()): artist for axes in figure.axes for artist in axes.get_lines()}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
     return write_figure(path, figure)
