@@ -80,8 +80,8 @@ class Options(Measurement):
     parts: list[str] = option(list(PARTS), "What is measured.", choices=PARTS)
     network: str = option("conv4", "Architecture of the members and of the student.")
     images: int = option(100, "Images that members are asked about.", least=1)
-    seconds_a_point: float = option(120.0, "Points that would take longer are left to the model.", above=0)
-    memory_gb: float = option(4.0, "Points that would take more memory likewise.", above=0)
+    seconds_a_point: float = option(30.0, "Points that would take longer are left to the model.", above=0)
+    memory_gb: float = option(3.0, "Points that would take more memory likewise.", above=0)
     picture: str = option("", "PNG file of the six panels; none by default.")
 
     @property
