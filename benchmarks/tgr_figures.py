@@ -70,8 +70,8 @@ class Options(Settings):
     image_count: int = option(500, "So many of them at most.", least=2)
     recovered_each: int = option(2, "Of these, images recovered for each class of each member.", least=1)
     groups: int = option(5, "Groups of like members in the picture.", least=1)
-    basics: int = option(2, "Basic members: those that share the most different numbers of classes.", least=1)
-    auxiliaries: int = option(2, "Auxiliary members of each for each number of shared classes, at most.", least=1)
+    basics: int = option(1, "Basic members: those that share the most different numbers of classes.", least=1)
+    auxiliaries: int = option(1, "Auxiliary members of each for each number of shared classes, at most.", least=1)
     trained: str = option(
         "", "Folder of auxiliary members that are trained for the overlaps that the pool lacks; none without."
     )
