@@ -184,10 +184,12 @@ def strip_chart(
     axes.axhline(0, color=GREY, linewidth=1)
     for place, values in enumerate(groups.values()):
         points = axes.scatter([place - 0.1] * len(values), values, s=22, color=colour_of(0), alpha=0.7, linewidths=0)
-        half = 1.96 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        mean = axes.errorbar(place + 0.1, fmean(values), half, fmt=marker_of(1), color=colour_of(1), capsize=4)
+        if len(values) > 1:  # One alone has no interval.
+            half = 1.96 * stdev(values) / len(values) ** 0.5
+            axes.errorbar(place + 0.1, fmean(values), half, fmt=marker_of(1), color=colour_of(1), capsize=4)
     points.set_label("single values")
-    mean.set_label("mean and its 95 % interval")
+    for mean in axes.containers[:1]:
+        mean.set_label("mean and its 95 % interval")
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set(xlabel=xlabel, ylabel=ylabel)
