@@ -62,7 +62,9 @@ class FewShotDataset:
                 f"{len(self.class_names)} classes, from '{self.class_names[0]}' to '{self.class_names[-1]}'."
             )
         label = self.class_names.index(class_name)
-        bounds = torch.searchsorted(self.labels, torch.tensor([label, label + 1], device=self.labels.device))
+        bounds = torch.searchsorted(
+            self.labels.contiguous(), torch.tensor([label, label + 1], device=self.labels.device)
+        )
         first, last = bounds.tolist()
         return self.images[first:last]
 

@@ -217,15 +217,20 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     names = list(dataset_info("glyphs").classes["train"])
     for index in range(2):
         write_member(tmp_path / "pool" / f"m-{index}", seed=index, label_names=names[index : index + 3])
-    validated = []
-    evaluate = selection.evaluate
+    validated, chosen_from = [], []
+    evaluate, evaluate_each = selection.evaluate, selection.evaluate_each
 
     def watched(model, dataset, protocol, **options):
         if options["method"] == "validation":
             validated.append((protocol.head, protocol.bn, protocol.representation, dataset.split))
         return evaluate(model, dataset, protocol, **options)
 
+    def watched_each(model, dataset, protocols, **options):
+        chosen_from.extend((protocol.representation, dataset.split) for protocol in protocols)
+        return evaluate_each(model, dataset, protocols, **options)
+
     monkeypatch.setattr("hf_dfml.evaluation.selection.evaluate", watched)
+    monkeypatch.setattr("hf_dfml.evaluation.selection.evaluate_each", watched_each)
     words = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
     words += [
         "--pool",
@@ -243,7 +248,7 @@ def test_a_run_is_validated_and_examined_by_prototypes_under_running_statistics(
     words += ["--output_dir", str(tmp_path / "run"), "--log_with", "none", "--representation", "answers"]
     rows = run(PoolDistillation, *parse(PoolDistillation, RunConfig, words), argv=["test"])
     assert validated[:2] == [("prototype", "running", "answers", "validation")] * 2
-    assert {each[2] for each in validated[2:]} == {"features", "answers", "both"}, "the default is chosen among them"
+    assert set(chosen_from) == {(each, "validation") for each in ("features", "answers", "both")}
     ours = [(row.head, row.bn, row.representation) for row in rows if row.method == "Pool distillation"]
     assert ours[0] == ("prototype", "running", "answers")
     assert {("finetune", "support", "features"), ("prototype", "support", "features")} <= set(ours)
