@@ -137,7 +137,7 @@ def evaluate_baselines(
     Args:
         pool: the teachers.
         dataset: classes of the evaluation.
-        protocol: the protocol.
+        protocol: the protocol, of which `representation` is that of meta-models: networks are seen by their features.
         baselines: which of `BASELINES`.
         flips: whether rows on features are made with flips too.
         device: where.
@@ -156,8 +156,10 @@ def evaluate_baselines(
         raise ValueError("The pool has no member, so it sets no baseline: give one with at least one usable member.")
     pool = pool.resolve().to(device)
     options: dict[str, Any] = {"command": command, "progress": progress}
-    ours = protocol.adaptation
-    prototypes = protocol.under(replace(ours, bn="running", head="prototype", flips=False, representation="features"))
+    # Fresh, averaged and single networks predict no answers of a pool's members, whatever a meta-model does.
+    ours = replace(protocol.adaptation, representation="features")
+    protocol = protocol.under(ours)
+    prototypes = protocol.under(replace(ours, bn="running", head="prototype", flips=False))
     frozen = [replace(prototypes, flips=each) for each in ((False, True) if flips else (False,))]
     kinds = [MADE_OF[baseline] for baseline in baselines if baseline in MADE_OF]
     images = EpisodeImages(dataset, protocol, device, processes)

@@ -156,6 +156,14 @@ def test_no_row_is_shown_twice(pool: ModelPool, dataset: FewShotDataset) -> None
     assert "Best member + prototype" in {method for method, *_ in to_answers}
 
 
+def test_networks_are_seen_by_features_where_the_meta_model_is_seen_by_answers(pool, dataset) -> None:
+    by_features = replace(PROTOCOL, head="prototype", bn="running")
+    for representation in ("answers", "both"):
+        rows = evaluate_baselines(pool, dataset, replace(by_features, representation=representation))
+        plain = evaluate_baselines(pool, dataset, by_features)
+        assert [(row.how, row.mean) for row in rows] == [(row.how, row.mean) for row in plain]
+
+
 def test_average_is_the_mean_of_every_tensor(pool: ModelPool) -> None:
     average = average_network(pool).state_dict()
     states = [pool.load(id).network.state_dict() for id in ("weak", "strong")]
