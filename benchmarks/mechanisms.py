@@ -116,16 +116,16 @@ class Measured:
         self.figures[name], self.definitions[name] = float(f"{value:.4g}"), definition
         print(f"{name} = {value:.4g}: {definition}.", flush=True)
 
-    def write(self) -> None:
-        """The rows and the table of what was measured so far, if there is a folder for them."""
+    def write(self, name: str, title: str) -> None:
+        """The rows and the table of what was measured so far, as a section of that title, if there is a folder."""
         folder = self.options.output_dir
         if not folder:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_results(folder, self.rows)
-        lines = [f"| `{name}` | {value:g} | {self.definitions[name]} |" for name, value in self.figures.items()]
+        lines = [f"| `{each}` | {value:g} | {self.definitions[each]} |" for each, value in self.figures.items()]
         table = "\n".join(["| figure | value | what it is |", "|---|---|---|", *lines])
-        write_section(folder, "mechanisms", "The mechanisms of the five systems", table)
+        write_section(folder, name, title, table)
 
     def picture(self, name: str) -> Path | None:
         """Where a figure goes, if figures are wanted."""
@@ -611,7 +611,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         began = time.monotonic()
         work[name]()
         print(f"{name}: {time.monotonic() - began:.0f} seconds.", flush=True)
-        found.write()
+        found.write("mechanisms", "The mechanisms of the five systems")
     ours, printed = (found.figures.get(name) for name in ("bell_share", "bell_share_printed"))
     summary = {
         "benchmark": "mechanisms",

@@ -28,13 +28,13 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
-from measuring import open_pool, table, write_section
+from measuring import open_pool
 from mechanisms import WAYS, Measured, accuracy_of, fresh_network, interval, rank_correlation
 from torch import Tensor, nn
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
-from hf_dfml.evaluation import EvaluationProtocol, write_results
+from hf_dfml.evaluation import EvaluationProtocol
 from hf_dfml.learning.grouping import group_tasks
 from hf_dfml.learning.optimisation import apply_gradients
 from hf_dfml.learning.replay import EpisodeConfig, replay_gradient
@@ -361,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         began = time.monotonic()
         work[name]()
         print(f"{name}: {time.monotonic() - began:.0f} seconds.", flush=True)
+        found.write("tgr_figures", "TGR's figures of what makes members unlike")
     alone, together = found.figures.get("accuracy_alone"), found.figures.get("accuracy_together")
     summary = {
         "benchmark": "tgr_figures",
@@ -371,12 +372,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         **found.figures,
         "minutes": round((time.monotonic() - started) / 60, 1),
     }
-    if options.output_dir:
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-        write_results(options.output_dir, found.rows)
-        rows = [[f"`{name}`", f"{value:g}", found.definitions[name]] for name, value in found.figures.items()]
-        text = table("figure | value | what it is", rows)
-        write_section(options.output_dir, "tgr_figures", "TGR's figures of what makes members unlike", text)
     print(json.dumps(summary))
     return summary
 
