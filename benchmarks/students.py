@@ -17,9 +17,11 @@ from torch import nn
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate, print_table, read_results, write_results
 from hf_dfml.meta_network import meta_network
+from hf_dfml.methods.base import Context
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
+from hf_dfml.methods.pool_images import PoolImages
 from hf_dfml.pipeline import RunConfig, open_pool
-from hf_dfml.pool import ModelPool
+from hf_dfml.pool import ModelPool, TeacherPool
 from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import describe_machine
@@ -33,6 +35,24 @@ WAYS_TO_SEE: tuple[dict[str, Any], ...] = tuple(
 """What is evaluated of a student: features and predicted answers, each with and without flips."""
 EPISODES_SEED = 1
 """Of the episodes of a trial; those of the recipe's own validation are of seed 0."""
+
+
+class GivenImages(PoolDistillation):
+    """A student of images that were made elsewhere, with the members' answers.
+
+    Args:
+        config: hyper-parameters.
+        model: the student.
+        shown: images and answers.
+    """
+
+    def __init__(self, config: PoolDistillationConfig, model: nn.Module, shown: PoolImages) -> None:
+        super().__init__(config, model)
+        self.shown = shown
+
+    def make_images(self, pool: TeacherPool, context: Context) -> PoolImages:
+        """See the method."""
+        return self.shown
 
 
 def prepared(method: PoolDistillationConfig, config: RunConfig) -> tuple[RunConfig, ModelPool]:
@@ -56,7 +76,7 @@ def prepared(method: PoolDistillationConfig, config: RunConfig) -> tuple[RunConf
 def classes_of(split: str, pool: ModelPool, config: RunConfig) -> FewShotDataset:
     """A split of the data set, in the largest size that a member sees."""
     size = max(entry.input_size[-1] for entry in pool if entry.input_size)
-    return load_dataset(config.dataset, split, data_dir=config.data_dir, image_size=size)
+    return load_dataset(str(config.dataset), split, data_dir=config.data_dir, image_size=size)
 
 
 def last_snapshot(

@@ -31,7 +31,7 @@ from hf_dfml.learning.answers import AnswerHeads, Heads, answer_loss, softened, 
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.learning.student import Student, TrainedPart
 from hf_dfml.methods.base import Context, Method, in_mixed_precision
-from hf_dfml.methods.pool_images import SHOWN, PoolImagesConfig, pool_images
+from hf_dfml.methods.pool_images import SHOWN, PoolImages, PoolImagesConfig, pool_images
 from hf_dfml.networks.beside import answers_beside
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.backbone import find_backbone
@@ -156,10 +156,12 @@ class PoolDistillation(Method):
         if self.config.start == "member" and not public and not pool.answers_only:
             logger.info(start_from_pool(self.model, pool))
             self.student.restore()
-        self.images, self.answers, self.recovered = pool_images(
-            pool, self.config.training_set, self._size_of_images(pool), context
-        )
+        self.images, self.answers, self.recovered = self.make_images(pool, context)
         self._look(context)
+
+    def make_images(self, pool: TeacherPool, context: Context) -> PoolImages:
+        """What the student is shown, and what the members answer (steps 0 and 1); trials make it in other ways."""
+        return pool_images(pool, self.config.training_set, self._size_of_images(pool), context)
 
     def _size_of_images(self, pool: TeacherPool) -> int:
         """The student's, or the members' largest where that is less: the student enlarges what they see."""

@@ -73,3 +73,55 @@ def test_one_thing_is_changed_at_a_time_and_judged_on_validation_classes(script,
     assert benchmark.main(words) == verdict and len(recovered) == before
     with pytest.raises(ValueError, match="--variants mix_alpha: expected OPTION=VALUE"):
         benchmark.main([*words, "--variants", "mix_alpha"])
+
+
+def test_each_trial_changes_its_student_and_is_judged_once(script, tmp_path, monkeypatch):
+    benchmark = script("student_trials")
+    for name in ("EPISODES", "SECOND_STEPS", "SECOND_IMAGES"):
+        monkeypatch.setattr(benchmark, name, 1)
+    words = TINY.partition("--members")[0].split()
+    words += ["--images_per_class", "6", "--joint_rounds", "1", "--joint_updates", "1", "--flip", "false"]
+    words += ["--pool", str(glyph_pool(tmp_path / "pool", 2)), "--output_dir", str(tmp_path / "run"), "--seeds", "1"]
+    verdict = benchmark.main(words)
+    assert list(verdict["trials"]) == list(benchmark.TRIALS)
+    own = {name: json.loads((tmp_path / "run" / "seed-1" / f"{name}.json").read_text()) for name in benchmark.TRIALS}
+    accuracies = [tuple(each["accuracy"].values()) for each in own.values()]
+    assert len(set(accuracies)) > len(accuracies) // 2, "most trials change something, even here"
+    assert "one thing" in (tmp_path / "run" / "student_trials.md").read_text().lower()
+
+    def not_again(*_):
+        raise AssertionError("a judged trial was trained again")
+
+    monkeypatch.setattr(benchmark.Trial, "setup", not_again)
+    assert benchmark.main(words) == verdict
+    with pytest.raises(ValueError, match="--trials nothing: expected some of as given, "):
+        benchmark.main([*words, "--trials", "nothing"])
+
+
+def test_a_real_pool_is_judged_on_validation_and_meets_the_test_classes_once(script, tmp_path, monkeypatch):
+    benchmark = script("real_pool")
+    words = TINY.partition("--members")[0].split() + ["--kinds", "recovered", "procedural", "--photos_per_class", "20"]
+    words += ["--pool", str(glyph_pool(tmp_path / "pool", 2)), "--output_dir", str(tmp_path / "run")]
+    seen = []
+    plain_network = benchmark.Exam.network
+
+    def watched(exam, network, ways=("features",)):
+        seen.append((exam.data.split, tuple(ways)))
+        return plain_network(exam, network, ways)
+
+    monkeypatch.setattr(benchmark.Exam, "network", watched)
+    verdict = benchmark.main(words)
+    assert [split for split, _ in seen] == ["validation", "validation", "test"] and len(seen[-1][1]) == 1
+    assert [name.partition(":")[0] for name in verdict["test"]] == [
+        "student",
+        "best member",
+        "all members' features",
+        "all members' answers",
+    ]
+    page = (tmp_path / "run" / "real_pool.md").read_text()
+    assert page.count("±") == 2 * len(verdict["validation"]) + 2 * 3
+    monkeypatch.setattr(benchmark.GivenImages, "setup", None)
+    monkeypatch.setattr(benchmark.PoolDistillation, "make_images", None)
+    assert benchmark.main(words) == verdict, "students and images are kept"
+    with pytest.raises(ValueError, match="--kinds photos: name a folder"):
+        benchmark.main([*words, "--kinds", "photos"])

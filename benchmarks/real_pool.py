@@ -1,0 +1,293 @@
+"""From a mixed pool of real networks to one model: kinds of images, parts of the student that learn, all baselines.
+
+    python benchmarks/real_pool.py --pool pools/real --dataset cub --data_dir DATA \
+        --student_from timm/tf_efficientnet_lite0.in1k --image_size 128 \
+        --kinds recovered procedural photos --images PHOTOS --parts beside last_stage --output_dir runs/real
+
+For each kind of image the members are asked once, and a student of each part learns the answers: `recovered` from the
+members, `recovered with a prior` (--prior), `procedural`, `strokes`, or `photos` of the folder --images. The student
+that is best on the validation classes at the largest number of shots, and the member that is (whatever accuracy it
+stores), meet on the test classes, once, beside all members' features and answers and the frozen public network. Only
+--photos_per_class images of each class are used. Options are those of recipes/pool_distillation.py too. What is done
+is kept: the same command goes on.
+
+Written into --output_dir: `real_pool.json` and `real_pool.md`. The last line is that object; `ratio` is the student's
+accuracy over that of the best member.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measuring import table, write_section
+from students import EPISODES_SEED, GivenImages, prepared
+from torch import Tensor, nn
+
+from hf_dfml.arguments import parse_into
+from hf_dfml.data import FewShotDataset, load_dataset
+from hf_dfml.evaluation import EvaluationProtocol
+from hf_dfml.evaluation.frozen_features import EpisodeImages, Scorer
+from hf_dfml.evaluation.heads.features import combined
+from hf_dfml.meta_network import meta_network
+from hf_dfml.methods.base import Context
+from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
+from hf_dfml.methods.pool_images import PoolImages
+from hf_dfml.networks.functional import functional_forward
+from hf_dfml.networks.info import network_info
+from hf_dfml.pipeline import RunConfig
+from hf_dfml.pool import ModelPool
+from hf_dfml.pool.backbone import open_backbone
+from hf_dfml.settings import Settings, option
+from hf_dfml.utils.checkpoint import atomic_write, load_tree, save_tree
+from hf_dfml.utils.images import resize
+from hf_dfml.utils.progress import progress
+from hf_dfml.utils.provenance import describe_machine
+from hf_dfml.utils.seeding import fork
+
+KINDS: dict[str, dict[str, Any]] = {
+    "recovered": {"training_images": "recovered", "images": None, "prior": None},
+    "recovered with a prior": {"training_images": "recovered", "images": None},
+    "procedural": {"training_images": "procedural", "images": None, "prior": None},
+    "strokes": {"training_images": "strokes", "images": None, "prior": None},
+    "photos": {"prior": None},
+}
+"""What is made of the options for each kind of image."""
+
+
+class Options(Settings):
+    """What is compared."""
+
+    kinds: list[str] = option(["recovered", "procedural"], "Kinds of images.", choices=tuple(KINDS))
+    parts: list[str] = option(["all"], "Values of --train_student.")
+    photos_per_class: int = option(30, "Images of each class of the evaluation.", least=20)
+
+
+@dataclass
+class Found:
+    """Of a contestant: accuracies of each episode by numbers of shots, and core-minutes of making it."""
+
+    accuracies: dict[int, Tensor]
+    minutes: float = 0.0
+
+    def mean(self, shots: int) -> float:
+        """In %."""
+        return 100 * float(self.accuracies[shots].mean())
+
+    @property
+    def cell(self) -> str:
+        """Accuracies as they stand in a table."""
+        return " / ".join(f"{self.mean(shots):.1f}" for shots in self.accuracies)
+
+    def beyond(self, other: Found) -> str:
+        """The difference to another, episode by episode, with its 95 % interval."""
+        cells = []
+        for shots, own in self.accuracies.items():
+            away = 100 * (own - other.accuracies[shots])
+            cells.append(f"{float(away.mean()):+.1f} ± {1.96 * float(away.std()) / len(away) ** 0.5:.1f}")
+        return " / ".join(cells)
+
+
+class Exam:
+    """A split of the data set, and the scores of what sees it.
+
+    Args:
+        split: `validation` or `test`.
+        pool: the members.
+        config: data set and episodes.
+        each: images of a class.
+    """
+
+    def __init__(self, split: str, pool: ModelPool, config: RunConfig, each: int) -> None:
+        size = max(entry.input_size[-1] for entry in pool if entry.input_size)
+        data = load_dataset(str(config.dataset), split, data_dir=config.data_dir, image_size=size)
+        kept = torch.cat([(data.labels == label).nonzero().flatten()[:each] for label in data.labels.unique()])
+        self.data: FewShotDataset = replace(data, images=data.images[kept], labels=data.labels[kept])
+        self.protocol = EvaluationProtocol(
+            ways=config.ways,
+            shots=config.shots,
+            episodes=config.episodes,
+            bn="running",
+            head="prototype",
+            seed=EPISODES_SEED,
+            split=split,
+        )
+        self.images = EpisodeImages(self.data, self.protocol, pool.device)
+
+    def score(self, features: Iterable[Tensor]) -> Found:
+        """What is found by features of the split's images, side by side."""
+        scorer = self.images.scorer(self.protocol)
+        for part in features:
+            scorer.add(part)
+        return self.found(scorer)
+
+    def found(self, scorer: Scorer) -> Found:
+        """The scorer's accuracies."""
+        return Found({shots: scorer.accuracies(shots) for shots in self.protocol.shots})
+
+    def members(self, pool: ModelPool) -> tuple[dict[str, Found], Found, Found]:
+        """Each member's features by its id, all members' features, and all members' answers."""
+        alone, features, answers = {}, *(self.images.scorer(self.protocol) for _ in range(2))
+        for teacher in progress(pool.stream(), description=f"Members, {self.data.split}", total=len(pool)):
+            seen, told = self.images.through(partial(_of_member, teacher))
+            alone[teacher.entry.id] = self.score([seen])
+            features.add(seen)
+            answers.add(told)
+        return alone, self.found(features), self.found(answers)
+
+    def network(self, network: nn.Module, ways: Sequence[str] = ("features",)) -> dict[str, Found]:
+        """What is found by a network's features, its predicted answers, or both."""
+        size = network_info(network).input_size[1:]
+        hows = [replace(self.protocol, representation=way).adaptation for way in ways]  # type: ignore[arg-type]
+
+        def see(images: Tensor) -> list[Tensor]:
+            given = functional_forward(network, {}, resize(images, size), source="running", features=True)
+            return [F.normalize(combined(network, [given], how).float(), dim=-1) for how in hows]
+
+        return {way: self.score([seen]) for way, seen in zip(ways, self.images.through(see), strict=True)}
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and give the object of the last line."""
+    method, config, options = parse_into((PoolDistillationConfig, RunConfig, Options), argv, __doc__)
+    if "photos" in options.kinds and not method.training_set.images:
+        raise ValueError("--kinds photos: name a folder of unlabelled images, --images FOLDER.")
+    if "recovered with a prior" in options.kinds and not method.training_set.prior:
+        raise ValueError("--kinds 'recovered with a prior': name a public network with batch norm, --prior NETWORK.")
+    config, pool = prepared(method, config)
+    validation = Exam("validation", pool, config, options.photos_per_class)
+    students: dict[str, Callable[[], nn.Module]] = {}
+    judged: dict[tuple[str, str], Found] = {}
+    for kind in options.kinds:
+        shown, asked = images_of(kind, pool, method, config)
+        for part in options.parts:
+            name = f"{part}, {kind}"
+            student = Kept(pool, replace(method, train_student=part, **KINDS[kind]), config, shown, name)
+            students[name] = student.network
+            ways = ("features",) if part == "beside" else ("features", "answers", "both")
+            for way, found in validation.network(student.network(), ways).items():
+                found.minutes = student.minutes + asked
+                judged[name, way] = found
+                print(f"validation: {name}, {way}: {found.cell}", flush=True)
+    most = max(config.shots)
+    alone, features, answers = validation.members(pool)
+    before = {"all members' features": features, "all members' answers": answers}
+    public = open_backbone(config.student_from).network if config.student_from else None
+    if public is not None:
+        before["frozen public network"] = validation.network(public)["features"]
+    best = max(alone, key=lambda id: alone[id].mean(most))
+    name, way = max(judged, key=lambda key: judged[key].mean(most))
+    rows = [(f"student: {each}, {how}", found) for (each, how), found in judged.items()]
+    rows += [(f"best member: {best}", alone[best]), *before.items()]
+    lines = [(each, found.cell, found.beyond(alone[best]), f"{found.minutes:.0f}") for each, found in rows]
+
+    test = Exam("test", pool, config, options.photos_per_class)
+    others, features, answers = test.members(pool)
+    chosen = test.network(students[name](), [way])[way]
+    last = {
+        f"student: {name}, {way}": chosen,
+        f"best member: {best}": others[best],
+        "all members' features": features,
+        "all members' answers": answers,
+    }
+    if public is not None:
+        last["frozen public network"] = test.network(public)["features"]
+    shots = " / ".join(map(str, config.shots))
+    head = f"what | accuracy, {shots} shots | less the best member | core-minutes"
+    write_section(
+        config.output_dir,
+        "real_pool",
+        f"{len(pool)} members on {config.dataset}",
+        f"{config.ways}-way, nearest class mean, {config.episodes} episodes, {options.photos_per_class} images of a "
+        f"class; differences episode by episode with their 95 % interval. {describe_machine('cpu')}.",
+        "Validation classes:",
+        table(head, lines),
+        "Test classes, what was best on validation:",
+        table(
+            f"what | accuracy, {shots} shots | student less this",
+            [(each, found.cell, "" if found is chosen else chosen.beyond(found)) for each, found in last.items()],
+        ),
+    )
+    verdict = {
+        "benchmark": "real_pool",
+        "ratio": round(chosen.mean(most) / others[best].mean(most), 3),
+        "baseline": round(others[best].mean(most), 2),
+        "ours": round(chosen.mean(most), 2),
+        "unit": f"% of {most}-shot accuracy on the test classes of {config.dataset}",
+        "test": {each: found.cell for each, found in last.items()},
+        "validation": {each: found.cell for each, found in rows},
+    }
+    atomic_write(Path(config.output_dir) / "real_pool.json", json.dumps(verdict, indent=1) + "\n")
+    print(json.dumps(verdict))
+    return verdict
+
+
+def images_of(
+    kind: str, pool: ModelPool, method: PoolDistillationConfig, config: RunConfig
+) -> tuple[PoolImages, float]:
+    """Images of a kind with the members' answers, made once for all students; and core-minutes that they took."""
+    folder = Path(config.output_dir) / "images" / kind.replace(" ", "-")
+    if not folder.exists():
+        began = time.process_time()
+        learner = PoolDistillation(replace(method, **KINDS[kind]), meta_network(pool, config))
+        cache = Path(str(config.recovery_cache))
+        stages = Path(config.output_dir) / "images" / f"{kind.replace(' ', '-')}-parts"
+        context = Context(fork(config.seed, "run"), seed=config.seed, cache=cache, scratch=stages)
+        shown = learner.make_images(pool, context)
+        minutes = (time.process_time() - began) / 60
+        save_tree(folder, {**shown._asdict(), "minutes": minutes})
+    tree = load_tree(folder)
+    minutes = tree.pop("minutes")
+    print(f"{kind}: {len(tree['images'])} images, {minutes:.1f} core-minutes with their answers.", flush=True)
+    return PoolImages(**tree), minutes
+
+
+class Kept:
+    """A student that is trained once, and kept.
+
+    Args:
+        pool: the members.
+        method: how it learns.
+        config: of the run.
+        shown: what it learns from.
+        name: of its folder.
+    """
+
+    def __init__(
+        self, pool: ModelPool, method: PoolDistillationConfig, config: RunConfig, shown: PoolImages, name: str
+    ) -> None:
+        began = time.process_time()
+        context = Context(fork(config.seed, "run"), seed=config.seed)
+        self.learner = GivenImages(method, meta_network(pool, config), shown)
+        folder = Path(config.output_dir) / "students" / name.replace(", ", "-").replace(" ", "-")
+        if folder.exists():
+            tree = load_tree(folder)
+            self.learner.load_state_dict(tree["state"], pool, context)
+            self.minutes = tree["minutes"]
+        else:
+            self.learner.setup(pool, context)
+            for context.step in progress(range(self.learner.num_steps), description=name, unit="pass"):
+                self.learner.step(context)
+            self.minutes = (time.process_time() - began) / 60
+            save_tree(folder, {"state": self.learner.state_dict(), "minutes": self.minutes})
+        self.context = context
+
+    def network(self) -> nn.Module:
+        """The student."""
+        return self.learner.snapshot(self.context)
+
+
+def _of_member(teacher: Any, images: Tensor) -> list[Tensor]:
+    features, logits = teacher.features_and_logits(images)
+    return [F.normalize(features.float(), dim=-1), logits.softmax(-1)]
+
+
+if __name__ == "__main__":
+    main()
