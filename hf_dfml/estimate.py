@@ -13,7 +13,7 @@ from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, opening
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
-from hf_dfml.recovery.procedural import DRAWN
+from hf_dfml.recovery.information import questions
 from hf_dfml.settings import options_of
 from hf_dfml.utils.memory import bytes_for_backward
 from hf_dfml.utils.progress import duration
@@ -96,7 +96,7 @@ def fitted_to_pool(config: Any, typed: Mapping[str, Any]) -> dict[str, Any]:
         values |= {"batch_size": LARGE_IMAGES_AT_ONCE, "joint_rounds": 0}
         if not RECOVERING & typed.keys():
             # Recovery goes forth and back through a member some hundred times an image.
-            values["training_images"] = "procedural"
+            values["training_images"] = "drawn"
     values["steps"] = usual["steps"] if size <= 40 else max(4, usual["steps"] // (2 if size <= 100 else 4))
     final = values | dict(typed)
     said = " ".join(f"--{name} {final[name]}" for name in values)
@@ -127,14 +127,16 @@ def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping
     recovery = looking = 0.0
     member_activations, classes = 0, [entry.num_classes or 1 for entry in pool]
     most, each = int(options["classes_per_member"]), int(options["images_per_class"])
-    recovers = options["training_images"] not in DRAWN
+    recovers = options["training_images"] in ("auto", "recovered") and not options["images"]
+    asks = options["training_images"] == "drawn" and not options["images"]
+    asked = images + (questions(len(pool)) / len(pool) if asks else 0)  # Images, of a member in the mean.
     for count, entry in _kinds(pool):
         teacher = pool.load(entry)  # type: ignore[arg-type]
         batch = min(most or entry.num_classes or 1, entry.num_classes or 1) * each if recovers else 0
         forth, back, activations = _speed(teacher, teacher.device, size)
         once = (forth + back) * batch * int(options["recovery_steps"])
         recovery += count * int(options["recoveries"]) * once
-        looking += count * forth * images
+        looking += count * forth * asked
         member_activations = max(member_activations, activations)
         # Each class is moved by the members that know it, one an update.
         recovery += (

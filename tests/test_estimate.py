@@ -1,9 +1,13 @@
 """Pool distillation made to measure."""
 
-from hf_dfml.estimate import fitted_to_pool, without_batch_terms
+import pytest
+
+from hf_dfml import estimate
+from hf_dfml.estimate import cost_of_distillation, fitted_to_pool, without_batch_terms
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
-from hf_dfml.settings import options_of
-from tests.methods.pools import make_pool
+from hf_dfml.recovery.information import questions
+from hf_dfml.settings import flat, options_of
+from tests.methods.pools import make_model, make_pool
 
 
 def test_a_pool_settles_images_and_passes(tmp_path, capsys):
@@ -23,11 +27,24 @@ def test_black_boxes_show_nothing_to_measure(tmp_path):
     assert without_batch_terms({"pool": "x"}) == {}
 
 
-def test_members_of_large_images_are_asked_about_procedural_ones_unless_recovery_is_asked_for(tmp_path, capsys):
+def test_members_of_large_images_are_asked_about_drawn_ones_unless_recovery_is_asked_for(tmp_path, capsys):
     make_pool(tmp_path, 1)
     config = tmp_path / "pool" / next(path.name for path in (tmp_path / "pool").iterdir()) / "config.json"
     config.write_text(config.read_text().replace("[3, 16, 16]", "[3, 160, 160]"))
     typed = {"pool": str(tmp_path / "pool")}
     found = fitted_to_pool(PoolDistillationConfig, typed)
-    assert found["training_images"] == "procedural" and found["joint_rounds"] == 0 and found["batch_size"] == 32
+    assert found["training_images"] == "drawn" and found["joint_rounds"] == 0 and found["batch_size"] == 32
     assert "training_images" not in fitted_to_pool(PoolDistillationConfig, typed | {"recovery_steps": 5})
+
+
+def test_what_is_asked_to_choose_drawn_images_is_part_of_the_estimate(tmp_path, monkeypatch):
+    pool = make_pool(tmp_path, 3)
+    monkeypatch.setattr(estimate, "_speed", lambda *_: (1.0, 0.0, 1))
+
+    def seconds(**options):
+        config = PoolDistillationConfig(num_images=100, **options)
+        return cost_of_distillation(pool, make_model(), flat(config)).seconds
+
+    named = seconds(training_images="strokes")
+    assert seconds(training_images="drawn") == pytest.approx(named + questions(3))
+    assert seconds(images="photos") == seconds(training_images="drawn", images="photos") == named, "images are there"

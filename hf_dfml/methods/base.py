@@ -60,6 +60,10 @@ class Context:
     autocast: Callable[[], AbstractContextManager] = nullcontext
     begin: Callable[[], None] = lambda: None
 
+    def say(self, sentence: str) -> None:
+        """Print a sentence, once for all processes."""
+        self.processes.once(partial(print, sentence, flush=True))
+
     def memo(self, name: str, compute: Callable[[], Tree]) -> Tree:
         """`compute()`, or what it gave before the run was interrupted. It must not draw from `generator`."""
         if self.scratch is None:

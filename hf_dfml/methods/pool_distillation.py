@@ -9,13 +9,12 @@ arXiv 1912.08795), by one member and jointly by all members that know a class; m
 2. Each step: one pass over the training set in which the student has a head for every member and learns its answers.
 
 The heads are kept: the student's predicted answers are a representation of an image, as its features are. Steps 0 and
-1 are in `methods/pool_images.py`. Members that only answer are asked about procedural images, and nothing is recovered
-from them unless that is asked for.
+1 are in `methods/pool_images.py`. Members that only answer are asked about images drawn by chance, and nothing is
+recovered from them unless that is asked for.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -40,8 +39,6 @@ from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.seeding import fork
-
-logger = logging.getLogger(__name__)
 
 FEW_MEMBERS = 10
 """Up to so many members, their features tell new classes apart better than their answers (CIFAR-FS, validation)."""
@@ -154,7 +151,7 @@ class PoolDistillation(Method):
         self._make_heads(pool, context)
         public = network_info(self.model).settings.get("started_from")
         if self.config.start == "member" and not public and not pool.answers_only:
-            logger.info(start_from_pool(self.model, pool))
+            context.say(start_from_pool(self.model, pool))
             self.student.restore()
         self.images, self.answers, self.recovered = self.make_images(pool, context)
         self._look(context)

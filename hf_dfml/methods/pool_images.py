@@ -1,8 +1,9 @@
-"""What a student of a pool is shown, and what the members answer: recovered or procedural images, asked about once.
+"""What a student of a pool is shown, and what the members answer: recovered or drawn images, asked about once.
 
 Images are recovered from every member alone, and jointly from all members that know a class; crops and mixtures of
 all of them are one training set. From members that only answer nothing is recovered, unless that is asked for: their
-images are procedural. The answers are probabilities, whatever the members are.
+images are drawn by chance, of the kind that their answers tell most of. The answers are probabilities, whatever the
+members are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hf_dfml.pool.sources.digests import weights_digest
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
+from hf_dfml.recovery.information import IMAGES_OF_A_KIND, asked_members, information_of_drawn, questions
 from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
 from hf_dfml.recovery.joint import JointConfig, joint_classes, recover_jointly
 from hf_dfml.recovery.many_classes import ALWAYS, chosen_classes, images_at_once, in_parts
@@ -32,6 +34,7 @@ from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.seeding import fork
+from hf_dfml.utils.text import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,14 +46,15 @@ SHOWN = 10
 class PoolImagesConfig(Settings):
     """How images are recovered and mixed; the defaults fit 32 pixels and a CPU."""
 
-    training_images: Literal["auto", "recovered", "procedural", "strokes"] = option(
+    training_images: Literal["auto", "recovered", "drawn", "procedural", "strokes"] = option(
         "auto",
-        "Where images come from: `recovered` from the members (and mixed); or drawn by chance, which costs nothing: "
-        "`procedural` ones (shapes and noise), or `strokes` of a pen, for members that know handwriting or drawings; "
-        "`auto` recovers from weights, and is procedural where there are only answers.",
+        "Where images come from: `recovered` from the members (and mixed); or drawn by chance, which costs little: "
+        "`procedural` ones (shapes and noise), `strokes` of a pen, for members that know handwriting or drawings, or "
+        "`drawn`: those of the two that some members, asked about 64 of each, tell more of; `auto` recovers from "
+        "weights, and is `drawn` where there are only answers.",
     )
     images: str | None = option(
-        None, "Folder of unlabelled images, of anything, that are used in place of recovered or procedural ones."
+        None, "Folder of unlabelled images, of anything, that are used in place of recovered or drawn ones."
     )
     recoveries: int = option(1, "Recoveries from each member alone.", least=0)
     joint_rounds: int = option(
@@ -96,7 +100,7 @@ class PoolImagesConfig(Settings):
         """The same without what answers do not give: statistics, terms of a whole batch, joint recovery."""
         return replace(
             self,
-            training_images="procedural" if self.training_images == "auto" else self.training_images,
+            training_images="drawn" if self.training_images == "auto" else self.training_images,
             gradient="zero_order",
             recoveries=max(1, self.recoveries),
             joint_rounds=0,
@@ -116,7 +120,7 @@ class PoolImages(NamedTuple):
     """The training set of a student.
 
     Attributes:
-        images: `(N, 3, H, W)` uint8: crops and mixtures of what was recovered, or procedural images.
+        images: `(N, 3, H, W)` uint8: crops and mixtures of what was recovered, or drawn images.
         answers: `(N, K)` in half precision: the probabilities of all members side by side.
         sample: recovered images `(n, 3, H, W)` uint8 of some classes, and a title for each; perhaps none.
     """
@@ -146,7 +150,7 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
             raise ValueError(
                 f"{context.processes.count} processes would ask black boxes and each count for itself: run one."
             )
-    make = _drawn if config.training_images in DRAWN else _recovered
+    make = _recovered if config.training_images in ("auto", "recovered") else _drawn
     images, sample = (_found if config.images else make)(pool, config, size, context)
     images = images.to(context.device)  # What was not kept on a disk is where it was drawn.
     asking = None if pool.answers_only else Asking(pool.load(0), len(pool), len(images), config.compile)
@@ -156,9 +160,39 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
 
 
 def _drawn(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
-    stream, draw = fork(context.seed, "procedural"), DRAWN[config.training_images]
+    kind = config.training_images
+    draw = DRAWN[_telling_kind(pool, config, size, context) if kind == "drawn" else kind]
+    stream = fork(context.seed, "procedural")
     kept = context.memo("procedural", lambda: {"images": draw(config.mixing.num_images, size, stream)})
     return kept["images"], {"images": kept["images"][:0], "titles": []}
+
+
+def _telling_kind(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> str:
+    """The kind of drawn images that some members' answers tell most of; said, and asked once in a run."""
+    asking, usual = questions(len(pool)), next(iter(DRAWN))
+
+    def ask() -> Tree:
+        # The questions are not worth a training set that is cut short.
+        if pool.queries and not pool.queries.allows(asking + config.mixing.num_images * len(pool)):
+            return {}
+        with context.autocast():
+            return information_of_drawn(pool, size, context.seed, context.device)
+
+    told: dict[str, float] = context.memo("questions", ask)
+    if not told:
+        context.say(
+            f"Training images: {usual}. The budget is too small to ask which drawn images the members' answers tell "
+            f"most of ({asking:,} queries beside those of the training set): choose with --training_images, or begin "
+            "anew with a larger --max_queries."
+        )
+        return usual
+    kind = max(told, key=lambda each: told[each])
+    figures = ", ".join(f"{nats:.3f} of {each}" for each, nats in told.items())
+    context.say(
+        f"Training images: {kind}, which the members' answers tell most of. Nats an image: {figures} "
+        f"({counted(len(asked_members(len(pool))), 'member')}, {IMAGES_OF_A_KIND} images of each kind)."
+    )
+    return kind
 
 
 def _found(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:

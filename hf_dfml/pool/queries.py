@@ -64,13 +64,17 @@ class QueryCount:
         """Images sent so far."""
         return self.members.total()
 
+    def allows(self, count: int) -> bool:
+        """Whether the budget has `count` more images."""
+        return self.allowed is None or self.total + count <= self.allowed
+
     def require(self, count: int) -> None:
         """Check before a piece of work that the budget allows `count` more images.
 
         Raises:
             QueryBudgetError: if it does not.
         """
-        if self.allowed is not None and self.total + count > self.allowed:
+        if self.allowed is not None and not self.allows(count):
             raise QueryBudgetError(self.total, count, self.allowed)
 
     def spend(self, member: str, count: int) -> None:

@@ -18,6 +18,7 @@ from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.sources.digests import weights_digest
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
+from hf_dfml.recovery.information import entropy, information
 from hf_dfml.recovery.procedural import procedural_images
 from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.progress import progress
@@ -120,16 +121,16 @@ def reasons(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Se
         digests: of each member's weights; the same for copies.
     """
     found = _copies(entries, answers, digests)
-    information = torch.tensor([float(_information(each)) for each in answers])
-    entropy = torch.tensor([float(_entropy(each).mean()) for each in answers])
-    least = LITTLE * float(information.median()) if len(entries) >= FEW else 0.0
-    for index, value in enumerate(information.tolist()):
+    told = torch.tensor([float(information(each)) for each in answers])
+    doubt = torch.tensor([float(entropy(each).mean()) for each in answers])
+    least = LITTLE * float(told.median()) if len(entries) >= FEW else 0.0
+    for index, value in enumerate(told.tolist()):
         if value <= max(1e-7, least):
             found.setdefault(index, "answers nearly the same to every image: it is not trained, or broken")
     if len(entries) < FEW:
         return found
-    for index, value in enumerate(entropy.tolist()):
-        if value < SURE * float(entropy.median()):
+    for index, value in enumerate(doubt.tolist()):
+        if value < SURE * float(doubt.median()):
             found.setdefault(index, "is certain of every image, as networks with weights out of scale are")
     agreement = _agreement(entries, answers, left_out=set(found))
     known = agreement[agreement.isfinite()]
@@ -153,22 +154,13 @@ def _copies(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Se
             if digests[index] == digests[other]:
                 found[index] = f"is a copy of {entries[other].id}: the same weights"
             # Answers that tell nothing are alike, too.
-            elif _information(answers[index]) > 1e-3 and _apart(answers[index], answers[other]) < ALIKE:
+            elif information(answers[index]) > 1e-3 and _apart(answers[index], answers[other]) < ALIKE:
                 found[index] = f"is a copy of {entries[other].id}: the same answers"
     return found
 
 
 def _apart(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max())
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    return -torch.xlogy(probabilities, probabilities).sum(-1)
-
-
-def _information(answers: Tensor) -> Tensor:
-    """Nats that an answer tells of the image: entropy of the mean answer less mean entropy of the answers."""
-    return (_entropy(answers.mean(0)) - _entropy(answers).mean()).clamp_min(0)
 
 
 def _agreement(entries: Sequence[PoolEntry], answers: Sequence[Tensor], left_out: set[int]) -> Tensor:

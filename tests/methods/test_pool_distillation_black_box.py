@@ -12,6 +12,8 @@ from hf_dfml.methods import pool_images
 from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.pipeline import run
 from hf_dfml.pool import BlackBoxPool, QueryBudgetError, ServiceError
+from hf_dfml.recovery.information import questions
+from hf_dfml.recovery.procedural import DRAWN
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.trainer import Trainer
@@ -109,12 +111,13 @@ def test_a_service_that_goes_away_leaves_the_finished_parts(tmp_path, capsys, mo
     assert asked == ["m-0", "m-1", "m-1"]
 
 
-def test_by_default_members_are_asked_about_procedural_images_and_nothing_else(tmp_path):
+def test_a_budget_for_the_training_set_alone_asks_about_procedural_images_and_nothing_else(tmp_path, capsys):
     members = make_pool(tmp_path, 2)
-    pool = members.as_black_box("probs", max_queries=2 * TARGETS)
+    pool = members.as_black_box("probs", max_queries=2 * TARGETS + questions(2) - 1)
     method, context = make_method(), make_context()
     method.setup(pool, context)
     assert pool.queries.members == {entry.id: TARGETS for entry in pool}
+    assert "Training images: procedural. The budget is too small to ask" in capsys.readouterr().out
     assert [path.name for path in method.pictures(tmp_path / "pictures")] == ["training_set.png"]
     white = make_method(training_images="procedural")
     white.setup(members, make_context())
@@ -122,6 +125,41 @@ def test_by_default_members_are_asked_about_procedural_images_and_nothing_else(t
     torch.testing.assert_close(white.answers, method.answers)
     losses = [method.step(replace(context, step=step))["loss"] for step in range(4)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_the_images_are_of_the_kind_that_answers_tell_most_of_which_is_asked_once(tmp_path, capsys, monkeypatch, kind):
+    told = {each: 0.2 if each == kind else 0.1 for each in DRAWN}
+    asked, plain = [], pool_images.information_of_drawn
+    monkeypatch.setattr(pool_images, "information_of_drawn", lambda *how: (asked.append(plain(*how)), told)[1])
+    pool, cost = make_pool(tmp_path, 2), TARGETS + questions(2) // 2
+
+    def fit(resume=None):
+        config = RunConfig(output_dir=str(tmp_path / "run"), resume_from_checkpoint=resume, log_with="none")
+        boxes = pool.as_black_box("probs", max_queries=2 * cost)
+        trainer = Trainer(make_method(), boxes, config, Accelerator(cpu=True))
+        return trainer, trainer.fit().finished
+
+    # The second member's answers are lost, with a service that goes away.
+    with monkeypatch.context() as patched:
+        answer = pool_images.answers_of
+        patched.setattr(pool_images, "answers_of", lambda *how: answer(*how) if how[0].entry.id == "m-0" else away())
+        trainer, finished = fit()
+    assert not finished and trainer.pool.queries.total == TARGETS + questions(2) and len(asked) == 1
+    trainer, finished = fit("latest")
+    assert finished and len(asked) == 1, "a resumed run knows what it was told"
+    assert trainer.pool.queries.members == {entry.id: cost for entry in pool}
+    said = capsys.readouterr().out
+    assert said.count(f"Training images: {kind}, which the members' answers tell most of.") == 2
+    for choice in (kind, "drawn"):
+        white = make_method(training_images=choice)
+        white.setup(pool, make_context(trainer.config.seed))
+        assert "The student starts from m-0" in capsys.readouterr().out
+        assert torch.equal(white.images, trainer.method.images), "members that are seen whole are asked alike"
+
+
+def away():
+    raise ServiceError("it went away.")
 
 
 def test_one_process_asks(tmp_path):
@@ -143,7 +181,8 @@ def test_the_recipe_takes_black_boxes(tmp_path):
     words += "".join(f" --{name} {value}" for name, value in TINY.items())
     run(PoolDistillation, *parse(PoolDistillation, RunConfig, words.split()), argv=["test"])
     config = (tmp_path / "run" / "config.json").read_text()
-    assert '"training_images": "procedural"' in config and '"joint_rounds": 0' in config
+    assert '"training_images": "drawn"' in config and '"joint_rounds": 0' in config
     card = (tmp_path / "run" / "README.md").read_text()
-    assert f"| queries | {2 * TARGETS} images were sent to the classifiers, which returned topk |" in card
+    queries = 2 * TARGETS + questions(2)
+    assert f"| queries | {queries} images were sent to the classifiers, which returned topk |" in card
     assert (tmp_path / "run" / "model.safetensors").is_file()
