@@ -92,4 +92,4 @@ def test_a_script_beside_a_clone_of_that_name_imports_the_package(tmp_path):
 def test_optional_libraries_have_an_extra_each():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    assert {"onnx", "demo", "gp", "docs", "peers", "test", "quality"} <= set(config["options.extras_require"])
+    assert {"onnx", "demo", "gp", "lora", "docs", "peers", "test", "quality"} <= set(config["options.extras_require"])

@@ -8,14 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hf_dfml.learning.lora import adapters_of, merged, with_adapters
 from hf_dfml.networks.beside import Branch, middle
 from hf_dfml.networks.functional import normalise
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.stages import Split, freeze, split, train_mode
 from hf_dfml.utils.images import resize, to_unit
 
-TrainedPart = Literal["all", "last_stage", "head", "beside"]
-"""Everything; the last stage and the heads; the heads alone; a branch beside the frozen network, and the heads."""
+TrainedPart = Literal["all", "last_stage", "lora", "head", "beside"]
+"""Everything; the last stage and the heads; low-rank adapters of all layers and the heads; the heads alone; a branch
+beside the frozen network, and the heads."""
 
 HIDDEN, WIDTH = 128, 256
 """Of the branch."""
@@ -28,30 +30,35 @@ class Student:
     Args:
         model: the network; what is not trained of it is frozen.
         trained: see `TrainedPart`.
-        generator: seeds the branch, on the CPU.
+        generator: seeds the branch or the adapters, on the CPU.
+        rank: of the adapters.
 
     Attributes:
         trained: see above.
         branch: what learns beside the network; None where the network itself does.
+        adapted: the network with its adapters, which learn; None where there are none.
         width: length of the features that the heads are on.
         seen: what the frozen layers give of the training images, in half precision; empty where these are run anew in
             every pass. Set by `look`.
     """
 
-    def __init__(self, model: nn.Module, trained: TrainedPart, generator: torch.Generator) -> None:
+    def __init__(self, model: nn.Module, trained: TrainedPart, generator: torch.Generator, rank: int) -> None:
         self.model, self.trained = model, trained
         self.width = network_info(model).num_features
         self.seen = torch.empty(0)
         self.branch: Branch | None = None
+        self.adapted: nn.Module | None = None
         self._parts: Split | None = None
         if trained == "beside":
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
                 self.branch = Branch(self._middle(model), HIDDEN, WIDTH).to(next(model.parameters()).device)
             self.width = WIDTH
-        if trained in ("head", "beside"):
+        if trained in ("head", "beside", "lora"):
             model.requires_grad_(False).eval()
-        elif trained == "last_stage":
+        if trained == "lora":
+            self.adapted = with_adapters(model, rank, generator)
+        if trained == "last_stage":
             freeze(model, "last_stage")
             self._parts = split(model)
 
@@ -70,13 +77,13 @@ class Student:
         """What is trained."""
         if self._parts is not None:
             return (value for value in self._parts.rest.parameters() if value.requires_grad)
-        learning = self.branch if self.branch is not None else self.model
+        learning = next((each for each in (self.branch, self.adapted) if each is not None), self.model)
         return (value for value in learning.parameters() if value.requires_grad)
 
     @torch.no_grad()
     def look(self, images: Tensor) -> None:
         """Compute `seen` of the training images `(N, 3, H, W)` uint8."""
-        if self.trained == "all" or (self.trained == "last_stage" and self._parts is None):
+        if self.trained in ("all", "lora") or (self.trained == "last_stage" and self._parts is None):
             return
         self.model.eval()
         batch = max(1, PIXELS_AT_ONCE // network_info(self.model).image_size ** 2)
@@ -92,13 +99,14 @@ class Student:
             return self.branch(given)
         if self._parts is not None:
             return network_info(self._parts.rest).features(given)
-        return given if self.trained == "head" else features_of(self.model, given)
+        network = self.model if self.adapted is None else self.adapted
+        return given if self.trained == "head" else features_of(network, given)
 
     def train(self) -> None:
-        """Training mode of what learns."""
+        """Training mode of what learns; adapters have none, and the network around them is used as it is."""
         if self.branch is not None:
             self.branch.train()
-        elif self.trained != "head":
+        elif self.trained in ("all", "last_stage"):
             train_mode(self._parts.rest if self._parts is not None else self.model)
 
     def eval(self) -> None:
@@ -109,6 +117,24 @@ class Student:
             self._parts.rest.eval()
             self._parts.join()
         self.model.eval()
+
+    def network(self) -> nn.Module:
+        """The network with what has been learnt: itself, or a copy with the adapters in its weights."""
+        return self.model if self.adapted is None else merged(self.model, self.adapted)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What learns outside of the network: a branch or adapters."""
+        if self.branch is not None:
+            return self.branch.state_dict()
+        return {} if self.adapted is None else adapters_of(self.adapted)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave, and the weights of the network where they have been loaded anew."""
+        self.restore()
+        if self.branch is not None:
+            self.branch.load_state_dict(state)
+        elif self.adapted is not None:
+            self.adapted.load_state_dict(state, strict=False)
 
     def restore(self) -> None:
         """Take over the weights of the network where they have been loaded anew."""

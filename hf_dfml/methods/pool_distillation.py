@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from hf_dfml.data.unlabelled import find_images
 from hf_dfml.learning.ancestry import start_from_pool
 from hf_dfml.learning.answers import AnswerHeads, Heads, answer_loss, softened, with_answers
+from hf_dfml.learning.lora import check_peft
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.learning.student import Student, TrainedPart
 from hf_dfml.methods.base import Context, Method, in_mixed_precision
@@ -63,9 +64,11 @@ class PoolDistillationConfig(Settings):
     )
     train_student: TrainedPart = option(
         "all",
-        "What learns: `all` of the student, its `last_stage`, the `head`s alone, or a branch `beside` the frozen "
-        "student, whose answers are put beside the student's features.",
+        "What learns: `all` of the student, its `last_stage`, low-rank adapters of its layers (`lora`, for a student "
+        "that starts from a public network or from members; needs peft), the `head`s alone, or a branch `beside` the "
+        "frozen student, whose answers are put beside the student's features.",
     )
+    lora_rank: int = option(8, "Rank of the adapters of `--train_student lora`.", least=1)
     answer_weight: float = option(0.5, "Weight of the answers that are put beside features.", above=0)
     answer_heads: Heads = option(
         "member", "Rows of the heads: one for each class of each `member`, or one for each class `name`."
@@ -116,7 +119,9 @@ class PoolDistillation(Method):
 
     @classmethod
     def check_names(cls, config: PoolDistillationConfig) -> None:
-        """The folder of unlabelled images and the network of an image prior, if there are to be any."""
+        """The folder of unlabelled images, the network of an image prior and peft, if there are to be any."""
+        if config.train_student == "lora":
+            check_peft()
         if config.training_set.images:
             find_images(config.training_set.images)
         if config.training_set.prior:
@@ -145,7 +150,8 @@ class PoolDistillation(Method):
         """Recover, mix, and ask all members about the mixtures (steps 0 and 1).
 
         Raises:
-            ValueError: if several processes would ask black boxes, whose questions only one can count.
+            ValueError: if several processes would ask black boxes, whose questions only one can count; or if the
+                student has no layer for an adapter that is asked for.
             QueryBudgetError: if black boxes may not be asked for the next member's part; none of it was asked.
         """
         self._make_heads(pool, context)
@@ -174,7 +180,7 @@ class PoolDistillation(Method):
         self.pool = pool
         names = [entry.class_keys for entry in pool]
         # Drawn on the CPU, where the generator is: the same start on every device.
-        self.student = Student(self.model, self.config.train_student, fork(context.seed, "branch"))
+        self.student = Student(self.model, config.train_student, fork(context.seed, "branch"), config.lora_rank)
         self.heads = AnswerHeads(
             self.student.width, names, config.answer_heads, config.scale, fork(context.seed, "heads")
         ).to(device)
@@ -226,7 +232,7 @@ class PoolDistillation(Method):
         """A copy of the student whose classifier is the heads of all members, or whose features hold their answers."""
         branch, heads = self.student.branch, self.heads
         if branch is None:
-            return with_answers(self.model, heads)
+            return with_answers(self.student.network(), heads)
         return answers_beside(
             self.model,
             branch,
@@ -245,7 +251,7 @@ class PoolDistillation(Method):
             "images": self.images,
             "answers": self.answers,
             "recovered": self.recovered,
-            "branch": self.student.branch.state_dict() if self.student.branch else {},
+            "branch": self.student.state_dict(),
         }
 
     def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
@@ -256,9 +262,7 @@ class PoolDistillation(Method):
         self.optimizer.load_state_dict(state["optimizer"])
         self.images, self.answers = state["images"].to(context.device), state["answers"].to(context.device)
         self.recovered = state["recovered"]
-        self.student.restore()
-        if self.student.branch is not None:
-            self.student.branch.load_state_dict(state["branch"])
+        self.student.load_state_dict(state["branch"])
         self._look(context)
 
     def pictures(self, folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 
 from hf_dfml import MetaModel
 from hf_dfml.data.unlabelled import unlabelled_images
+from hf_dfml.learning.lora import adaptable_layers
+from hf_dfml.learning.student import features_of
 from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.networks import create_network
@@ -40,7 +43,7 @@ def method_of(pool, public: str, image_size: int = 0, **options) -> PoolDistilla
     return PoolDistillation(config, network)
 
 
-@pytest.mark.parametrize("trained", ["all", "last_stage", "head", "beside"])
+@pytest.mark.parametrize("trained", ["all", "last_stage", "lora", "head", "beside"])
 def test_what_is_frozen_stays_the_public_networks(tmp_path, public, trained):
     pool, context = make_mixed_pool(tmp_path), make_context()
     method = method_of(pool, public, train_student=trained)
@@ -55,10 +58,10 @@ def test_what_is_frozen_stays_the_public_networks(tmp_path, public, trained):
         if name not in ("fc.weight", "fc.bias") and not value.equal(start[name])
     }
     everything = {name.split(".")[0] for name in start} - {"fc"}
-    assert changed == {"all": everything, "last_stage": {"layer4"}, "head": set(), "beside": set()}[trained]
+    assert changed == ({"all": everything, "last_stage": {"layer4"}}.get(trained) or set())
 
 
-@pytest.mark.parametrize("trained", ["last_stage", "beside"])
+@pytest.mark.parametrize("trained", ["last_stage", "lora", "beside"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, public, trained):
     pool = make_pool(tmp_path, 2)
     whole, context = method_of(pool, public, train_student=trained), make_context()
@@ -71,6 +74,47 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, public, trained):
     assert run_steps(again, later, 2, 4) == run_steps(whole, context, 2, 4)
     ours, theirs = whole.snapshot(context).state_dict(), again.snapshot(later).state_dict()
     assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet"])
+def test_adapters_in_the_weights_answer_as_beside_them(tmp_path, arch):
+    pool, context = make_mixed_pool(tmp_path), make_context()
+    network = create_network(arch, num_classes=3, image_size=32, generator=torch.Generator().manual_seed(1))
+    config = PoolDistillationConfig(**TINY, train_student="lora", lora_rank=2, answer_heads="name")
+    method = PoolDistillation(PoolDistillation.config_for(config, pool), network)
+    method.setup(pool, context)
+    images = torch.rand(5, 3, 32, 32)
+    before = features_of(network, images)
+    torch.testing.assert_close(method.student.features(images), before)
+    run_steps(method, context, 0, 2)
+    ours, snapshot = method.student.features(images), method.snapshot(context)
+    assert (ours - before).abs().max() > 1e-2 * before.abs().max()
+    torch.testing.assert_close(features_of(snapshot, images), ours, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(features_of(network, images), before)
+    # Of each adapted layer no more has changed than the rank allows; batch norm and all else is as it was.
+    start, end, info = network.state_dict(), snapshot.state_dict(), network_info(network)
+    moved = {name for name in start if not info.in_classifier(name) and not end[name].equal(start[name])}
+    assert moved == {f"{name}.weight" for name in adaptable_layers(network)}
+    for name in moved:
+        change = (end[name] - start[name]).flatten(1)
+        assert torch.linalg.matrix_rank(change, rtol=1e-3) <= 2, name
+    MetaModel.of(snapshot, method="Pool distillation", pool=pool).save_pretrained(tmp_path / "meta")
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'meta'}", pretrained=True).eval()
+    torch.testing.assert_close(features_of(loaded, images), features_of(snapshot, images))
+
+
+def test_layers_that_an_adapter_would_change_are_left_out():
+    names = set(adaptable_layers(timm.create_model("tf_efficientnet_lite0")))
+    assert {"blocks.1.0.conv_pw", "conv_head"} <= names, "1 x 1 convolutions"
+    assert not {"conv_stem", "blocks.1.0.conv_dw", "classifier"} & names, "padded by itself, grouped, not trained"
+    assert adaptable_layers(create_network("conv4_16")) == [f"blocks.{index}.conv" for index in range(4)]
+
+
+def test_without_peft_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    config = PoolDistillationConfig(**TINY, train_student="lora")
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'hf_dfml\[lora\]'"):
+        PoolDistillation.check_names(config)
 
 
 def test_answers_beside_the_backbone_are_one_network_that_plain_timm_loads(tmp_path, public):
