@@ -218,7 +218,7 @@ class EpisodicFinish(Trial):
         """Go on from the student as it is given."""
         first = self.bench.student(Trial)
         self.model, self.heads = copy.deepcopy((first.model, first.heads))
-        self.student = Student(self.model, "all", self.bench.stream("branch"))
+        self.student = Student(self.model, "all", self.bench.stream("branch"), self.config.lora_rank)
         on_episodes(self.model, self.bench.recovered.bank, self.bench.stream("episodes"))
         return self.snapshot(Context(self.bench.stream("run")))
 
