@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -94,48 +94,53 @@ def evaluate_each(
     command: str | None = None,
     progress: bool = True,
     processes: Processes = ALONE,
-) -> list[list[Result]]:
-    """Evaluate a network under several adaptations to the same episodes.
+) -> Iterator[list[Result]]:
+    """Evaluate a network under several protocols, which share the passes that they have in common.
 
-    Heads on features under the same batch norm share their passes, whatever they make of the features and whether
-    they see mirror images too; `seconds` of their rows is an equal share of what these took. The accuracies are those
-    of `evaluate`, bit for bit.
+    Heads on features under the same batch norm and on the same episodes share their passes, whatever they make of the
+    features and whether they see mirror images too; `seconds` of their rows is an equal share of what these took. The
+    accuracies are those of `evaluate`, bit for bit.
 
     Args:
         network: as in `evaluate`.
         dataset: as in `evaluate`.
-        protocols: the same episodes, each under an adaptation of its own (`EvaluationProtocol.under`).
+        protocols: each with an adaptation of its own (`EvaluationProtocol.under`).
         method: as in `evaluate`, as are all further arguments.
 
-    Returns:
-        For each protocol one row a number of shots.
+    Yields:
+        For each protocol in turn one row a number of shots, as soon as they are known.
 
     Raises:
         ValueError: if the data set has too few classes or images for the evaluation.
     """
     device = torch.device(device) if device is not None else next(network.parameters()).device
     network = network.to(device)
-    groups: dict[Hashable, list[int]] = {}
-    for place, protocol in enumerate(protocols):
-        groups.setdefault(_passes(protocol) or place, []).append(place)
     found: dict[int, list[Result]] = {}
-    for places in groups.values():
-        some = [protocols[place] for place in places]
-        if _sees_images_once(some[0]):
-            rows = _frozen_rows(network, dataset, some, method, device, command, processes)
-        else:
-            rows = _episode_rows(network, dataset, some, method, chunk_size, command, progress, processes)
-        found |= dict(zip(places, rows, strict=True))
-    return [found[place] for place in range(len(protocols))]
+    for place, protocol in enumerate(protocols):
+        if place not in found:
+            alike = _passes(protocol)
+            further = [other for other in range(place + 1, len(protocols)) if alike == _passes(protocols[other])]
+            places = [place, *(further if alike else ())]
+            some = [protocols[each] for each in places]
+            if _sees_images_once(protocol):
+                rows = _frozen_rows(network, dataset, some, method, device, command, processes)
+            else:
+                rows = _episode_rows(network, dataset, some, method, chunk_size, command, progress, processes)
+            found |= dict(zip(places, rows, strict=True))
+        yield found[place]
 
 
 def _passes(protocol: EvaluationProtocol) -> Hashable | None:
     """What protocols have in common that share their passes; None for one that shares them with no other."""
     kind = HEADS[protocol.head]
-    if _sees_images_once(protocol):
-        return "each image once"
     shares = issubclass(kind, FeatureHead) and kind.shares_passes()
-    return (protocol.bn, kind.vectorises) if shares else None
+    if _sees_images_once(protocol):
+        how: Hashable = "each image once"
+    elif shares:
+        how = (protocol.bn, kind.vectorises)
+    else:
+        return None
+    return how, protocol.ways, tuple(protocol.shots), protocol.queries, protocol.episodes, protocol.seed
 
 
 def _sees_images_once(protocol: EvaluationProtocol) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from hf_dfml.data.few_shot import FewShotDataset
 from hf_dfml.evaluation.baselines import evaluate_baselines, pool_kind
 from hf_dfml.evaluation.heads import HEADS, Adaptation
-from hf_dfml.evaluation.meta_testing import evaluate
+from hf_dfml.evaluation.meta_testing import evaluate_each
 from hf_dfml.evaluation.protocol import EvaluationProtocol, check_episodes
 from hf_dfml.evaluation.results import (
     RESULTS_NAME,
@@ -92,7 +92,7 @@ def meta_test(
     processes: Processes = ALONE,
     record: Record = ignore,
 ) -> list[Result]:
-    """Evaluate a run's meta-model and the baselines on test classes.
+    """Evaluate a run's meta-model and the baselines on test classes; protocols share passes (`evaluate_each`).
 
     Args:
         model: the meta-model's network.
@@ -113,8 +113,8 @@ def meta_test(
         record(rows)
 
     for dataset in datasets:
-        for each in protocols:
-            rows = evaluate(model, dataset, each, method=method, command=command, processes=processes)
+        each = evaluate_each(model, dataset, protocols, method=method, command=command, processes=processes)
+        for rows in each:
             add([replace(row, pool=kind) for row in rows])
         if baselines and not pool.answers_only:
             evaluate_baselines(
@@ -170,8 +170,8 @@ def evaluate_stored(
 
     protocols = with_comparison(protocol)
     if network is not None:
-        for each in protocols:
-            record([replace(row, pool=kind) for row in evaluate(network, dataset, each, method=method)])
+        for rows in evaluate_each(network, dataset, protocols, method=method):
+            record([replace(row, pool=kind) for row in rows])
     if members is not None:
         evaluate_baselines(members, dataset, protocols[0], flips=flips, record=record)
     if show:

@@ -120,7 +120,7 @@ def best_head(
     ]
     protocols = [protocol.under(how) for how in candidates]
     found = [
-        evaluate_each(model, dataset, protocols, method="validation", progress=False, processes=processes)
+        list(evaluate_each(model, dataset, protocols, method="validation", progress=False, processes=processes))
         for dataset in datasets
     ]
     scores = [

@@ -49,3 +49,10 @@ def bars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress is shown, and at once; the tests' own environment turns it off."""
     monkeypatch.setattr(progress, "SECONDS", 1e-3)
     monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "are_progress_bars_disabled", lambda _: False)
+
+
+def images_seen(network: nn.Module) -> list[int]:
+    """The images that a network will be shown, a number for each pass through its first convolution."""
+    seen: list[int] = []
+    network.blocks[0].conv.register_forward_pre_hook(lambda layer, inputs: seen.append(len(inputs[0])))
+    return seen

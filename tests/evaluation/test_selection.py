@@ -17,6 +17,7 @@ from hf_dfml.evaluation.reporting import protocols_of_run
 from hf_dfml.evaluation.selection import best_head, level_lines, validation
 from hf_dfml.learning.answers import AnswerHeads, with_answers
 from hf_dfml.pool import ModelPool
+from tests.evaluation.conftest import images_seen
 from tests.pool.members import write_pool
 
 PROTOCOL = EvaluationProtocol(ways=3, shots=[1, 2], queries=4, episodes=6, inner_steps=3, inner_lr=0.05)
@@ -59,13 +60,6 @@ def test_the_chosen_head_is_not_worse_than_any_other(dataset, network):
     assert scores[chosen.head, chosen.bn, chosen.flips] == max(scores.values()) > min(scores.values())
 
 
-def images_seen(network):
-    """The images that a network will be shown, a number for each pass through its first convolution."""
-    seen = []
-    network.blocks[0].conv.register_forward_pre_hook(lambda layer, inputs: seen.append(len(inputs[0])))
-    return seen
-
-
 @pytest.mark.parametrize("answers", [False, True])
 @pytest.mark.parametrize("bn", ["running", "support", "transductive"])
 def test_candidates_on_features_share_their_passes_and_nothing_else_changes(dataset, network, bn, answers):
@@ -83,7 +77,7 @@ def test_candidates_on_features_share_their_passes_and_nothing_else_changes(data
     alone = [evaluate(network, dataset, each, method="m", progress=False) for each in protocols]
     before = sum(seen)
     seen.clear()
-    together = evaluate_each(network, dataset, protocols, method="m", progress=False)
+    together = list(evaluate_each(network, dataset, protocols, method="m", progress=False))
     assert [[replace(row, seconds=0) for row in rows] for rows in together] == [
         [replace(row, seconds=0) for row in rows] for rows in alone
     ]
@@ -121,7 +115,7 @@ def test_a_head_with_a_fit_of_its_own_is_not_passed_over(dataset, network):
     try:
         pairs = [(head, flips) for head in ("prototype", "contrary") for flips in (False, True)]
         protocols = [PROTOCOL.under(Adaptation("support", head, flips=flips)) for head, flips in pairs]
-        together = evaluate_each(network, dataset, protocols, method="m", progress=False)
+        together = list(evaluate_each(network, dataset, protocols, method="m", progress=False))
         for each, rows in zip(protocols, together, strict=True):
             alone = evaluate(network, dataset, each, method="m", progress=False)
             assert [row.mean for row in rows] == [row.mean for row in alone]
