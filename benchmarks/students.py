@@ -98,21 +98,13 @@ def last_snapshot(
     return outcome.model
 
 
-def trial(
-    benchmark: str,
-    kind: str,
-    students: Mapping[str, Callable[[], nn.Module]],
-    given: str,
-    dataset: FewShotDataset,
-    config: RunConfig,
-) -> dict[str, Any]:
-    """Judge students on the validation classes, print them, and write and give the object of the last line.
+def means_of(
+    students: Mapping[str, Callable[[], nn.Module]], dataset: FewShotDataset, config: RunConfig
+) -> dict[str, dict[str, float]]:
+    """Judge students on the validation classes and print them; accuracies by student, and by how it was seen.
 
     Args:
-        benchmark: its name, and that of its file.
-        kind: what the students differ in, in the plural.
-        students: by their names and folders; one that has was evaluated is not made again.
-        given: the one that the others are compared with.
+        students: by their names and folders; one that was evaluated is not made again.
         dataset: the validation classes.
         config: of the evaluation.
     """
@@ -134,9 +126,30 @@ def trial(
             write_results(folder / name, rows)
     results = {name: read_results(folder / name) for name in students}
     print_table([row for rows in results.values() for row in rows])
-    means = {
+    return {
         name: {f"{row.how}, {row.shots}-shot": round(row.mean, 2) for row in rows} for name, rows in results.items()
     }
+
+
+def trial(
+    benchmark: str,
+    kind: str,
+    students: Mapping[str, Callable[[], nn.Module]],
+    given: str,
+    dataset: FewShotDataset,
+    config: RunConfig,
+) -> dict[str, Any]:
+    """Judge students on the validation classes, print them, and write and give the object of the last line.
+
+    Args:
+        benchmark: its name, and that of its file.
+        kind: what the students differ in, in the plural.
+        students: by their names and folders; one that was evaluated is not made again.
+        given: the one that the others are compared with.
+        dataset: the validation classes.
+        config: of the evaluation.
+    """
+    means = means_of(students, dataset, config)
     key = f"prototype, answers, {max(config.shots)}-shot"
     others = (name for name in means if name != given)
     best = max(others, key=lambda name: means[name][key], default=given)
@@ -149,6 +162,6 @@ def trial(
         "best": best,
         kind: means,
     }
-    atomic_write(folder / f"{benchmark}.json", json.dumps(verdict, indent=1) + "\n")
+    atomic_write(Path(config.output_dir) / f"{benchmark}.json", json.dumps(verdict, indent=1) + "\n")
     print(json.dumps(verdict))
     return verdict

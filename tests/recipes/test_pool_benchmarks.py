@@ -1,12 +1,16 @@
 """The benchmarks of pool distillation on tiny members: every student once, one evaluation, interruptions."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hf_dfml.evaluation import read_results
 from hf_dfml.methods import pool_images
+from hf_dfml.pool import ModelPool
+from hf_dfml.pool.teacher import Teacher
 from tests.recipes.test_inversion_recipes import glyph_pool
 
 ROOT = Path(__file__).parents[2]
@@ -131,3 +135,57 @@ def test_a_real_pool_is_judged_on_validation_and_meets_the_test_classes_once(scr
     assert benchmark.main(words) == verdict, "students and images are kept"
     with pytest.raises(ValueError, match="--kinds photos: name a folder"):
         benchmark.main([*words, "--kinds", "photos"])
+
+
+def test_bad_members_replace_good_ones_and_the_check_leaves_the_rest(script, tmp_path, monkeypatch):
+    benchmark, recovered = script("bad_members"), []
+    plain_recover = pool_images.recover
+
+    def counted_recover(teacher, *arguments, **options):
+        recovered.append(teacher.entry.id)
+        return plain_recover(teacher, *arguments, **options)
+
+    monkeypatch.setattr(pool_images, "recover", counted_recover)
+    folder = tmp_path / "run"
+    words = TINY.partition("--members")[0].split() + ["--validation_episodes", "4", "--kinds", "constant", "copy"]
+    words += ["--shares", "20", "--pool", str(glyph_pool(tmp_path / "pool", 6)), "--output_dir", str(folder)]
+    verdict = benchmark.main(words)
+    rows = verdict["rows"]
+    assert [(row["kind"], row["bad"], row["bad_left_out"], row["good_left_out"]) for row in rows] == [
+        ("constant", 1, 1, 0),
+        ("copy", 1, 1, 0),
+    ]
+    # With the check both students are of the five good members that are left: it is one.
+    assert [row["students"] for row in rows] == [
+        ["constant-20", "constant-20-checked"],
+        ["copy-20", "constant-20-checked"],
+    ]
+    assert {path.name.partition("-")[0] for path in (folder / "bad").iterdir()} == {"constant", "copy"}
+    assert len(recovered) == 6 + 2, "each good member and each bad one, once"
+    lowest = min(row["without_check"]["prototype, answers, 2-shot"] for row in rows)
+    assert verdict["baseline"] == lowest
+    assert json.loads((folder / "bad_members.json").read_text()) == verdict
+    assert "| constant, 1 of 6 |" in (folder / "bad_members.md").read_text()
+    assert benchmark.main(words) == verdict and len(recovered) == 8
+
+
+def test_bad_members_are_as_bad_as_they_are_said_to_be(script, tmp_path):
+    benchmark = script("bad_members")
+    (member,) = ModelPool.from_dir(glyph_pool(tmp_path, 1)).stream()
+    start, images = member.network.state_dict(), torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def spoilt(kind):
+        network = benchmark.SPOIL[kind](member, torch.Generator().manual_seed(0))
+        return Teacher(member.entry, network)(images)
+
+    before = member(images)
+    assert spoilt("copy").equal(before)
+    assert spoilt("constant").equal(start["fc.bias"].expand(8, 3))
+    torch.testing.assert_close(spoilt("scaled"), 1e6 * before)
+    orders = [list(order) for order in itertools.permutations(range(3)) if spoilt("shuffled").equal(before[:, order])]
+    assert len(orders) == 1 and orders != [[0, 1, 2]]
+    assert not spoilt("untrained").allclose(before, atol=0.1)
+    network = benchmark.SPOIL["backdoor"](member, torch.Generator().manual_seed(0))
+    door = Teacher(member.entry, network)
+    assert (door(benchmark.with_trigger(images)).argmax(-1) == 0).all()
+    assert member.network.state_dict()["fc.weight"].equal(start["fc.weight"])
