@@ -133,6 +133,7 @@ def _run(
     choice = choose_network(pool, config)
     network = meta_network(pool, config, choice).to(processes.device)
     method = method_class(method_config, network)
+    method.check_model()
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
     if config.mixed_precision:

@@ -9,6 +9,8 @@ from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters, episodes_at_once, meta_gradient
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.networks.info import network_info
+from hf_dfml.pool.formats.checks import one_line
 from hf_dfml.recovery.bank import RecoveredImages
 from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.processes import ALONE, Processes
@@ -98,6 +100,31 @@ def divided_meta_gradient(
     *gradients, totals = processes.sum(of_some, parts, like=[*params.values(), episodes.support.new_empty(2)])
     loss, accuracy = (totals / count).tolist()
     return dict(zip(params, gradients, strict=True)), loss, accuracy
+
+
+def check_episode(model: nn.Module, loop: InnerLoop) -> None:
+    """Take MAML's gradient on one episode of noise, so that what a network cannot do is found before any work.
+
+    Args:
+        model: the meta-model.
+        loop: the inner loop of its episodes.
+
+    Raises:
+        ValueError: if the network cannot take these steps, such as one of layers without a second derivative, or one
+            that is too deep for its images.
+    """
+    info = network_info(model)
+    device, ways = next(model.parameters()).device, info.num_classes
+    images = torch.rand(2, 1, ways, *info.input_size, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.arange(ways, device=device)[None]
+    try:
+        meta_gradient(model, parameters_of(model), Episodes(images[0], labels, images[1], labels), loop)
+    except Exception as error:  # Somebody else's layers raise anything at all.
+        order = ", or give --second_order false" if loop.second_order else ""
+        raise ValueError(
+            f"{info.architecture} with images of {info.image_size} pixels cannot be the meta-model of this method, as "
+            f"an episode of noise shows ({one_line(error)}): name another --arch{order}."
+        ) from error
 
 
 def replay_until_plateau(

@@ -205,6 +205,14 @@ class Method(ABC):
         """
         return None
 
+    def check_model(self) -> None:  # noqa: B027  (most methods take any network)
+        """Make sure that the meta-model can learn by this method; called before any work.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        return None
+
     @property
     def adaptation(self) -> Adaptation:
         """How its meta-model is adapted by default."""

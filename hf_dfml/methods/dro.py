@@ -85,6 +85,12 @@ class DRO(Method):
         if config.online:
             self.name = "DRO (online)"
 
+    @classmethod
+    def config_for(cls, config: DROConfig, pool: TeacherPool) -> DROConfig:
+        """The same; members of several kinds are refused before they are loaded."""
+        require_same_network(pool)
+        return config
+
     def setup(self, pool: TeacherPool, context: Context) -> None:
         """Split the pool, load what may be kept (all of it offline, the validation members online), initialise.
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from hf_dfml.learning.distillation import KDLoss, distillation_loss
 from hf_dfml.learning.inner_loop import Parameters, TaskLoss
 from hf_dfml.learning.optimisation import calibrate_batch_norm
-from hf_dfml.learning.replay import EpisodeConfig
+from hf_dfml.learning.replay import EpisodeConfig, check_episode
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.networks.functional import functional_forward
-from hf_dfml.networks.info import network_info
+from hf_dfml.networks.info import network_info, without_fused_attention
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
@@ -54,10 +54,13 @@ class RecoveryMethod(Method):
 
     Attributes:
         size: height and width of the recovered images: those of the meta-model's input.
+        episode_loop: the inner loop of the episodes, with the highest derivatives that the method takes.
     """
 
     def __init__(self, config: Any, model: nn.Module, episode: EpisodeConfig, bank: RecoveredImages) -> None:
         super().__init__(config, model)
+        without_fused_attention(model)
+        self.episode_loop = episode.inner_loop
         self.size = network_info(model).image_size
         self.bank = bank
         self.optimizer = torch.optim.Adam(model.parameters(), episode.outer_lr)
@@ -67,6 +70,10 @@ class RecoveryMethod(Method):
     def ways(self) -> int:
         """Number of classes of the meta-model."""
         return network_info(self.model).num_classes
+
+    def check_model(self) -> None:
+        """Take one step of the replay, on noise."""
+        check_episode(self.model, self.episode_loop)
 
     def snapshot(self, context: Context) -> nn.Module:
         """A copy of the meta-model with the batch-norm statistics of the newest recovered images."""

@@ -86,6 +86,15 @@ class PURER(RecoveryMethod):
         images = DynamicDataset(config.images, info.image_size, info.mean, info.std)
         super().__init__(config, model, episode, images)
         self.switch = PlateauSwitch(config.patience, config.warmup)
+        if config.curriculum:
+            self.episode_loop = replace(self.episode_loop, second_order=True)  # See `_episode_loss`.
+
+    @classmethod
+    def config_for(cls, config: PURERConfig, pool: TeacherPool) -> PURERConfig:
+        """The same; an average of members of several kinds is refused."""
+        if config.average:
+            require_same_network(pool)
+        return config
 
     @classmethod
     def kept_bytes(cls, config: PURERConfig, pool: TeacherPool, size: int) -> int:

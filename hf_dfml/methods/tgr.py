@@ -10,6 +10,7 @@ Yongxian Wei, Zixuan Hu, Li Shen, Zhenyi Wang, Yu Li, Chun Yuan, Dacheng Tao. IC
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -87,6 +88,8 @@ class TGR(InversionMethod):
 
     def __init__(self, config: TGRConfig, model: nn.Module) -> None:
         super().__init__(config, model)
+        if config.igr_order == "second":
+            self.episode_loop = replace(self.episode_loop, second_order=True)
         self.groups: list[list[int]] = []
         self.dissimilarity = torch.zeros(0, 0)
 

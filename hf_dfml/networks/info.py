@@ -65,6 +65,13 @@ def set_input(
     vars(network)["pretrained_cfg"] = {**known, **further, **given}
 
 
+def without_fused_attention(network: nn.Module) -> None:
+    """Let a network of timm's compute attention step by step: PyTorch's fused kernels have no second derivative."""
+    for module in network.modules():
+        if "fused_attn" in vars(module):
+            module.fused_attn = False  # type: ignore[assignment]
+
+
 class NetworkInfo:
     """What a network with timm's API says of itself; `TransformersInfo` says the same of the others."""
 
