@@ -69,7 +69,7 @@ def without_fused_attention(network: nn.Module) -> None:
     """Let a network of timm's compute attention step by step: PyTorch's fused kernels have no second derivative."""
     for module in network.modules():
         if "fused_attn" in vars(module):
-            module.fused_attn = False  # type: ignore[assignment]
+            vars(module)["fused_attn"] = False
 
 
 class NetworkInfo:

@@ -57,8 +57,14 @@ def run_of(name: str, pool: Path, output: Path, *more: str) -> None:
     run(method_class, *parse(method_class, RunConfig, words), argv=["test"])
 
 
-@pytest.mark.parametrize("arch", ["auto", "test_vit"])
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "dro"])
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        *((name, "auto") for name in METHODS if name != "dro"),
+        *((name, "test_vit") for name in ("bidf_mkd", "purer")),
+        *(pytest.param(name, "test_vit", marks=pytest.mark.slow) for name in ("free", "pool_distillation", "tgr")),
+    ],
+)
 def test_a_method_that_makes_images_runs_to_its_end(name, arch, pool, tmp_path, monkeypatch):
     """Also with a transformer as the meta-model, under MAML's second derivatives."""
     size = "0"
