@@ -92,6 +92,15 @@ def test_members_of_few_classes_in_common_are_not_judged_by_them():
     assert found(entries, answers) == {}
 
 
+def test_members_whose_agreement_is_chance_are_not_judged_by_it():
+    """Few images, and members that see different things in them: good members were left out of a mixed pool."""
+    for seed in range(5):
+        entries, answers = members(seed)
+        generator = torch.Generator().manual_seed(seed)
+        noisy = [answer.log()[:48] + 8 * torch.randn(48, WAYS, generator=generator) for answer in answers]
+        assert found(entries, [answer.softmax(-1) for answer in noisy]) == {}
+
+
 def test_untrained_members_are_kept_where_all_are_but_copies_are_named(tmp_path):
     pool = make_pool(tmp_path, 3)
     first = pool[0].location
