@@ -273,7 +273,7 @@ class Kept:
             self.minutes = tree["minutes"]
         else:
             self.learner.setup(pool, context)
-            for context.step in progress(range(self.learner.num_steps), description=name, unit="pass"):
+            for context.step in progress(range(self.learner.num_steps), description=name, unit="step"):
                 self.learner.step(context)
             self.minutes = (time.process_time() - began) / 60
             save_tree(folder, {"state": self.learner.state_dict(), "minutes": self.minutes})

@@ -159,7 +159,7 @@ def to_disagreement(bench: Bench, student: PoolDistillation, images: Tensor) -> 
     student.model.eval()
     stream, moved = bench.stream("disagreement"), []
     ends = torch.tensor(student.heads.sizes).cumsum(0).tolist()
-    for part in progress(images.split(100), description="Disagreement", unit="batch"):
+    for part in progress(images.split(100), description="Disagreement", unit="part"):
         pixels = to_unit(part).clone().requires_grad_()
         chosen = torch.randperm(len(bench.pool), generator=stream)[:ASKED].tolist()
         optimizer = torch.optim.Adam([pixels], RATE)
@@ -193,7 +193,7 @@ def by_student(bench: Bench, student: PoolDistillation) -> Tensor:
     rows = F.normalize(student.heads.rows.detach(), dim=-1)[student.heads.columns]
     stream, size, done = bench.stream("second"), bench.recovered.images.shape[-1], []
     labels = torch.arange(len(known)).repeat(SECOND_IMAGES)
-    for part in progress(labels.split(128), description="Second round", unit="batch"):
+    for part in progress(labels.split(128), description="Second round", unit="part"):
         pixels = (0.5 + 0.25 * torch.randn(len(part), 3, size, size, generator=stream)).clamp(0, 1).requires_grad_()
         optimizer = torch.optim.Adam([pixels], 0.03, betas=(0.9, 0.99))
         for update in range(SECOND_STEPS):
