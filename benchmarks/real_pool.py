@@ -132,8 +132,18 @@ class Exam:
         """The scorer's accuracies."""
         return Found({shots: scorer.accuracies(shots) for shots in self.protocol.shots})
 
-    def members(self, pool: ModelPool) -> tuple[dict[str, Found], Found, Found]:
-        """Each member's features by its id, all members' features, and all members' answers."""
+    def members(self, pool: ModelPool, folder: Path) -> tuple[dict[str, Found], Found, Found]:
+        """Each member's features by its id, all members' features, and all members' answers; kept in a folder."""
+        folder /= f"members-{self.data.split}"
+        if not folder.exists():
+            alone, *others = self._members(pool)
+            save_tree(
+                folder, [{id: found.accuracies for id, found in alone.items()}, *(each.accuracies for each in others)]
+            )
+        alone, features, answers = load_tree(folder)
+        return {id: Found(accuracies) for id, accuracies in alone.items()}, Found(features), Found(answers)
+
+    def _members(self, pool: ModelPool) -> tuple[dict[str, Found], Found, Found]:
         alone, features, answers = {}, *(self.images.scorer(self.protocol) for _ in range(2))
         for teacher in progress(pool.stream(), description=f"Members, {self.data.split}", total=len(pool)):
             seen, told = self.images.through(partial(_of_member, teacher))
@@ -177,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 judged[name, way] = found
                 print(f"validation: {name}, {way}: {found.cell}", flush=True)
     most = max(config.shots)
-    alone, features, answers = validation.members(pool)
+    alone, features, answers = validation.members(pool, Path(config.output_dir))
     before = {"all members' features": features, "all members' answers": answers}
     public = open_backbone(config.student_from).network if config.student_from else None
     if public is not None:
@@ -189,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     lines = [(each, found.cell, found.beyond(alone[best]), f"{found.minutes:.0f}") for each, found in rows]
 
     test = Exam("test", pool, config, options.photos_per_class)
-    others, features, answers = test.members(pool)
+    others, features, answers = test.members(pool, Path(config.output_dir))
     chosen = test.network(students[name](), [way])[way]
     last = {
         f"student: {name}, {way}": chosen,
