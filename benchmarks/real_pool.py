@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
 from hf_dfml.evaluation import EvaluationProtocol
 from hf_dfml.evaluation.frozen_features import EpisodeImages, Scorer
+from hf_dfml.evaluation.heads.base import Adaptation
 from hf_dfml.evaluation.heads.features import combined
 from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.base import Context
@@ -46,7 +47,7 @@ from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.backbone import open_backbone
 from hf_dfml.settings import Settings, option
-from hf_dfml.utils.checkpoint import atomic_write, load_tree, save_tree
+from hf_dfml.utils.checkpoint import Tree, atomic_write, load_tree, save_tree
 from hf_dfml.utils.images import resize
 from hf_dfml.utils.progress import progress
 from hf_dfml.utils.provenance import describe_machine
@@ -60,6 +61,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "photos": {"prior": None},
 }
 """What is made of the options for each kind of image."""
+WEIGHTS = (0.2, 0.5)
+"""Of the members' own answers beside a frozen network: what a student beside it could reach."""
 
 
 class Options(Settings):
@@ -93,6 +96,18 @@ class Found:
             away = 100 * (own - other.accuracies[shots])
             cells.append(f"{float(away.mean()):+.1f} ± {1.96 * float(away.std()) / len(away) ** 0.5:.1f}")
         return " / ".join(cells)
+
+
+class Members(NamedTuple):
+    """What is found by each member's features, by its id, all members' features, and all members' answers.
+
+    The answers of the split's images, side by side and of length 1, are `told`.
+    """
+
+    alone: dict[str, Found]
+    features: Found
+    answers: Found
+    told: Tensor
 
 
 class Exam:
@@ -132,36 +147,46 @@ class Exam:
         """The scorer's accuracies."""
         return Found({shots: scorer.accuracies(shots) for shots in self.protocol.shots})
 
-    def members(self, pool: ModelPool, folder: Path) -> tuple[dict[str, Found], Found, Found]:
-        """Each member's features by its id, all members' features, and all members' answers; kept in a folder."""
+    def members(self, pool: ModelPool, folder: Path) -> Members:
+        """What is found by the members; kept in a folder."""
         folder /= f"members-{self.data.split}"
         if not folder.exists():
-            alone, *others = self._members(pool)
-            save_tree(
-                folder, [{id: found.accuracies for id, found in alone.items()}, *(each.accuracies for each in others)]
-            )
-        alone, features, answers = load_tree(folder)
-        return {id: Found(accuracies) for id, accuracies in alone.items()}, Found(features), Found(answers)
+            save_tree(folder, self._members(pool))
+        tree = load_tree(folder)
+        alone = {id: Found(accuracies) for id, accuracies in tree["alone"].items()}
+        return Members(alone, Found(tree["features"]), Found(tree["answers"]), tree["told"])
 
-    def _members(self, pool: ModelPool) -> tuple[dict[str, Found], Found, Found]:
-        alone, features, answers = {}, *(self.images.scorer(self.protocol) for _ in range(2))
+    def _members(self, pool: ModelPool) -> Tree:
+        alone, told, features, answers = {}, [], *(self.images.scorer(self.protocol) for _ in range(2))
         for teacher in progress(pool.stream(), description=f"Members, {self.data.split}", total=len(pool)):
-            seen, told = self.images.through(partial(_of_member, teacher))
-            alone[teacher.entry.id] = self.score([seen])
+            seen, said = self.images.through(partial(_of_member, teacher))
+            alone[teacher.entry.id] = self.score([seen]).accuracies
             features.add(seen)
-            answers.add(told)
-        return alone, self.found(features), self.found(answers)
+            answers.add(said)
+            told.append(said)
+        found = {"features": self.found(features).accuracies, "answers": self.found(answers).accuracies}
+        return {"alone": alone, "told": F.normalize(torch.cat(told, -1), dim=-1), **found}
+
+    def beside(self, network: nn.Module, told: Tensor) -> dict[str, Found]:
+        """What is found by a network's features alone, and with the members' own answers beside them."""
+        (features,) = self.images.through(partial(self._see, network, [self.protocol.adaptation]))
+        found = {"frozen public network": self.score([features])}
+        for weight in WEIGHTS:
+            name = f"frozen public network and {weight} x the members' own answers"
+            found[name] = self.score([torch.cat([features, weight * told], -1)])
+        return found
 
     def network(self, network: nn.Module, ways: Sequence[str] = ("features",)) -> dict[str, Found]:
         """What is found by a network's features, its predicted answers, or both."""
-        size = network_info(network).input_size[1:]
         hows = [replace(self.protocol, representation=way).adaptation for way in ways]  # type: ignore[arg-type]
+        seen = self.images.through(partial(self._see, network, hows))
+        return {way: self.score([features]) for way, features in zip(ways, seen, strict=True)}
 
-        def see(images: Tensor) -> list[Tensor]:
-            given = functional_forward(network, {}, resize(images, size), source="running", features=True)
-            return [F.normalize(combined(network, [given], how).float(), dim=-1) for how in hows]
-
-        return {way: self.score([seen]) for way, seen in zip(ways, self.images.through(see), strict=True)}
+    @staticmethod
+    def _see(network: nn.Module, hows: Sequence[Adaptation], images: Tensor) -> list[Tensor]:
+        pixels = resize(images, network_info(network).input_size[1:])
+        given = functional_forward(network, {}, pixels, source="running", features=True)
+        return [F.normalize(combined(network, [given], how).float(), dim=-1) for how in hows]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -187,11 +212,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 judged[name, way] = found
                 print(f"validation: {name}, {way}: {found.cell}", flush=True)
     most = max(config.shots)
-    alone, features, answers = validation.members(pool, Path(config.output_dir))
+    alone, features, answers, told = validation.members(pool, Path(config.output_dir))
     before = {"all members' features": features, "all members' answers": answers}
     public = open_backbone(config.student_from).network if config.student_from else None
     if public is not None:
-        before["frozen public network"] = validation.network(public)["features"]
+        before |= validation.beside(public, told)
     best = max(alone, key=lambda id: alone[id].mean(most))
     name, way = max(judged, key=lambda key: judged[key].mean(most))
     rows = [(f"student: {each}, {how}", found) for (each, how), found in judged.items()]
@@ -199,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     lines = [(each, found.cell, found.beyond(alone[best]), f"{found.minutes:.0f}") for each, found in rows]
 
     test = Exam("test", pool, config, options.photos_per_class)
-    others, features, answers = test.members(pool, Path(config.output_dir))
+    others, features, answers, told = test.members(pool, Path(config.output_dir))
     chosen = test.network(students[name](), [way])[way]
     last = {
         f"student: {name}, {way}": chosen,
@@ -208,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "all members' answers": answers,
     }
     if public is not None:
-        last["frozen public network"] = test.network(public)["features"]
+        last |= test.beside(public, told)
     shots = " / ".join(map(str, config.shots))
     head = f"what | accuracy, {shots} shots | less the best member | core-minutes"
     write_section(
