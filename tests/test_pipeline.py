@@ -86,17 +86,16 @@ def test_pictures_that_cannot_be_drawn_cost_neither_results_nor_weights(members,
 
 @pytest.mark.parametrize("fails_at", [2, 3])
 def test_rows_that_were_measured_are_written_although_a_later_one_fails(members, tmp_path, monkeypatch, fails_at):
-    measured, evaluate = [], reporting.evaluate
+    measured, evaluate_each = [], reporting.evaluate_each
 
     def failing(*arguments, **options):
-        if options["method"] != "Nudge":
-            return evaluate(*arguments, **options)
-        if len(measured) == fails_at - 1:
-            raise RuntimeError("the second protocol fails")
-        measured.append(evaluate(*arguments, **options))
-        return measured[-1]
+        for rows in evaluate_each(*arguments, **options):
+            if len(measured) == fails_at - 1:
+                raise RuntimeError("the second protocol fails")
+            measured.append(rows)
+            yield rows
 
-    monkeypatch.setattr(reporting, "evaluate", failing)
+    monkeypatch.setattr(reporting, "evaluate_each", failing)
     with pytest.raises(RuntimeError, match="second protocol"):
         run(Nudge, NudgeConfig(), config_of(members, tmp_path), argv=["test"])
     assert read_results(tmp_path) == [replace(row, pool="one architecture") for rows in measured for row in rows]

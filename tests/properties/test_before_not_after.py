@@ -163,7 +163,7 @@ def test_every_option_that_names_something_is_tried():
 def test_an_evaluation_is_not_lost_to_a_typo(hub, place, monkeypatch, capsys, words):
     """No episode is evaluated before everything that is named beside it was found."""
     evaluated: list[int] = []
-    monkeypatch.setattr("hf_dfml.evaluation.reporting.evaluate", lambda *_, **__: evaluated.append(1) or [])
+    monkeypatch.setattr("hf_dfml.evaluation.reporting.evaluate_each", lambda *_, **__: evaluated.append(1) or [])
     make_meta().save_pretrained(place / "meta")
     given = ["evaluate", "meta", "--episodes", "4", "--shots", "1"]
     given += [] if "--dataset" in words else ["--dataset", "glyphs"]
@@ -176,7 +176,7 @@ def test_an_evaluation_is_not_lost_to_a_typo(hub, place, monkeypatch, capsys, wo
 
 def test_results_that_cannot_be_read_are_refused_before_the_evaluation(place, monkeypatch):
     evaluated: list[int] = []
-    monkeypatch.setattr("hf_dfml.evaluation.reporting.evaluate", lambda *_, **__: evaluated.append(1) or [])
+    monkeypatch.setattr("hf_dfml.evaluation.reporting.evaluate_each", lambda *_, **__: evaluated.append(1) or [])
     make_meta().save_pretrained(place / "meta")
     (place / "out").mkdir()
     (place / "out" / "results.json").write_text(json.dumps({"not": "rows"}))
