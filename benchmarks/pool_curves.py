@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from students import EPISODES_SEED, WAYS_TO_SEE, classes_of, last_snapshot, prepared
+from students import WAYS_TO_SEE, classes_of, last_snapshot, prepared, prototypes
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
@@ -72,15 +72,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     folder = Path(config.output_dir)
     counts = sorted({min(count or len(pool), len(pool)) for count in points.members})
     budgets = sorted({*points.budgets, method.training_set.inversion.recovery_steps})
-    protocol = EvaluationProtocol(
-        ways=config.ways,
-        shots=config.shots,
-        episodes=config.episodes,
-        bn="running",
-        head="prototype",
-        seed=EPISODES_SEED,
-        split="validation",
-    )
+    protocol = prototypes(config, config.episodes)
     dataset = classes_of("validation", pool, config)
     for count in counts:
         if not (folder / f"{count}-members" / "results.json").is_file():

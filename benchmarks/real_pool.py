@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from measuring import table, write_section
-from students import EPISODES_SEED, GivenImages, prepared
+from students import GivenImages, prepared, prototypes
 from torch import Tensor, nn
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
-from hf_dfml.evaluation import EvaluationProtocol
 from hf_dfml.evaluation.frozen_features import EpisodeImages, Scorer
 from hf_dfml.evaluation.heads.base import Adaptation
 from hf_dfml.evaluation.heads.features import combined
@@ -125,15 +124,7 @@ class Exam:
         data = load_dataset(str(config.dataset), split, data_dir=config.data_dir, image_size=size)
         kept = torch.cat([(data.labels == label).nonzero().flatten()[:each] for label in data.labels.unique()])
         self.data: FewShotDataset = replace(data, images=data.images[kept], labels=data.labels[kept])
-        self.protocol = EvaluationProtocol(
-            ways=config.ways,
-            shots=config.shots,
-            episodes=config.episodes,
-            bn="running",
-            head="prototype",
-            seed=EPISODES_SEED,
-            split=split,
-        )
+        self.protocol = prototypes(config, config.episodes, split)
         self.images = EpisodeImages(self.data, self.protocol, pool.device)
 
     def score(self, features: Iterable[Tensor]) -> Found:

@@ -18,25 +18,25 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 from measuring import table, write_section
-from students import EPISODES_SEED, classes_of, prepared
+from students import classes_of, prepared, prototypes
 from torch import nn
 from trial_images import Bench, Recovered
 from trials import AS_GIVEN, TRIALS
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
-from hf_dfml.evaluation import EvaluationProtocol
 from hf_dfml.evaluation.meta_testing import evaluate_each
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
 from hf_dfml.methods.pool_images import recover_member, recover_round
+from hf_dfml.networks.info import Representation
 from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.asking import Asking
@@ -47,6 +47,7 @@ from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
 ALL = "all"
+REPRESENTATIONS: tuple[Representation, ...] = ("features", "answers", "both")
 
 
 class Trials(Settings):
@@ -99,18 +100,8 @@ def recover_all(pool: ModelPool, method: PoolDistillationConfig, config: RunConf
 
 def judged(model: nn.Module, dataset: FewShotDataset, config: RunConfig) -> dict[str, float]:
     """Accuracies (%) on the validation classes, by how the student is seen."""
-    protocol = partial(
-        EvaluationProtocol,
-        ways=config.ways,
-        shots=config.shots,
-        episodes=config.episodes,
-        bn="running",
-        head="prototype",
-        seed=EPISODES_SEED,
-        split="validation",
-        flips=True,
-    )
-    each = [protocol(representation=how) for how in ("features", "answers", "both")]
+    protocol = replace(prototypes(config, config.episodes), flips=True)
+    each = [replace(protocol, representation=how) for how in REPRESENTATIONS]
     rows = evaluate_each(model, dataset, each, method="student", progress=False)
     return {
         f"{protocol.representation}, {row.shots}-shot": round(row.mean, 2)
@@ -128,7 +119,7 @@ def summary(folder: Path, names: Sequence[str], seeds: Sequence[int], config: Ru
     lines, verdicts = [], {}
     for name, each in found.items():
         cells = []
-        for kind in ("features", "answers", "both"):
+        for kind in REPRESENTATIONS:
             means = [mean(one["accuracy"][f"{kind}, {shots}-shot"] for one in each) for shots in config.shots]
             cells.append(" / ".join(f"{value:.1f}" for value in means))
         gains = [

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +78,19 @@ def classes_of(split: str, pool: ModelPool, config: RunConfig) -> FewShotDataset
     return load_dataset(str(config.dataset), split, data_dir=config.data_dir, image_size=size)
 
 
+def prototypes(config: RunConfig, episodes: int, split: str = "validation") -> EvaluationProtocol:
+    """The evaluation of a trial: nearest class means under stored statistics, on episodes of a seed of their own."""
+    return EvaluationProtocol(
+        ways=config.ways,
+        shots=config.shots,
+        episodes=episodes,
+        bn="running",
+        head="prototype",
+        seed=EPISODES_SEED,
+        split=split,
+    )
+
+
 def last_snapshot(
     pool: ModelPool,
     method: PoolDistillationConfig,
@@ -109,20 +121,13 @@ def means_of(
         config: of the evaluation.
     """
     folder = Path(config.output_dir)
-    protocol = partial(
-        EvaluationProtocol,
-        ways=config.ways,
-        shots=config.shots,
-        episodes=config.validation_episodes,
-        bn="running",
-        head="prototype",
-        seed=EPISODES_SEED,
-        split="validation",
-    )
+    protocol = prototypes(config, config.validation_episodes)
     for name, student in students.items():
         if not (folder / name / "results.json").is_file():
             model = student()
-            rows = [row for how in WAYS_TO_SEE for row in evaluate(model, dataset, protocol(**how), method=name)]
+            rows = [
+                row for how in WAYS_TO_SEE for row in evaluate(model, dataset, replace(protocol, **how), method=name)
+            ]
             write_results(folder / name, rows)
     results = {name: read_results(folder / name) for name in students}
     print_table([row for rows in results.values() for row in rows])

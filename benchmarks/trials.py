@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -149,9 +150,9 @@ class Flipped(Trial):
 class Weighted(Trial):
     """Weights of members, each image's of its own, in columns behind the answers."""
 
+    @abstractmethod
     def weights(self, given: PoolImages) -> Tensor:
         """`(N, M)` that sum to 1."""
-        raise NotImplementedError
 
     def make_images(self, pool: Any, context: Context) -> PoolImages:
         """See the method."""

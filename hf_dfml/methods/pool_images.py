@@ -17,24 +17,22 @@ from torch import Tensor
 
 from hf_dfml.data.unlabelled import unlabelled_images
 from hf_dfml.methods.base import Context
+from hf_dfml.methods.drawn_images import drawn_images
 from hf_dfml.pool.asking import Asking, Compile, answers_of
 from hf_dfml.pool.backbone import open_backbone
 from hf_dfml.pool.sources.digests import weights_digest
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
-from hf_dfml.recovery.information import IMAGES_OF_A_KIND, asked_members, information_of_drawn, questions
 from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
 from hf_dfml.recovery.joint import JointConfig, joint_classes, recover_jointly
 from hf_dfml.recovery.many_classes import ALWAYS, chosen_classes, images_at_once, in_parts
 from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
 from hf_dfml.recovery.prior import ImagePrior
-from hf_dfml.recovery.procedural import DRAWN
 from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
 from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.seeding import fork
-from hf_dfml.utils.text import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -160,39 +158,8 @@ def pool_images(pool: TeacherPool, config: PoolImagesConfig, size: int, context:
 
 
 def _drawn(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
-    kind = config.training_images
-    draw = DRAWN[_telling_kind(pool, config, size, context) if kind == "drawn" else kind]
-    stream = fork(context.seed, "procedural")
-    kept = context.memo("procedural", lambda: {"images": draw(config.mixing.num_images, size, stream)})
-    return kept["images"], {"images": kept["images"][:0], "titles": []}
-
-
-def _telling_kind(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> str:
-    """The kind of drawn images that some members' answers tell most of; said, and asked once in a run."""
-    asking, usual = questions(len(pool)), next(iter(DRAWN))
-
-    def ask() -> Tree:
-        # The questions are not worth a training set that is cut short.
-        if pool.queries and not pool.queries.allows(asking + config.mixing.num_images * len(pool)):
-            return {}
-        with context.autocast():
-            return information_of_drawn(pool, size, context.seed, context.device)
-
-    told: dict[str, float] = context.memo("questions", ask)
-    if not told:
-        context.say(
-            f"Training images: {usual}. The budget is too small to ask which drawn images the members' answers tell "
-            f"most of ({asking:,} queries beside those of the training set): choose with --training_images, or begin "
-            "anew with a larger --max_queries."
-        )
-        return usual
-    kind = max(told, key=lambda each: told[each])
-    figures = ", ".join(f"{nats:.3f} of {each}" for each, nats in told.items())
-    context.say(
-        f"Training images: {kind}, which the members' answers tell most of. Nats an image: {figures} "
-        f"({counted(len(asked_members(len(pool))), 'member')}, {IMAGES_OF_A_KIND} images of each kind)."
-    )
-    return kind
+    images = drawn_images(pool, config.training_images, config.mixing.num_images, size, context)
+    return images, {"images": images[:0], "titles": []}
 
 
 def _found(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:

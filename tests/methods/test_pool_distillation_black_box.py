@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_dfml.arguments import parse
-from hf_dfml.methods import pool_images
+from hf_dfml.methods import drawn_images, pool_images
 from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.pipeline import run
 from hf_dfml.pool import BlackBoxPool, QueryBudgetError, ServiceError
@@ -130,8 +130,8 @@ def test_a_budget_for_the_training_set_alone_asks_about_procedural_images_and_no
 @pytest.mark.parametrize("kind", DRAWN)
 def test_the_images_are_of_the_kind_that_answers_tell_most_of_which_is_asked_once(tmp_path, capsys, monkeypatch, kind):
     told = {each: 0.2 if each == kind else 0.1 for each in DRAWN}
-    asked, plain = [], pool_images.information_of_drawn
-    monkeypatch.setattr(pool_images, "information_of_drawn", lambda *how: (asked.append(plain(*how)), told)[1])
+    asked, plain = [], drawn_images.information_of_drawn
+    monkeypatch.setattr(drawn_images, "information_of_drawn", lambda *how: (asked.append(plain(*how)), told)[1])
     pool, cost = make_pool(tmp_path, 2), TARGETS + questions(2) // 2
 
     def fit(resume=None):
