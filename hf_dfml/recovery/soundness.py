@@ -34,7 +34,8 @@ ALIKE = 1e-3
 AGREEMENT = 0.25
 """Share of the pool's median agreement below which a member is left out."""
 NOISE = 3.0
-"""Standard deviations of the correlation of unrelated answers below which the pool's median agreement says nothing."""
+"""Standard deviations of the mean of COMPARISONS correlations of unrelated answers, below which the pool's median
+agreement says nothing."""
 COMPARISONS = 8
 """With other members on a class of the same name: the correlation of fewer is left to chance."""
 UNIFORM = 0.3
@@ -137,7 +138,7 @@ def reasons(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Se
     agreement = _agreement(entries, answers, left_out=set(found))
     known = agreement[agreement.isfinite()]
     usual = float(known.median()) if len(known) >= FEW else 0.0
-    if usual < NOISE / len(answers[0]) ** 0.5:
+    if usual < NOISE / (COMPARISONS * len(answers[0])) ** 0.5:
         return found  # Members of many kinds, or few images: who disagrees is left to chance.
     for index, value in enumerate(agreement.tolist()):
         if value < AGREEMENT * usual:
