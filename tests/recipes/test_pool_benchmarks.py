@@ -16,7 +16,7 @@ from tests.recipes.test_inversion_recipes import glyph_pool
 ROOT = Path(__file__).parents[2]
 TINY = """--dataset glyphs --ways 3 --shots 1 2 --episodes 4 --arch conv4_16 --steps 2 --recovery_steps 2
 --images_per_class 3 --recoveries 1 --num_images 32 --joint_rounds 0 --batch_size 16 --checkpoint_every 1
---members 1 0 --budgets 1"""
+--members 1 0 --budgets 0.5"""
 
 
 @pytest.fixture
@@ -37,17 +37,18 @@ def test_every_point_is_recovered_and_measured_once(benchmark, tmp_path, monkeyp
     words = [*TINY.split(), "--pool", str(glyph_pool(tmp_path / "pool", 3)), "--output_dir", str(folder)]
     verdict = benchmark.main(words)
     assert len(recovered) == len(set(recovered)) == 3 + 3  # The student of one member takes what that of all has.
-    assert set(verdict["members"]) == set(verdict["of_members"]) == {1, 3} and set(verdict["budgets"]) == {1, 2}
-    assert verdict["members"][3] == verdict["budgets"][2] == verdict["ours"]
+    assert set(verdict["members"]) == set(verdict["of_members"]) == {1, 3} and set(verdict["budgets"]) == {0.5, 1}
+    assert verdict["members"][3] == verdict["budgets"][1] == verdict["ours"]
+    assert set(verdict["minutes"]) == {0.5, 1} and min(verdict["minutes"].values()) > 0
     assert verdict["of_members"][3] == verdict["baseline"]
     rows = read_results(folder)
     assert {(row.split, row.bn, row.episodes, row.seed) for row in rows} == {("validation", "running", 4, 1)}
     assert {row.method for row in rows} == {
         "All 1 members + prototype",
         "All 3 members + prototype",
-        "Pool distillation, 1 members, 2 steps",
-        "Pool distillation, 3 members, 2 steps",
-        "Pool distillation, 3 members, 1 steps",
+        "Pool distillation, 1 members, 1 of the schedule",
+        "Pool distillation, 3 members, 1 of the schedule",
+        "Pool distillation, 3 members, 0.5 of the schedule",
     }
     assert json.loads((folder / "pool_curves.json").read_text())["ratio"] == verdict["ratio"]
     assert (folder / "pool_curves.png").is_file() and (folder / "pool_budgets.png").is_file()

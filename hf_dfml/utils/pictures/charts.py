@@ -66,6 +66,7 @@ def curves(
     title: str = "",
     xlabel: str = "step",
     ylabel: str = "",
+    log_x: bool = False,
 ) -> Path:
     """Draw curves, for example accuracy against the size of a pool.
 
@@ -75,6 +76,7 @@ def curves(
         title: text above.
         xlabel: text at the horizontal axis.
         ylabel: text at the vertical axis.
+        log_x: whether the horizontal axis is logarithmic.
 
     Returns:
         The path written.
@@ -86,6 +88,8 @@ def curves(
     for kind, (name, points) in enumerate(lines.items()):
         _line(axes, kind, name, points)
     axes.set_xlabel(xlabel)
+    if log_x:
+        axes.set_xscale("log")
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10, loc="left")
     # Beside the curves, as inside it would hide some.
