@@ -23,7 +23,8 @@ FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif")
 
 _MASK = 64
 _MASK_EXTENT = _MASK - 8
-_UNIT = 1 << 12
+_UNIT_BITS = 12
+_UNIT = 1 << _UNIT_BITS
 """Fixed point of the pose: positions in pixels and matrix entries are multiples of 1/4096."""
 
 # How much the images of a class differ. Set so that nearest class means on raw pixels stay poor (5-way, 1 and 5 shots:
@@ -88,16 +89,17 @@ def _draw_class(character: str, n: int) -> np.ndarray:
     masks = np.stack([mask for face in FACES if (mask := fill_character(face, character, _MASK)) is not None])
     face = face_dice.roll(0, len(masks) - 1, n)
     rows, columns = _looked_up(pose_dice.roll(0, (1 << 16) - 1, n, 5))
-    coverage = masks[face[:, None, None], rows, columns].reshape(n, IMAGE_SIZE, 2, IMAGE_SIZE, 2).sum((2, 4))
-    coverage = coverage.astype(np.int64)[..., None]
+    samples = masks[face[:, None, None], rows, columns].astype(np.int32)
+    coverage = (samples[:, ::2] + samples[:, 1::2])[..., None]
+    coverage = coverage[:, :, ::2] + coverage[:, :, 1::2]
     paper, ink = _colours(colour_dice, n)
     blend = (paper * (4 * 255 - coverage) + ink * coverage) // (4 * 255)
     noise = noise_dice.roll(-_NOISE, _NOISE, n, IMAGE_SIZE, IMAGE_SIZE, 3)
-    return np.clip(blend + noise, 0, 255).astype(np.uint8)
+    return np.clip(blend + noise.astype(np.int32), 0, 255).astype(np.uint8)
 
 
 def _looked_up(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which row and column of the mask each of the 2 x 2 samples of each pixel looks up, `(n, 64, 64)` int64 twice.
+    """Which row and column of the mask each of the 2 x 2 samples of each pixel looks up, `(n, 64, 64)` int32 twice.
 
     Args:
         pose: `(n, 5)` in 0..65535, spread over the ranges of rotation, shear, extent, and shift in x and y.
@@ -118,8 +120,10 @@ def _looked_up(pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     samples = (2 * np.arange(2 * IMAGE_SIZE) + 1 - 2 * IMAGE_SIZE) * (_UNIT // 4)
     x = samples[None, None, :] - shift[:, 0, None, None]
     y = samples[None, :, None] - shift[:, 1, None, None]
-    columns = (a * x + b * y) // _UNIT**2 + _MASK // 2
-    rows = (c * x + d * y) // _UNIT**2 + _MASK // 2
+    columns, rows = (
+        ((along_x * x + along_y * y) >> 2 * _UNIT_BITS).astype(np.int32) + _MASK // 2
+        for along_x, along_y in ((a, b), (c, d))
+    )
     return np.clip(rows, 0, _MASK - 1), np.clip(columns, 0, _MASK - 1)
 
 
@@ -130,4 +134,4 @@ def _colours(dice: _Dice, n: int) -> tuple[np.ndarray, np.ndarray]:
     contrast = ((inks - paper[:, None]) * np.array([2, 5, 1])).sum(-1) // 8
     # The first of eight inks with enough contrast, or the one with most.
     ink = inks[np.arange(n), np.minimum(contrast, _CONTRAST).argmax(1)]
-    return paper[:, None, None], ink[:, None, None]
+    return paper[:, None, None].astype(np.int32), ink[:, None, None].astype(np.int32)

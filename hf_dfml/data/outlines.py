@@ -45,19 +45,19 @@ def _winding(contours: list[np.ndarray], grid: int, extent: int) -> np.ndarray:
     span, centre = int((high - low).max()), low + high
     # Twice the extent is one length unit of the raster, so that its points, half a cell off centre, are integers.
     level = np.arange(grid - 1, -grid, -2) * span + extent * centre[1]
+    start = np.concatenate(contours)
+    end = np.concatenate([np.roll(contour, -1, axis=0) for contour in contours])
+    down = end[:, 1] <= start[:, 1]
+    (x0, y0), (x1, y1) = (2 * extent * np.where(down[:, None], *pair).T for pair in ((end, start), (start, end)))
+    # An edge crosses the rows between its ends; all edges with all their rows, side by side.
+    edges, rows = np.nonzero((level >= y0[:, None]) & (level < y1[:, None]))
+    # First column at or right of the edge: the smallest c with (2c + 1 - grid) * span + extent * centre >= x.
+    rise = (y1 - y0)[edges]
+    x = x0[edges] * rise + (level[rows] - y0[edges]) * (x1 - x0)[edges]
+    left = (extent * centre[0] + (1 - grid) * span) * rise
+    columns = np.clip(-((left - x) // (2 * span * rise)), 0, grid)
     crossings = np.zeros((grid, grid + 1), dtype=np.int64)
-    for contour in contours:
-        scaled = 2 * extent * contour
-        for start, end in zip(scaled, np.roll(scaled, -1, axis=0), strict=True):
-            direction = 1 if end[1] > start[1] else -1
-            (x0, y0), (x1, y1) = (start, end) if direction == 1 else (end, start)
-            rows = np.flatnonzero((level >= y0) & (level < y1))
-            # First column at or right of the edge: the smallest c with (2c + 1 - grid) * span + extent * centre >= x.
-            rise = y1 - y0
-            x = x0 * rise + (level[rows] - y0) * (x1 - x0)
-            left = (extent * centre[0] + (1 - grid) * span) * rise
-            columns = -((left - x) // (2 * span * rise)) if len(rows) else rows
-            np.add.at(crossings, (rows, np.clip(columns, 0, grid)), direction)
+    np.add.at(crossings, (rows, columns), np.where(down, -1, 1)[edges])
     return crossings.cumsum(1)[:, :grid]
 
 
