@@ -2,6 +2,7 @@
 
     python benchmarks/end_to_end.py                                     # 3 members of glyphs, two minutes
     python benchmarks/end_to_end.py --size cpu --pool pools/cifar-fs --dataset cifar-fs --options data_dir=data
+    python benchmarks/end_to_end.py --against f6a4f5a --methods pool-distillation --old_options yardsticks=false
 
 The runs are those of `hf-dfml train METHOD --preset SIZE` with --options in place of the preset's. Parts are
 - recovery: images from the members, alone and jointly;
@@ -12,6 +13,12 @@ The runs are those of `hf-dfml train METHOD --preset SIZE` with --options in pla
 
 Seconds are those of the process where it has one CPU thread, and else the clock's. The last line is a JSON object;
 `ratio` is the largest share of a part in a run, `baseline` the seconds of that run, `ours` those of that part.
+
+`--against COMMIT` (a hash, branch or tag; the script must be that of a git clone) compares whole runs on the CPU with
+those of an earlier commit, in turns: `recipes/METHOD.py` of each, the same pool, which the present files build, the
+same values of preset and options. Options that the earlier recipe does not have are left out there and named;
+`--old_options` gives it others. Side by side stand accuracies on the test classes, and CPU seconds of all processes of
+a run, imports included. `ratio` is the earlier commit's seconds in multiples of ours, the smallest of the methods.
 """
 
 from __future__ import annotations
@@ -25,9 +32,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import yaml
+from against import Commit, Run, Side, checked_out, in_turns
 from measuring import GLYPHS, Measurement, now, open_pool, run, table, write_section
 
-from hf_dfml.arguments import parse
+from hf_dfml.arguments import parse, presets
 from hf_dfml.evaluation import of_run
 from hf_dfml.evaluation.results import ignore
 from hf_dfml.methods import pool_images, tgr
@@ -55,6 +64,11 @@ class Options(Measurement):
         ["episodes=10", "validation_episodes=5", "flip=false", "finetuned_rows=false"],
         "Options in place of the preset's, NAME=VALUE each; those that a method does not have are for the other.",
     )
+    against: str = option("", "A commit of the repository, whose runs are compared with those of the present files.")
+    old_options: list[str] | None = option(
+        None, "With --against: options of the earlier commit's runs alone, NAME=VALUE each, by its own names."
+    )
+    turns: int = option(1, "With --against: runs by each, in turns; the seed grows by 1 from turn to turn.", least=1)
 
 
 class Stopwatch:
@@ -120,21 +134,40 @@ def watched(watch: Stopwatch, method: type[Method]) -> Iterator[None]:
         yield
 
 
-def words_of(settings: Options, method: type[Method]) -> list[str]:
-    """The command line of a method's run.
+def names_of(method: type[Method]) -> set[str]:
+    """The options of a method's run."""
+    return set(options_of(method.Config)) | set(options_of(RunConfig))
+
+
+def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    """Names and values of an option that takes NAME=VALUE.
+
+    Raises:
+        ValueError: for a text without `=`.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"{option} {text}: expected NAME=VALUE with the name of an option, found no =.")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def given(settings: Options, method: type[Method]) -> dict[str, str]:
+    """Those of --options that a method's run has.
 
     Raises:
         ValueError: if --options has one that is not NAME=VALUE, or that no method and no run has.
     """
-    known = options_of(method.Config).keys() | options_of(RunConfig).keys()
-    anyones = known.union(*(options_of(find_method(name).Config) for name in ("pool-distillation", "tgr")))
-    words = ["--preset", settings.size, "--dataset", settings.dataset]
-    for text in settings.options:
-        name, equals, value = text.partition("=")
-        if not equals or name not in anyones:
-            raise ValueError(f"--options {text}: expected NAME=VALUE with the name of an option of a method or a run.")
-        words += [f"--{name}", value] if name in known else []
-    return words
+    anyones = names_of(method).union(*(names_of(find_method(name)) for name in ("pool-distillation", "tgr")))
+    values = pairs("--options", settings.options)
+    for name in values.keys() - anyones:
+        raise ValueError(f"--options {name}: expected NAME=VALUE with the name of an option of a method or a run.")
+    return {name: value for name, value in values.items() if name in names_of(method)}
+
+
+def words_of(settings: Options, method: type[Method]) -> list[str]:
+    """The command line of a method's run."""
+    options = {"preset": settings.size, "dataset": settings.dataset} | given(settings, method)
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
 def seconds_of(name: str, settings: Options, device: torch.device) -> dict[str, float]:
@@ -157,8 +190,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def measure(settings: Options, device: torch.device) -> dict[str, Any]:
-    """All runs, the table, and the object of the last line."""
+    """The table, and the object of the last line."""
     open_pool(settings.pool, settings.members)  # Built before the clock runs, if it is to be.
+    return side_by_side(settings, device) if settings.against else part_by_part(settings, device)
+
+
+def part_by_part(settings: Options, device: torch.device) -> dict[str, Any]:
+    """Where the time of the present files' runs goes."""
     spent = {name: seconds_of(name, settings, device) for name in settings.methods}
     totals = {name: sum(parts.values()) for name, parts in spent.items()}
     shares = {name: {part: value / totals[name] for part, value in spent[name].items()} for name in spent}
@@ -185,6 +223,84 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         "unit": f"seconds, {part} of {slowest}",
         "seconds": {name: {part: round(value, 4) for part, value in parts.items()} for name, parts in spent.items()},
         "shares": {name: {part: round(value, 3) for part, value in parts.items()} for name, parts in shares.items()},
+    }
+
+
+def side_by_side(settings: Options, device: torch.device) -> dict[str, Any]:
+    """The runs of an earlier commit and of the present files."""
+    runs = [run_of(settings, name) for name in settings.methods]
+    with checked_out(settings.against) as old:
+        sides = {
+            each.title: in_turns(old, each, turns=settings.turns, seed=settings.seed, threads=settings.num_threads)
+            for each in runs
+        }
+    header = f"method | data set | shots | head | bn | {old.name} | present files"
+    rows = [row for title, (before, now, _) in sides.items() for row in comparison(title, before, now)]
+    own = f"; there {', '.join(settings.old_options)}" if settings.old_options else ""
+    about = (
+        f"Preset {settings.size} ({', '.join(settings.options)}{own}) of {settings.members} members, "
+        f"{settings.turns} run{'s' * (settings.turns > 1)} by each, in turns. Accuracies in % are means of the runs, "
+        f"seconds of CPU time medians. {describe_machine(device)}."
+    )
+    lacking = "; ".join(f"{title}: {', '.join(names)}" for title, (_, _, names) in sides.items() if names)
+    notes = [f"Options that {old.name} does not have, left out there: {lacking}."] if lacking else []
+    shown = table(header, rows)
+    print(about, shown, *notes, sep="\n")
+    write_section(settings.output_dir, "end_to_end", f"A whole run against {old.name}", about, shown, *notes)
+    return result_against(old, {title: (before, now) for title, (before, now, _) in sides.items()})
+
+
+def run_of(settings: Options, name: str) -> Run:
+    """The run of a method as its recipe is given it; the options are checked as those of the present files."""
+    method = find_method(name)
+    parse(method, RunConfig, words_of(settings, method), program="end_to_end.py")
+    own = presets(name)
+    preset = own.get(settings.size) or own[f"{name}-{settings.size}"]
+    options = {"pool": settings.pool or str(GLYPHS), "num_members": str(settings.members), "dataset": settings.dataset}
+    options |= {"log_with": "none"} | given(settings, method)
+    old_options = pairs("--old_options", settings.old_options or [])
+    return Run(name, method.name, names_of(method), yaml.safe_load(preset.read_bytes()), options, old_options)
+
+
+def comparison(title: str, before: Side, now: Side) -> list[list[str]]:
+    """Rows of the table: each accuracy, and the seconds."""
+
+    def cell(side: Side, row: Any) -> str:
+        found = side.mean(row)
+        return f"{found[0]:.1f} ± {found[1]:.1f}" if found else "-"
+
+    keys = sorted(dict.fromkeys([*now.accuracies, *before.accuracies]), key=lambda row: row[:2])
+    rows = [[title, *map(str, key), cell(before, key), cell(now, key)] for key in keys]
+    seconds = [f"{side.usual_seconds:.1f}" for side in (before, now)]
+    faster = f"{before.usual_seconds / now.usual_seconds:.2f}"
+    for text, cells in (("CPU seconds", seconds), ("times faster", ["1.00", faster])):
+        rows.append([f"{title}: {text}", *4 * [""], *cells])
+    return rows
+
+
+def rounded(figure: tuple[float, float] | None) -> list[float] | None:
+    """Accuracy and interval as they stand in the object of the last line."""
+    return [round(value, 2) for value in figure] if figure else None
+
+
+def result_against(old: Commit, sides: dict[str, tuple[Side, Side]]) -> dict[str, Any]:
+    """The object of the last line."""
+    seconds = {title: [side.usual_seconds for side in both] for title, both in sides.items()}
+    least = min(seconds, key=lambda title: seconds[title][0] / seconds[title][1])
+    before, now = seconds[least]
+    return {
+        "benchmark": "end_to_end",
+        "against": old.name,
+        "ratio": round(before / now, 3),
+        "baseline": round(before, 2),
+        "ours": round(now, 2),
+        "unit": f"CPU seconds of a run, {least}",
+        "seconds": {title: [side.seconds for side in both] for title, both in sides.items()},
+        "accuracies": [
+            {"method": title, "row": list(row), "old": rounded(before.mean(row)), "new": rounded(now.mean(row))}
+            for title, (before, now) in sides.items()
+            for row in dict.fromkeys([*now.accuracies, *before.accuracies])
+        ],
     }
 
 

@@ -40,7 +40,17 @@ Written by `make benchmark`. Each section is the work of one script, which compa
 turns within one run; where one thread does everything, seconds are the CPU's, so that other work on the machine counts
 for little.
 """
-FURTHER = """## Size
+FURTHER = """## Against an earlier commit
+
+Does a whole run take less time than it did, and is it as good? In a clone, the run of a method by the recipe of an
+earlier commit (a hash, branch or tag) and by the present one, in turns, on the same pool: accuracies and CPU seconds
+side by side. [results.md](results.md#a-whole-run-against-an-earlier-commit) has one comparison.
+
+```bash
+python benchmarks/end_to_end.py --against f6a4f5a --methods pool-distillation --old_options yardsticks=false
+```
+
+## Size
 
 How seconds and memory grow with members, classes and image size, up to 5,000 members and 224 pixels, is in
 [results.md](results.md#how-the-cost-of-pool-distillation-grows), made by a script that takes longer:

@@ -21,7 +21,14 @@ def test_the_page_is_made_of_the_sections_that_there_are(script, tmp_path, monke
     assert ran == ["scaling", "evaluate", "scaling"]
     lines = (tmp_path / "page.md").read_text().splitlines()
     titles = [line for line in lines if line.startswith("#")]
-    assert titles == ["# Benchmarks", "## evaluate 2", "## scaling 3", "## Size", "## Accelerators"]
+    assert titles == [
+        "# Benchmarks",
+        "## evaluate 2",
+        "## scaling 3",
+        "## Against an earlier commit",
+        "## Size",
+        "## Accelerators",
+    ]
     # Both have their times, whichever ran last.
     assert any(line.startswith("Minutes: evaluate 0.0, scaling 0.0; 0.0 in all.") for line in lines)
     assert max(map(len, lines)) <= 120
