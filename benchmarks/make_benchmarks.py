@@ -44,7 +44,7 @@ FURTHER = """## Against an earlier commit
 
 Does a whole run take less time than it did, and is it as good? In a clone, the run of a method by the recipe of an
 earlier commit (a hash, branch or tag) and by the present one, in turns, on the same pool: accuracies and CPU seconds
-side by side. [results.md](results.md#a-whole-run-against-an-earlier-commit) has one comparison.
+side by side.
 
 ```bash
 python benchmarks/end_to_end.py --against f6a4f5a --methods pool-distillation --old_options yardsticks=false
