@@ -14,6 +14,7 @@ from hf_dfml.pool import ModelPool, opening
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.information import questions
+from hf_dfml.recovery.objective import OF_A_BATCH
 from hf_dfml.settings import options_of
 from hf_dfml.utils.memory import bytes_for_backward
 from hf_dfml.utils.progress import duration
@@ -111,7 +112,7 @@ def answers_only(typed: Mapping[str, Any]) -> bool:
 
 def without_batch_terms(typed: Mapping[str, Any]) -> dict[str, Any]:
     """Of black boxes nothing but answers is known: the terms of an objective that need more are off."""
-    return dict.fromkeys(("bn_weight", "tv_weight", "l2_weight"), 0.0) if answers_only(typed) else {}
+    return dict.fromkeys(OF_A_BATCH, 0.0) if answers_only(typed) else {}
 
 
 def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping[str, Any]) -> Cost:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hf_dfml.data.unlabelled import unlabelled_images
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.drawn_images import drawn_images
+from hf_dfml.networks.info import network_info
 from hf_dfml.pool.asking import Asking, Compile, answers_of
 from hf_dfml.pool.backbone import open_backbone
 from hf_dfml.pool.sources.digests import weights_digest
@@ -28,6 +29,7 @@ from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
 from hf_dfml.recovery.joint import JointConfig, joint_classes, recover_jointly
 from hf_dfml.recovery.many_classes import ALWAYS, chosen_classes, images_at_once, in_parts
 from hf_dfml.recovery.mixing import MixingConfig, mix_recovered
+from hf_dfml.recovery.objective import OF_A_BATCH
 from hf_dfml.recovery.prior import ImagePrior
 from hf_dfml.settings import Settings, flat, option, part
 from hf_dfml.utils.checkpoint import Tree
@@ -102,9 +104,7 @@ class PoolImagesConfig(Settings):
             gradient="zero_order",
             recoveries=max(1, self.recoveries),
             joint_rounds=0,
-            bn_weight=0.0,
-            tv_weight=0.0,
-            l2_weight=0.0,
+            **dict.fromkeys(OF_A_BATCH, 0.0),
         )
 
     @property
@@ -222,8 +222,10 @@ def recover_member(
         images = config.recoveries * _shown(config, teacher.num_classes) * config.inversion.images_per_class
         pool.queries.require(images * config.inversion.recovery_steps * source.queries_per_image)
 
-    each, further = config.inversion.images_per_class, _prior_options(config)
-    term = prior.term(teacher) if prior and isinstance(teacher, Teacher) else None
+    each = config.inversion.images_per_class
+    member = teacher if isinstance(teacher, Teacher) else None
+    further = _image_terms(config, cuts=member is not None and bool(network_info(member.network).patch_size))
+    term = prior.term(member) if prior and member else None
     shown = _shown(config, teacher.num_classes)
     most = shown * each
 
@@ -274,7 +276,7 @@ def recover_round(
     shown = classes_shown(pool, config, context.seed)
     at_once = _at_once(pool, config, shown)
     further: Tree = {"shown": shown, "at_once": at_once} if shown or at_once else {}
-    further |= _prior_options(config)
+    further |= _image_terms(config, cuts=True)
     with context.autocast():
         return context.cached(
             {
@@ -339,13 +341,17 @@ def image_prior(config: PoolImagesConfig) -> ImagePrior | None:
     return ImagePrior(open_backbone(config.prior), config.prior_weight) if config.prior else None
 
 
-def _prior_options(config: PoolImagesConfig) -> Tree:
-    return {"prior": config.prior, "prior_weight": config.prior_weight} if config.prior else {}
+def _image_terms(config: PoolImagesConfig, cuts: bool) -> Tree:
+    """What a cached recovery depends on by terms that are for some members only; `cuts`: perhaps into patches."""
+    found: Tree = {"prior": config.prior, "prior_weight": config.prior_weight} if config.prior else {}
+    weight = config.inversion.objective.patch_weight
+    return found | {"patch_weight": weight} if weight and cuts else found
 
 
 def _recovery_options(config: PoolImagesConfig) -> Tree:
     options = flat(config.inversion)
     del options["compile_generator"]  # It is the same but for rounding.
+    del options["patch_weight"]  # Where it matters, it is among the `_image_terms`.
     return options
 
 

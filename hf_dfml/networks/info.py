@@ -141,6 +141,20 @@ class NetworkInfo:
         """Whether any layer normalises by the statistics of a batch."""
         return bool(batch_norms(self.network))
 
+    @property
+    def patch_size(self) -> tuple[int, int] | None:
+        """Height and width of the patches that the first layer cuts images into, in pixels of the network's input.
+
+        None where its windows overlap, as they do in most convolutional networks.
+        """
+        channels = self.input_size[0]
+        layers = (module for module in self.network.modules() if isinstance(module, nn.Conv2d))
+        first = next((layer for layer in layers if layer.in_channels == channels), None)
+        if first is None or first.kernel_size != first.stride or first.padding != (0, 0) or max(first.stride) == 1:
+            return None
+        height, width = first.stride
+        return height, width
+
     def in_classifier(self, name: str) -> bool:
         """Whether the parameter or buffer `name` belongs to the last layer."""
         return name.startswith(tuple(f"{layer}." for layer in self.classifiers))

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hf_dfml.networks.folding import FoldedBatchNorm
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.recovery.patches import patch_in_images, patch_joints
 from hf_dfml.settings import Settings, option
 
 
@@ -29,6 +30,11 @@ class InversionWeights(Settings):
     bn_weight: float = option(1.0, "Weight of the distance to the stored batch-norm statistics.")
     tv_weight: float = option(0.0, "Weight of the total variation of pixels in [0, 1].")
     l2_weight: float = option(0.0, "Weight of the norm of pixels in [0, 1].")
+    patch_weight: float = option(
+        0.0,
+        "Weight of the steps of pixels across the joints of patches (GradViT), for members whose first layer cuts "
+        "images into patches (transformers, mixers, ConvNeXts), as images break there; nothing changes for others.",
+    )
 
 
 class _Moments(torch.autograd.Function):
@@ -118,12 +124,15 @@ class Seen(NamedTuple):
         labels: `(B,)` the wanted classes.
         logits: `(B, C)` the teacher's.
         distance: of the batch's statistics to the teacher's; empty where `bn_weight` is 0.
+        patch: height and width of the teacher's patches, in pixels of `images`; None where it cuts none, or
+            `patch_weight` is 0.
     """
 
     images: Tensor
     labels: Tensor
     logits: Tensor
     distance: BatchNormDistance
+    patch: tuple[float, float] | None
 
 
 TERMS: dict[str, Callable[[Seen], Tensor]] = {
@@ -131,8 +140,12 @@ TERMS: dict[str, Callable[[Seen], Tensor]] = {
     "bn_weight": lambda seen: seen.distance.total(seen.logits),
     "tv_weight": lambda seen: total_variation(seen.images),
     "l2_weight": lambda seen: torch.linalg.vector_norm(seen.images),
+    "patch_weight": lambda seen: patch_joints(seen.images, seen.patch) if seen.patch else seen.logits.new_zeros(()),
 }
 """The terms by the names of their weights: each gives one number, or one for each image."""
+
+OF_A_BATCH = tuple(name for name in TERMS if name != "ce_weight")
+"""Weights of the terms of a whole batch: they cannot be estimated image by image, as black boxes need it."""
 
 FurtherTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A term that a method adds to the inversion loss: augmented images, labels and the teacher's logits -> a scalar, or
@@ -197,15 +210,19 @@ def inversion_losses(
 
     Cross-entropy (and perhaps `further`) are an image's own; the other terms are the batch's and added to each image.
     """
-    if weights.bn_weight and teacher.answers_only:
-        raise ValueError(f"{teacher.entry.id} is a black box and shows no batch-norm statistics: set bn_weight to 0.")
+    if teacher.answers_only and (weights.bn_weight or weights.patch_weight):
+        raise ValueError(
+            f"{teacher.entry.id} is a black box and shows no batch-norm statistics and no patches: set bn_weight and "
+            "patch_weight to 0."
+        )
     distance = BatchNormDistance()
     if weights.bn_weight:
         with watch_batch_norm(teacher) as distance:  # type: ignore[arg-type]  # It has batch norm to watch.
             logits = teacher(images)
     else:
         logits = teacher(images)
-    seen = Seen(images, labels, logits, distance)
+    patch = patch_in_images(teacher, images) if weights.patch_weight else None  # type: ignore[arg-type]  # No black box.
+    seen = Seen(images, labels, logits, distance, patch)
     losses = logits.new_zeros(len(labels))
     for name, weight in vars(weights).items():
         if weight:

@@ -58,9 +58,9 @@ def test_every_weight_has_a_term():
     assert list(objective.TERMS) == list(flat(objective.InversionWeights()))
 
 
-@pytest.mark.parametrize("name", ["bn_weight", "tv_weight", "l2_weight"])
+@pytest.mark.parametrize("name", objective.OF_A_BATCH)
 def test_terms_of_a_batch_cannot_be_estimated_image_by_image(name):
-    none = dict.fromkeys(("bn_weight", "tv_weight", "l2_weight"), 0.0)
+    none = dict.fromkeys(objective.OF_A_BATCH, 0.0)
     estimation = EstimationConfig(gradient="zero_order")
     estimation.check_objective(RecoveryConfig(**none))
     with pytest.raises(ValueError, match=f"set terms of the whole batch to 0, found {name} 0.5"):
