@@ -5,19 +5,23 @@
         --kinds recovered procedural photos --images PHOTOS --parts beside last_stage --output_dir runs/real
 
 For each kind of image the members are asked once, and a student of each part learns the answers: `recovered` from the
-members, `recovered with a prior` (--prior), `procedural`, `strokes`, or `photos` of the folder --images. The student
-that is best on the validation classes at the largest number of shots, and the member that is (whatever accuracy it
-stores), meet on the test classes, once, beside all members' features and answers and the frozen public network. Only
---photos_per_class images of each class are used. Options are those of recipes/pool_distillation.py too. What is done
-is kept: the same command goes on.
+members, `recovered with a prior` (--prior), `recovered with patches` (--patch_weight), or both, `procedural`,
+`strokes`, or `photos` of the folder --images. The student that is best on the validation classes at the largest number
+of shots, and the member that is (whatever accuracy it stores), meet on the test classes, once, beside all members'
+features and answers and the frozen public network; without --student_from the student starts from the members, and
+there is no such network. --architectures takes the members of these alone. Only --photos_per_class images of each
+class are used. Options are those of recipes/pool_distillation.py too. What is done is kept: the same command goes on;
+other members need another --output_dir.
 
 Written into --output_dir: `real_pool.json` and `real_pool.md`. The last line is that object; `ratio` is the student's
-accuracy over that of the best member.
+accuracy over that of the best member, `core_minutes` those of images, answers and learning, and `peak_mb` the largest
+resident memory of the process, which is little where all was kept.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -53,8 +57,10 @@ from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
 KINDS: dict[str, dict[str, Any]] = {
-    "recovered": {"training_images": "recovered", "images": None, "prior": None},
-    "recovered with a prior": {"training_images": "recovered", "images": None},
+    "recovered": {"training_images": "recovered", "images": None, "prior": None, "patch_weight": 0.0},
+    "recovered with a prior": {"training_images": "recovered", "images": None, "patch_weight": 0.0},
+    "recovered with patches": {"training_images": "recovered", "images": None, "prior": None},
+    "recovered with a prior and patches": {"training_images": "recovered", "images": None},
     "procedural": {"training_images": "procedural", "images": None, "prior": None},
     "strokes": {"training_images": "strokes", "images": None, "prior": None},
     "photos": {"prior": None},
@@ -69,7 +75,35 @@ class Options(Settings):
 
     kinds: list[str] = option(["recovered", "procedural"], "Kinds of images.", choices=tuple(KINDS))
     parts: list[str] = option(["all"], "Values of --train_student.")
+    architectures: list[str] = option(["all"], "Only members of these architectures take part.")
     photos_per_class: int = option(30, "Images of each class of the evaluation.", least=20)
+
+
+class Minutes(NamedTuple):
+    """Core-minutes of a student: making images, asking the members about them, and learning their answers."""
+
+    images: float = 0.0
+    answers: float = 0.0
+    learning: float = 0.0
+
+
+@dataclass
+class TimedContext(Context):
+    """A context that takes the time of answers.
+
+    Attributes:
+        answering: core-minutes in which the members were asked.
+    """
+
+    answering: float = 0.0
+
+    def map_members(self, name: str, *arguments: Any) -> list[Tree]:
+        """See `Context`."""
+        began = time.process_time()
+        parts = super().map_members(name, *arguments)
+        if name == "answers":
+            self.answering += (time.process_time() - began) / 60
+        return parts
 
 
 @dataclass
@@ -77,7 +111,7 @@ class Found:
     """Of a contestant: accuracies of each episode by numbers of shots, and core-minutes of making it."""
 
     accuracies: dict[int, Tensor]
-    minutes: float = 0.0
+    minutes: Minutes = Minutes()
 
     def mean(self, shots: int) -> float:
         """In %."""
@@ -185,9 +219,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     method, config, options = parse_into((PoolDistillationConfig, RunConfig, Options), argv, __doc__)
     if "photos" in options.kinds and not method.training_set.images:
         raise ValueError("--kinds photos: name a folder of unlabelled images, --images FOLDER.")
-    if "recovered with a prior" in options.kinds and not method.training_set.prior:
-        raise ValueError("--kinds 'recovered with a prior': name a public network with batch norm, --prior NETWORK.")
+    for kind in options.kinds:
+        if "prior" in kind and not method.training_set.prior:
+            raise ValueError(f"--kinds '{kind}': name a public network with batch norm, --prior NETWORK.")
+        if "patches" in kind and not method.training_set.inversion.objective.patch_weight > 0:
+            raise ValueError(f"--kinds '{kind}': expected a --patch_weight above 0, such as 0.1.")
     config, pool = prepared(method, config)
+    pool = of_architectures(pool, options.architectures)
     validation = Exam("validation", pool, config, options.photos_per_class)
     students: dict[str, Callable[[], nn.Module]] = {}
     judged: dict[tuple[str, str], Found] = {}
@@ -199,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             students[name] = student.network
             ways = ("features",) if part == "beside" else ("features", "answers", "both")
             for way, found in validation.network(student.network(), ways).items():
-                found.minutes = student.minutes + asked
+                found.minutes = asked._replace(learning=student.minutes)
                 judged[name, way] = found
                 print(f"validation: {name}, {way}: {found.cell}", flush=True)
     most = max(config.shots)
@@ -212,7 +250,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     name, way = max(judged, key=lambda key: judged[key].mean(most))
     rows = [(f"student: {each}, {how}", found) for (each, how), found in judged.items()]
     rows += [(f"best member: {best}", alone[best]), *before.items()]
-    lines = [(each, found.cell, found.beyond(alone[best]), f"{found.minutes:.0f}") for each, found in rows]
+    lines = [
+        (
+            each,
+            found.cell,
+            found.beyond(alone[best]),
+            *(f"{part:.1f}" if any(found.minutes) else "" for part in found.minutes),
+        )
+        for each, found in rows
+    ]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     test = Exam("test", pool, config, options.photos_per_class)
     others, features, answers, told = test.members(pool, Path(config.output_dir))
@@ -226,13 +273,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if public is not None:
         last |= test.beside(public, told)
     shots = " / ".join(map(str, config.shots))
-    head = f"what | accuracy, {shots} shots | less the best member | core-minutes"
+    head = f"what | accuracy, {shots} shots | less the best member | images | answers | learning"
     write_section(
         config.output_dir,
         "real_pool",
         f"{len(pool)} members on {config.dataset}",
         f"{config.ways}-way, nearest class mean, {config.episodes} episodes, {options.photos_per_class} images of a "
-        f"class; differences episode by episode with their 95 % interval. {describe_machine('cpu')}.",
+        f"class; differences episode by episode with their 95 % interval. {describe_machine('cpu')}, "
+        f"{peak:.0f} MB at most. Images, answers and learning in core-minutes.",
         "Validation classes:",
         table(head, lines),
         "Test classes, what was best on validation:",
@@ -249,30 +297,63 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "unit": f"% of {most}-shot accuracy on the test classes of {config.dataset}",
         "test": {each: found.cell for each, found in last.items()},
         "validation": {each: found.cell for each, found in rows},
+        "core_minutes": {
+            each: {part: round(value, 2) for part, value in found.minutes._asdict().items()}
+            for each, found in rows
+            if any(found.minutes)
+        },
+        "peak_mb": round(peak),
     }
     atomic_write(Path(config.output_dir) / "real_pool.json", json.dumps(verdict, indent=1) + "\n")
     print(json.dumps(verdict))
     return verdict
 
 
+def of_architectures(pool: ModelPool, names: Sequence[str]) -> ModelPool:
+    """The members of these architectures, or `all`.
+
+    Raises:
+        ValueError: if no member has one of them.
+    """
+    if names == ["all"]:
+        return pool
+    known = sorted({str(entry.architecture) for entry in pool})
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--architectures {name}: no member is of it; expected some of {', '.join(known)}.")
+    return pool.filter(lambda entry: entry.architecture in names)
+
+
 def images_of(
     kind: str, pool: ModelPool, method: PoolDistillationConfig, config: RunConfig
-) -> tuple[PoolImages, float]:
-    """Images of a kind with the members' answers, made once for all students; and core-minutes that they took."""
+) -> tuple[PoolImages, Minutes]:
+    """Images of a kind with the members' answers, made once for all students; and what they took.
+
+    Raises:
+        ValueError: if those that are kept are of other members.
+    """
+    members = [entry.id for entry in pool]
     folder = Path(config.output_dir) / "images" / kind.replace(" ", "-")
     if not folder.exists():
         began = time.process_time()
         learner = PoolDistillation(replace(method, **KINDS[kind]), meta_network(pool, config))
         cache = Path(str(config.recovery_cache))
         stages = Path(config.output_dir) / "images" / f"{kind.replace(' ', '-')}-parts"
-        context = Context(fork(config.seed, "run"), seed=config.seed, cache=cache, scratch=stages)
+        context = TimedContext(fork(config.seed, "run"), seed=config.seed, cache=cache, scratch=stages)
         shown = learner.make_images(pool, context)
         minutes = (time.process_time() - began) / 60
-        save_tree(folder, {**shown._asdict(), "minutes": minutes})
+        told = {"minutes": minutes - context.answering, "answering": context.answering, "members": members}
+        save_tree(folder, {**shown._asdict(), **told})
     tree = load_tree(folder)
-    minutes = tree.pop("minutes")
-    print(f"{kind}: {len(tree['images'])} images, {minutes:.1f} core-minutes with their answers.", flush=True)
-    return PoolImages(**tree), minutes
+    # Folders of earlier versions do not hold these two.
+    taken, kept = Minutes(tree.pop("minutes"), tree.pop("answering", 0.0)), tree.pop("members", members)
+    if kept != members:
+        raise ValueError(f"{folder} holds answers of {len(kept)} other members: choose another --output_dir.")
+    print(
+        f"{kind}: {len(tree['images'])} images, {taken.images:.1f} core-minutes, and {taken.answers:.1f} for answers.",
+        flush=True,
+    )
+    return PoolImages(**tree), taken
 
 
 class Kept:

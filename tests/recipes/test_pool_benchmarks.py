@@ -131,11 +131,42 @@ def test_a_real_pool_is_judged_on_validation_and_meets_the_test_classes_once(scr
     ]
     page = (tmp_path / "run" / "real_pool.md").read_text()
     assert page.count("±") == 2 * len(verdict["validation"]) + 2 * 3
+    assert verdict.pop("peak_mb") > 100 and "MB at most" in page
+    of_students = [name for name in verdict["validation"] if name.startswith("student")]
+    assert list(verdict["core_minutes"]) == of_students
+    assert all(len(parts) == 3 for parts in verdict["core_minutes"].values())
     monkeypatch.setattr(benchmark.GivenImages, "setup", None)
     monkeypatch.setattr(benchmark.PoolDistillation, "make_images", None)
-    assert benchmark.main(words) == verdict, "students and images are kept"
+    again = benchmark.main(words)
+    del again["peak_mb"]
+    assert again == verdict, "students and images are kept"
     with pytest.raises(ValueError, match="--kinds photos: name a folder"):
         benchmark.main([*words, "--kinds", "photos"])
+    with pytest.raises(ValueError, match="--kinds 'recovered with patches': expected a --patch_weight above 0"):
+        benchmark.main([*words, "--kinds", "recovered with patches"])
+    with pytest.raises(ValueError, match="--architectures resnet10: no member is of it; expected some of conv4"):
+        benchmark.main([*words, "--architectures", "resnet10"])
+    other = [*words[:-4], "--pool", str(glyph_pool(tmp_path / "other", 3)), *words[-2:]]
+    with pytest.raises(ValueError, match="holds answers of 2 other members: choose another --output_dir"):
+        benchmark.main(other)
+
+
+def test_a_real_pool_may_be_of_some_architectures(script, tmp_path):
+    benchmark = script("real_pool")
+    pool = ModelPool.from_dir(glyph_pool(tmp_path, 2)).resolve()
+    (name,) = {entry.architecture for entry in pool}
+    assert benchmark.of_architectures(pool, ["all"]) is pool
+    assert [entry.id for entry in benchmark.of_architectures(pool, [name])] == [entry.id for entry in pool]
+
+
+def test_each_kind_of_image_has_the_terms_of_its_name(script):
+    benchmark = script("real_pool")
+    method = benchmark.PoolDistillationConfig(prior="network", patch_weight=0.5)
+    for kind, changes in benchmark.KINDS.items():
+        of = benchmark.replace(method, **changes).training_set
+        assert (of.prior is not None) == ("prior" in kind)
+        if kind.startswith("recovered"):
+            assert of.inversion.objective.patch_weight == (0.5 if "patches" in kind else 0.0)
 
 
 def test_bad_members_replace_good_ones_and_the_check_leaves_the_rest(script, tmp_path, monkeypatch):
