@@ -27,6 +27,9 @@ FEW = 5
 """Of fewer members none is compared with the others."""
 LITTLE = 0.02
 """Share of the pool's median information in an answer below which a member is left out."""
+LESS = 0.5
+"""The same share for a member without a trace of training, in a pool of which half of the members have one: the
+answers of members that know characters tell little of procedural images, and random weights tell a quarter of that."""
 SURE = 0.02
 """Share of the pool's median entropy of an answer below which a member is left out."""
 ALIKE = 1e-3
@@ -53,10 +56,12 @@ def unsound_members(pool: TeacherPool, generator: torch.Generator) -> dict[str, 
         generator: the source of the images, on the CPU.
     """
     images = _images(pool, generator)
-    asked = progress(pool.stream(), description="Asking members", total=len(pool), unit="member")
-    answers = [_answers(teacher, images) for teacher in asked]
+    answers, as_made = [], []
+    for teacher in progress(pool.stream(), description="Asking members", total=len(pool), unit="member"):
+        answers.append(_answers(teacher, images))
+        as_made.append(_all_as_made(teacher.network))
     digests = [weights_digest(entry) for entry in pool]
-    return {pool[index].id: reason for index, reason in reasons(list(pool), answers, digests).items()}
+    return {pool[index].id: reason for index, reason in reasons(list(pool), answers, digests, as_made).items()}
 
 
 def doubtful_members(pool: TeacherPool, generator: torch.Generator) -> dict[str, str]:
@@ -73,9 +78,8 @@ def doubtful_members(pool: TeacherPool, generator: torch.Generator) -> dict[str,
     """
     images, found = None, {}
     for teacher in progress(pool.stream(), description="Looking at weights", total=len(pool), unit="member"):
-        layers = _normalisation(teacher.network)
-        if layers:
-            if all(map(_as_made, layers)):
+        if _normalisation(teacher.network):
+            if _all_as_made(teacher.network):
                 found[teacher.entry.id] = "its normalisation layers are as they are before the first training step"
             continue
         images = _images(pool, generator) if images is None else images
@@ -103,6 +107,12 @@ def _normalisation(network: nn.Module) -> list[nn.Module]:
     return [layer for layer in network.modules() if isinstance(layer, kinds) and layer.weight is not None]
 
 
+def _all_as_made(network: nn.Module) -> bool:
+    """Whether there are normalisation layers, and no optimiser can have changed any."""
+    layers = _normalisation(network)
+    return bool(layers) and all(map(_as_made, layers))
+
+
 def _as_made(layer: Any) -> bool:
     """Whether no optimiser can have changed it; timm makes the last one of a residual block with weights 0."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
@@ -115,13 +125,17 @@ def _nearly_uniform(answers: Tensor) -> bool:
     return float((answers * classes - 1).abs().max()) < UNIFORM
 
 
-def reasons(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Sequence[str]) -> dict[int, str]:
+def reasons(
+    entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Sequence[str], as_made: Sequence[bool] = ()
+) -> dict[int, str]:
     """Why members should be left out, by position.
 
     Args:
         entries: the members.
         answers: of each member, the probabilities `(N, C)` of the same images.
         digests: of each member's weights; the same for copies.
+        as_made: of each member, whether all its normalisation layers are as they are before the first training step;
+            by default none's are.
     """
     found = _copies(entries, answers, digests)
     told = torch.tensor([float(information(each)) for each in answers])
@@ -132,6 +146,14 @@ def reasons(entries: Sequence[PoolEntry], answers: Sequence[Tensor], digests: Se
             found.setdefault(index, "answers nearly the same to every image: it is not trained, or broken")
     if len(entries) < FEW:
         return found
+    fresh = torch.tensor(as_made or [False] * len(entries))
+    if fresh.sum() <= len(entries) / 2:
+        for index in (fresh & (told < LESS * told[~fresh].median())).nonzero().flatten().tolist():
+            found.setdefault(
+                index,
+                "is not trained: its normalisation layers are as they are before the first training step, and its "
+                "answers tell much less than those of others",
+            )
     for index, value in enumerate(doubt.tolist()):
         if value < SURE * float(doubt.median()):
             found.setdefault(index, "is certain of every image, as networks with weights out of scale are")

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_dfml.cli import main
@@ -57,6 +58,38 @@ def test_bad_members_are_found_and_no_other(spoil, said):
         answers[index] = spoil(answers[index])
     spoilt = found(entries, answers)
     assert set(spoilt) == {3, 7, 8} and all(said in reason for reason in spoilt.values())
+
+
+def little(answers: Tensor) -> Tensor:
+    """Answers near their mean, which tell about a tenth."""
+    return answers.mean(0) + 0.3 * (answers - answers.mean(0))
+
+
+def test_little_is_told_by_members_without_a_trace_of_training_only():
+    """Members that know characters tell little of procedural images, and random weights not so much less."""
+    entries, answers = members()
+    for index in (3, 7, 8):
+        answers[index] = little(answers[index])
+    digests = [entry.id for entry in entries]
+    as_made = [index in (2, 3, 7) for index in range(MEMBERS)]  # 2: trained with frozen normalisation, or not at all.
+    spoilt = reasons(entries, answers, digests, as_made)
+    assert set(spoilt) == {3, 7} and all(reason.startswith("is not trained: its norm") for reason in spoilt.values())
+    assert reasons(entries, answers, digests) == {}
+    assert reasons(entries, answers, digests, [index < 7 for index in range(MEMBERS)]) == {}, "most are so"
+
+
+def test_random_weights_in_a_pool_of_weak_members_are_found(tmp_path):
+    pool = make_pool(tmp_path, 7)
+    for entry in list(pool)[2:]:
+        path = entry.location / "model.safetensors"
+        weights = load_file(path)
+        for name in weights:
+            if name.endswith("bn.weight"):
+                weights[name] += 0.2  # As training changes them; the answers tell some four times as much then.
+        save_file(weights, path)
+    found = unsound_members(ModelPool.from_dir(pool[0].location.parent), torch.Generator().manual_seed(0))
+    not_trained = [id for id, reason in found.items() if reason.startswith("is not trained: its normalisation")]
+    assert not_trained == [pool[0].id, pool[1].id]
 
 
 def test_a_copy_is_left_out_and_its_original_kept():
