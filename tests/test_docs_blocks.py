@@ -53,6 +53,7 @@ NOT_RUN = {
 
 SKETCHES = {
     ("hub_pools", 0): "arguments are `...`: tests/pool/sources",
+    ("real_pools", 2): "needs a transformer that was trained for minutes: tests/recovery/test_patches.py",
     ("peers", 0): "needs the extra peers: tests/evaluation/test_peers.py",
     ("hub_snippet", 0): "TypeScript, for another repository",
     ("hub_snippet", 1): "TypeScript, for another repository",
