@@ -8,10 +8,10 @@ For each kind of image the members are asked once, and a student of each part le
 members, `recovered with a prior` (--prior), `recovered with patches` (--patch_weight), or both, `procedural`,
 `strokes`, or `photos` of the folder --images. The student that is best on the validation classes at the largest number
 of shots, and the member that is (whatever accuracy it stores), meet on the test classes, once, beside all members'
-features and answers and the frozen public network; without --student_from the student starts from the members, and
-there is no such network. --architectures takes the members of these alone. Only --photos_per_class images of each
-class are used. Options are those of recipes/pool_distillation.py too. What is done is kept: the same command goes on;
-other members need another --output_dir.
+features and answers and the frozen public network; without --student_from the student starts from the members or at
+random, and its random weights stand in place of that network. --architectures takes the members of these alone. Only
+--photos_per_class images of each class are used. Options are those of recipes/pool_distillation.py too. What is done
+is kept: the same command goes on; other members need another --output_dir.
 
 Written into --output_dir: `real_pool.json` and `real_pool.md`. The last line is that object; `ratio` is the student's
 accuracy over that of the best member, `core_minutes` those of images, answers and learning, and `peak_mb` the largest
@@ -68,6 +68,8 @@ KINDS: dict[str, dict[str, Any]] = {
 """What is made of the options for each kind of image."""
 WEIGHTS = (0.2, 0.5)
 """Of the members' own answers beside a frozen network: what a student beside it could reach."""
+
+UNTRAINED = "random weights of the student's architecture"
 
 
 class Options(Settings):
@@ -246,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     public = open_backbone(config.student_from).network if config.student_from else None
     if public is not None:
         before |= validation.beside(public, told)
+    else:
+        before |= {UNTRAINED: validation.network(meta_network(pool, config))["features"]}
     best = max(alone, key=lambda id: alone[id].mean(most))
     name, way = max(judged, key=lambda key: judged[key].mean(most))
     rows = [(f"student: {each}, {how}", found) for (each, how), found in judged.items()]
@@ -272,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     if public is not None:
         last |= test.beside(public, told)
+    else:
+        last |= {UNTRAINED: test.network(meta_network(pool, config))["features"]}
     shots = " / ".join(map(str, config.shots))
     head = f"what | accuracy, {shots} shots | less the best member | images | answers | learning"
     write_section(
