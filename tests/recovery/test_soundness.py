@@ -125,6 +125,19 @@ def test_members_of_few_classes_in_common_are_not_judged_by_them():
     assert found(entries, answers) == {}
 
 
+def test_twelve_comparisons_are_too_few():
+    """A good member was left out, whose classes ten others saw otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    entries, answers = [], []
+    for index in range(MEMBERS):  # Four members know the same classes.
+        names = tuple(f"{index // 4}-{each}" for each in range(WAYS))
+        entries.append(PoolEntry(id=f"m-{index}", num_classes=WAYS, label_names=names))
+        seen = 2 * torch.randn(IMAGES, WAYS, generator=torch.Generator().manual_seed(index // 4))
+        answers.append((seen + torch.randn(IMAGES, WAYS, generator=generator)).softmax(-1))
+    answers[1] = answers[1].roll(1, -1)
+    assert found(entries, answers) == {}
+
+
 def test_members_whose_agreement_is_chance_are_not_judged_by_it():
     """Few images, and members that see different things in them: good members were left out of a mixed pool."""
     for seed in range(5):
