@@ -122,15 +122,17 @@ def test_a_real_pool_is_judged_on_validation_and_meets_the_test_classes_once(scr
 
     monkeypatch.setattr(benchmark.Exam, "network", watched)
     verdict = benchmark.main(words)
-    assert [split for split, _ in seen] == ["validation", "validation", "test"] and len(seen[-1][1]) == 1
+    # Two students and random weights; on the test classes the better student and random weights.
+    assert [split for split, _ in seen] == 3 * ["validation"] + 2 * ["test"] and len(seen[3][1]) == 1
     assert [name.partition(":")[0] for name in verdict["test"]] == [
         "student",
         "best member",
         "all members' features",
         "all members' answers",
+        benchmark.UNTRAINED,
     ]
     page = (tmp_path / "run" / "real_pool.md").read_text()
-    assert page.count("±") == 2 * len(verdict["validation"]) + 2 * 3
+    assert page.count("±") == 2 * len(verdict["validation"]) + 2 * 4
     assert verdict.pop("peak_mb") > 100 and "MB at most" in page
     of_students = [name for name in verdict["validation"] if name.startswith("student")]
     assert list(verdict["core_minutes"]) == of_students
