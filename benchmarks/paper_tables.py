@@ -36,6 +36,7 @@ from measuring import GLYPHS, ON, Device, device_of, open_pool, table
 
 from hf_dfml.arguments import parse, parse_into, presets
 from hf_dfml.data import load_dataset
+from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.evaluation import RESULTS_NAME, EvaluationProtocol, Result, evaluate, read_results
 from hf_dfml.evaluation.published import published
 from hf_dfml.meta_network import meta_network
@@ -329,4 +330,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_a_sentence():
+        main()

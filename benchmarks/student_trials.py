@@ -23,28 +23,22 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from measuring import table, write_section
 from students import classes_of, prepared, prototypes
 from torch import nn
-from trial_images import Bench, Recovered
+from trial_images import Bench, recover_all
 from trials import AS_GIVEN, TRIALS
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset
 from hf_dfml.evaluation.meta_testing import evaluate_each
-from hf_dfml.methods.base import Context
 from hf_dfml.methods.pool_distillation import PoolDistillationConfig
-from hf_dfml.methods.pool_images import recover_member, recover_round
 from hf_dfml.networks.info import Representation
 from hf_dfml.pipeline import RunConfig
-from hf_dfml.pool import ModelPool
 from hf_dfml.pool.asking import Asking
 from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import atomic_write
-from hf_dfml.utils.progress import progress
 from hf_dfml.utils.provenance import describe_machine
-from hf_dfml.utils.seeding import fork
 
 ALL = "all"
 REPRESENTATIONS: tuple[Representation, ...] = ("features", "answers", "both")
@@ -83,19 +77,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(file, json.dumps({"accuracy": rows, "minutes": round(minutes, 1)}) + "\n")
     return summary(folder, names, options.seeds, config)
-
-
-def recover_all(pool: ModelPool, method: PoolDistillationConfig, config: RunConfig) -> Recovered:
-    """Images of each member and of joint rounds, from the cache where another run has made them."""
-    context = Context(fork(config.seed, "run"), seed=config.seed, cache=Path(str(config.recovery_cache)))
-    options, size = method.training_set, max(entry.input_size[-1] for entry in pool if entry.input_size)
-    members = progress(range(len(pool)), description="Recovering images", unit="member")
-    alone = [recover_member(pool, options, size, context, index)["images"] for index in members]
-    rounds = progress(range(options.joint_rounds), description="Recovering jointly", unit="round")
-    bank = torch.cat([recover_round(pool, options, size, context, index)["images"] for index in rounds], 1)
-    owners = [torch.full((len(images),), index) for index, images in enumerate(alone)]
-    jointly = bank.flatten(0, 1)
-    return Recovered(torch.cat([*alone, jointly]), torch.cat([*owners, torch.full((len(jointly),), len(pool))]), bank)
 
 
 def judged(model: nn.Module, dataset: FewShotDataset, config: RunConfig) -> dict[str, float]:

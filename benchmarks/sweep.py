@@ -27,6 +27,7 @@ from statistics import mean
 from typing import Any
 
 from hf_dfml.arguments import parse, presets
+from hf_dfml.errors import errors_in_a_sentence
 from hf_dfml.evaluation import RESULTS_NAME, Result, read_results
 from hf_dfml.evaluation.results import ignore
 from hf_dfml.methods.catalogue import METHODS, find_method
@@ -179,4 +180,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_a_sentence():
+        main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from hf_dfml.learning.answers import probabilities
 from hf_dfml.learning.optimisation import one_cycle
 from hf_dfml.learning.student import features_of
+from hf_dfml.methods.base import Context
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
-from hf_dfml.methods.pool_images import PoolImages
+from hf_dfml.methods.pool_images import PoolImages, recover_member, recover_round
 from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.asking import Asking
@@ -92,6 +94,19 @@ class Bench:
             return student
 
         return self.once(str(kind), trained)
+
+
+def recover_all(pool: ModelPool, method: PoolDistillationConfig, config: RunConfig) -> Recovered:
+    """Images of each member and of joint rounds, from the cache where another run has made them."""
+    context = Context(fork(config.seed, "run"), seed=config.seed, cache=Path(str(config.recovery_cache)))
+    options, size = method.training_set, max(entry.input_size[-1] for entry in pool if entry.input_size)
+    members = progress(range(len(pool)), description="Recovering images", unit="member")
+    alone = [recover_member(pool, options, size, context, index)["images"] for index in members]
+    rounds = progress(range(options.joint_rounds), description="Recovering jointly", unit="round")
+    bank = torch.cat([recover_round(pool, options, size, context, index)["images"] for index in rounds], 1)
+    owners = [torch.full((len(images),), index) for index, images in enumerate(alone)]
+    jointly = bank.flatten(0, 1)
+    return Recovered(torch.cat([*alone, jointly]), torch.cat([*owners, torch.full((len(jointly),), len(pool))]), bank)
 
 
 def shown_to(bench: Bench, images: Tensor, answers: Sequence[Tensor] = ()) -> PoolImages:

@@ -16,6 +16,7 @@ from trial_images import (
     answers_by,
     by_student,
     cut_half,
+    recover_all,
     resized_crops,
     shown_to,
     statistics_distance,
@@ -212,6 +213,17 @@ class SecondRound(Trial):
         return shown_to(self.bench, mix_recovered(torch.cat([found.images, second]), members, mixing, stream))
 
 
+class CoarseStart(Trial):
+    """Joint images have half of their resolution in the first half of their updates."""
+
+    def make_images(self, pool: Any, context: Context) -> PoolImages:
+        """See the method."""
+        bench = self.bench
+        found = recover_all(bench.pool, replace(bench.method, joint_coarse=0.5), bench.config)
+        mixing = bench.method.training_set.mixing
+        return shown_to(bench, mix_recovered(found.images, found.members, mixing, bench.stream("mixing")))
+
+
 class EpisodicFinish(Trial):
     """Episodes of jointly recovered classes follow (prototypes by cosine)."""
 
@@ -283,6 +295,7 @@ TRIALS: dict[str, Callable[[Bench], Trial]] = {
     "weighted by statistics": ByStatistics,
     "disagreement": Disagreement,
     "second round": SecondRound,
+    "coarse start": CoarseStart,
     "episodic finish": EpisodicFinish,
     "wide student": Wide,
     "wide, then narrow": WideThenNarrow,

@@ -164,7 +164,9 @@ class DRO(Method):
         self.displacements[j] = worst - self.embeddings[j]
         outer_loss, gradient, pull = self._descent(adapted, worst, self.targets[j])
         if not torch.isfinite(outer_loss):
-            raise FloatingPointError("The loss of the hyper-network is not finite (NaN or infinity): lower --lr.")
+            raise FloatingPointError(
+                "The loss of the hyper-network is not finite (NaN or infinity): lower --lr, or raise --sigma."
+            )
         start = adapted if config.online else phi  # the gradient is taken at phi* in both
         with torch.no_grad():
             for name, parameter in self.hyper.named_parameters():

@@ -61,6 +61,12 @@ class PoolImagesConfig(Settings):
         5, "Rounds of joint recovery, each of `images_per_class` images for every class name; 0: none.", least=0
     )
     joint_updates: int = option(200, "Updates of each image of a joint recovery.", least=1)
+    joint_coarse: float = option(
+        0.0,
+        "First share of these updates, in which the images have half of their resolution.",
+        least=0,
+        most=1,
+    )
     classes_per_member: int = option(
         50, "Classes shown by a recovery: of a member with more, so many at random, others each time; 0: all.", least=0
     )
@@ -111,7 +117,8 @@ class PoolImagesConfig(Settings):
     def joint(self) -> JointConfig:
         """A round of joint recovery."""
         of = self.inversion
-        return JointConfig(of.images_per_class, self.joint_updates, of.recovery_lr, of.objective, of.shift, of.flip)
+        updates, first = self.joint_updates, self.joint_coarse
+        return JointConfig(of.images_per_class, updates, of.recovery_lr, of.objective, of.shift, of.flip, first)
 
 
 class PoolImages(NamedTuple):
@@ -276,7 +283,7 @@ def recover_round(
     shown = classes_shown(pool, config, context.seed)
     at_once = _at_once(pool, config, shown)
     further: Tree = {"shown": shown, "at_once": at_once} if shown or at_once else {}
-    further |= _image_terms(config, cuts=True)
+    further |= _image_terms(config, cuts=True) | ({"coarse": config.joint_coarse} if config.joint_coarse else {})
     with context.autocast():
         return context.cached(
             {

@@ -54,6 +54,17 @@ def trainer_of(pool, folder, resume=None, **changes) -> Trainer:
     return Trainer(make_method(**changes), pool, config, Accelerator(cpu=True))
 
 
+def test_a_coarse_start_of_joint_recovery_is_an_option_and_is_cached_by_itself(tmp_path):
+    pool, context = make_pool(tmp_path / "pool", 2), replace(make_context(), cache=tmp_path / "cache")
+    rounds = {}
+    for share in (0.0, 1.0, 0.0):
+        config = make_method(joint_coarse=share).config.training_set
+        images = pool_images.recover_round(pool, config, 16, context, 0)["images"]
+        blocks = images.unflatten(-1, (8, 2)).unflatten(-3, (8, 2))
+        assert torch.equal(blocks, blocks[..., :1, :, :1].expand_as(blocks)) == (share == 1)
+        assert torch.equal(rounds.setdefault(share, images), images)
+
+
 def test_members_of_different_architecture_size_and_labels_all_take_part(tmp_path):
     pool = make_mixed_pool(tmp_path)
     method, context = make_method(size=20), make_context()
