@@ -6,6 +6,7 @@
 A row is the run of its method with the preset METHOD-SIZE in a folder of its own below --output_dir; `--rows` names
 others, or another order. The baselines of the pool stand in the first row's run. When the budget is over the row that
 is being run stops with a checkpoint, and the same command later goes on there, with a budget of its own.
+All checkpoints are kept: 27 MB each of FREE's first ones, of which there are 50.
 
 A row that is finished has two figures for each number of shots, both of fine-tuning with the papers' batch norm
 (transductive, 10 steps of 0.01), on the test classes:
@@ -317,6 +318,11 @@ def page(settings: Options, rows: dict[str, Any], device: torch.device) -> str:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, and give the object of the last line."""
     (settings,) = parse_into([Options], argv, __doc__)
+    if not settings.pool and settings.dataset != "glyphs":
+        raise SystemExit(
+            f"--pool: the default members know glyphs, and the evaluation is on {settings.dataset}: "
+            "name a pool of its classes, or give --dataset glyphs --size tiny to see that it runs."
+        )
     for name in settings.rows:
         preset = f"{ROWS[name].method}-{settings.size}"
         if preset not in presets():

@@ -66,6 +66,13 @@ def test_a_preset_that_there_is_not_is_refused_before_any_run(script, words, mon
         module.main([*words, "--size", "huge"])
 
 
+def test_members_of_glyphs_are_not_put_beside_the_papers_figures(script, monkeypatch):
+    module = script("paper_tables")
+    monkeypatch.setattr(module, "measure", lambda *_, **__: pytest.fail("a run has begun"))
+    with pytest.raises(SystemExit, match="--pool: the default members know glyphs, and the evaluation is on cifar-fs"):
+        module.main([])
+
+
 def test_published_figures_stand_beside_ours(script):
     module = script("paper_tables")
     settings = module.parse_into([module.Options], [])[0]
