@@ -17,23 +17,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import open_pool, write_section
-from scipy.stats import spearmanr
+from figures import WAYS, Measured, accuracy_of, fresh_network, interval, rank_correlation
+from measuring import open_pool
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor, nn
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import FewShotDataset, load_dataset
-from hf_dfml.evaluation import EvaluationProtocol, write_results
+from hf_dfml.evaluation import EvaluationProtocol
 from hf_dfml.evaluation.heads.icfil import ICFILConfig
-from hf_dfml.evaluation.meta_testing import episode_accuracies
-from hf_dfml.evaluation.protocol import result_row
-from hf_dfml.evaluation.results import Result
 from hf_dfml.learning.filter_fisher import filter_fisher, standardised_dissimilarities
 from hf_dfml.learning.gradients import average_gradient, regularised_gradient, sequential_displacement
 from hf_dfml.learning.grouping import group_tasks
@@ -45,7 +42,6 @@ from hf_dfml.methods.dro import DRO, DROConfig
 from hf_dfml.methods.free import FREE, FREEConfig
 from hf_dfml.methods.inversion import distillation_task
 from hf_dfml.methods.purer import PURER, PURERConfig
-from hf_dfml.networks import create_network
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool
 from hf_dfml.pool.building.build import build_pool
@@ -58,7 +54,6 @@ from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
 MECHANISMS = ("bell", "igr", "gamma", "grouping", "purer")
-WAYS = 5
 SMALL_STEP = 1e-3
 """Rate of BELL's inner steps at which its expansion of first order (Lemma 1) should hold."""
 
@@ -102,40 +97,10 @@ class Options(Settings):
         return replace(self, members=4, gammas=[0.5, 10.0], embedded_images=2, groups=2, probe_size=0, **few)
 
 
-class Measured:
-    """Figures with their definitions, and the rows of accuracies behind them."""
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.figures: dict[str, float] = {}
-        self.definitions: dict[str, str] = {}
-        self.rows: list[Result] = []
-
-    def note(self, name: str, value: float, definition: str) -> None:
-        """Keep one figure and print it beside what it is."""
-        self.figures[name], self.definitions[name] = float(f"{value:.4g}"), definition
-        print(f"{name} = {value:.4g}: {definition}.", flush=True)
-
-    def write(self, name: str, title: str) -> None:
-        """The rows and the table of what was measured so far, as a section of that title, if there is a folder."""
-        folder = self.options.output_dir
-        if not folder:
-            return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_results(folder, self.rows)
-        lines = [f"| `{each}` | {value:g} | {self.definitions[each]} |" for each, value in self.figures.items()]
-        table = "\n".join(["| figure | value | what it is |", "|---|---|---|", *lines])
-        write_section(folder, name, title, table)
-
-    def picture(self, name: str) -> Path | None:
-        """Where a figure goes, if figures are wanted."""
-        return Path(self.options.pictures) / f"{name}.png" if self.options.pictures else None
-
-
 # BELL (FREE).
 
 
-def measure_bell(found: Measured, pool: ModelPool) -> None:
+def measure_bell(found: Measured[Options], pool: ModelPool) -> None:
     """How much of an epoch's movement is BELL's, and whether its direction is the one of Lemma 1."""
     options = found.options
     warmup = 1 if options.quick else 10
@@ -235,15 +200,10 @@ def moved(params: Parameters, way: Parameters, length: float) -> Parameters:
     return {name: value + scale * way[name] for name, value in params.items()}
 
 
-def interval(values: Sequence[float]) -> float:
-    """Half the 95 % interval of the mean."""
-    return 1.96 * stdev(values) / len(values) ** 0.5
-
-
 # Gradient regularisation (TGR).
 
 
-def measure_igr(found: Measured, pool: ModelPool) -> None:
+def measure_igr(found: Measured[Options], pool: ModelPool) -> None:
     """Whether the displaced gradients (first order) are the derivative of the regulariser (second order)."""
     options = found.options
     generator = fork(options.seed, "igr")
@@ -317,7 +277,7 @@ def distillation_loss_of(
 # The price gamma (DRO).
 
 
-def measure_gamma(found: Measured, pool: ModelPool, classes: FewShotDataset) -> None:
+def measure_gamma(found: Measured[Options], pool: ModelPool, classes: FewShotDataset) -> None:
     """Accuracy and width of the search against gamma, by the same episodes and seeds."""
     options = found.options
     protocol = EvaluationProtocol(
@@ -352,22 +312,10 @@ def measure_gamma(found: Measured, pool: ModelPool, classes: FewShotDataset) -> 
         plot(points, path, "gamma", "accuracy (%), validation classes", log=True, least_span=10)
 
 
-def accuracy_of(
-    found: Measured, network: nn.Module, classes: FewShotDataset, protocol: EvaluationProtocol, name: str
-) -> Tensor:
-    """Accuracies `(E,)` in [0, 1], and a row of results."""
-    (shots,), started = protocol.shots, time.monotonic()
-    accuracies = episode_accuracies(network, classes, protocol, shots)
-    seconds = time.monotonic() - started
-    size = network_info(network).image_size
-    found.rows.append(result_row(classes, protocol, shots, name, accuracies, seconds, None, size))
-    return accuracies
-
-
 # Grouping (TGR).
 
 
-def measure_grouping(found: Measured, pool: ModelPool, real: Callable[[], FewShotDataset]) -> None:
+def measure_grouping(found: Measured[Options], pool: ModelPool, real: Callable[[], FewShotDataset]) -> None:
     """Whether groups come from what members know, and come out alike from another recovery."""
     options = found.options
     probe = load_probe(options.probe, pool, options.probe_size)
@@ -421,7 +369,7 @@ def measure_grouping(found: Measured, pool: ModelPool, real: Callable[[], FewSho
 
 
 def distances(
-    found: Measured, pool: ModelPool, probe: Teacher, name: str, real: FewShotDataset | None = None
+    found: Measured[Options], pool: ModelPool, probe: Teacher, name: str, real: FewShotDataset | None = None
 ) -> Tensor:
     """Dissimilarities by the Fisher information of filters, on recovered images or real ones of the same classes."""
     options, embeddings = found.options, []
@@ -447,12 +395,6 @@ def distances(
     return standardised_dissimilarities(torch.stack(embeddings))
 
 
-def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's, over the pairs of different members."""
-    rows, columns = torch.triu_indices(len(first), len(first), 1)
-    return float(spearmanr(first[rows, columns].numpy(), second[rows, columns].numpy()).statistic)
-
-
 def rand_index(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:
     """Adjusted for chance: 0 on average for random groups, 1 for the same groups."""
     labels = []
@@ -476,7 +418,7 @@ def mixed_pool(options: Options) -> ModelPool:
 # Curriculum and calibration (PURER).
 
 
-def measure_purer(found: Measured, pool: ModelPool, classes: FewShotDataset) -> None:
+def measure_purer(found: Measured[Options], pool: ModelPool, classes: FewShotDataset) -> None:
     """The curriculum's feedback and ICFIL, each on and off, with the same seeds."""
     options = found.options
     methods = {}
@@ -548,19 +490,6 @@ def losses_on(method: PURER, judge: PURER, options: Options) -> Tensor:
 
 
 # What they share.
-
-
-def fresh_network(pool: ModelPool, options: Options) -> nn.Module:
-    """A meta-model of the members' kind."""
-    first = pool[0]
-    return create_network(
-        first.architecture or "conv4",
-        num_classes=first.num_classes or WAYS,
-        image_size=first.input_size[-1] if first.input_size else 32,
-        mean=first.mean,
-        std=first.std,
-        generator=fork(options.seed, "network"),
-    )
 
 
 def plot(

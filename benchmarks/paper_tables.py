@@ -184,7 +184,8 @@ def best_on_test(
 ) -> dict[int, tuple[float, float]] | None:
     """By shots the accuracy and interval of the checkpoint that is best on the test classes; None: out of time.
 
-    What was measured is kept beside the run, so that the same command goes on with the other checkpoints.
+    Empty if the run has none of the checkpoints of every `--checkpoint_every` steps. What was measured is
+    kept beside the run, so that the same command goes on with the other checkpoints.
     """
     row, folder = ROWS[name], folder_of(name, settings)
     method, config = method_of(name, pool, settings, device)
@@ -206,6 +207,8 @@ def best_on_test(
         found = evaluate(method.model, dataset, replace(protocol, bn="transductive"), method=name, progress=False)
         scores[checkpoint.name] = [[result.mean, result.ci95] for result in found]
         atomic_write(path, json.dumps(scores) + "\n")
+    if not scores:
+        return {}
     columns = zip(*scores.values(), strict=True)
     return {shots: tuple(max(column)) for shots, column in zip(row.shots, columns, strict=True)}  # type: ignore[misc]
 
@@ -242,7 +245,11 @@ def measure(settings: Options, show: Callable[[str], Any] = print) -> dict[str, 
             if row.method != measured[0].method
         }
         best = best_on_test(name, settings, pool, device, end)
-        found["best_on_test" if best else "left"] = best or "not all checkpoints were evaluated; no time was left"
+        found["best_on_test"] = best or {}
+        if best is None:
+            found["left"] = "not all checkpoints were evaluated; no time was left"
+        elif not best:
+            found["left"] = "there is no checkpoint to choose on test: the run has fewer steps than --checkpoint_every"
         show(f"{name}: {found['chosen_on_validation']}, best on test {best}.")
         write(settings, rows, device)
     write(settings, rows, device)

@@ -28,8 +28,8 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
+from figures import WAYS, Measured, accuracy_of, fresh_network, interval, rank_correlation
 from measuring import open_pool
-from mechanisms import WAYS, Measured, accuracy_of, fresh_network, interval, rank_correlation
 from torch import Tensor, nn
 
 from hf_dfml.arguments import parse_into
@@ -104,7 +104,7 @@ class Options(Settings):
 # Figure 1: the similarity of members.
 
 
-def measure_cka(found: Measured, pool: ModelPool) -> None:
+def measure_cka(found: Measured[Options], pool: ModelPool) -> None:
     """Linear CKA of every two members, and whether it follows the classes that they share."""
     options, shared, similarities = found.options, classes_shared(pool), []
     rows, columns = torch.triu_indices(len(pool), len(pool), 1)
@@ -189,7 +189,7 @@ class Pair(NamedTuple):
     shared: int
 
 
-def measure_overlap(found: Measured, pool: ModelPool, load: Callable[[str], FewShotDataset]) -> None:
+def measure_overlap(found: Measured[Options], pool: ModelPool, load: Callable[[str], FewShotDataset]) -> None:
     """What an auxiliary member adds, against the number of classes that it shares with the basic one."""
     options = found.options
     pairs = choose_pairs(classes_shared(pool), options.basics, options.auxiliaries, fork(options.seed, "pairs"))

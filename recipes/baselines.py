@@ -65,6 +65,9 @@ class BaselinesConfig(Settings):
     bn: BatchNorm = option("support", "Whose statistics normalise the queries in the evaluation.")
     references: bool = option(False, "Run MAML and OML on the real training images as well.")
     reference_steps: int = option(2000, "Outer steps of each of these two.")
+    dro_sigma: float = option(
+        1.0, "DRO's --sigma: 1.414 where its loss is not finite, as with conv4 of 16 channels.", above=0
+    )
 
 
 def contestants(config: BaselinesConfig, members: int) -> list[tuple[Any, Any]]:
@@ -72,8 +75,8 @@ def contestants(config: BaselinesConfig, members: int) -> list[tuple[Any, Any]]:
     chosen: list[tuple[Any, Any]] = [
         (OTA, OTAConfig()),
         (MFGP, MFGPConfig()),
-        (DRO, DROConfig()),
-        (DRO, DROConfig(online=True)),
+        (DRO, DROConfig(sigma=config.dro_sigma)),
+        (DRO, DROConfig(online=True, sigma=config.dro_sigma)),
     ]
     if config.references:
         data: dict[str, Any] = {"train_dataset": config.run.dataset, "train_data_dir": config.run.data_dir}

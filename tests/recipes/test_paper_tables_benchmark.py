@@ -33,6 +33,12 @@ def test_a_row_has_both_figures_and_is_not_run_again(script, words, tmp_path, ca
     assert module.main(words)["rows"] == result["rows"]
 
 
+def test_a_run_shorter_than_its_checkpoints_says_so(script, words):
+    row = script("paper_tables").main([*words, "checkpoint_every=50"])["rows"]["DRO"]
+    assert set(row["chosen_on_validation"]) == {1, 5} and row["best_on_test"] == {}
+    assert row["left"] == "there is no checkpoint to choose on test: the run has fewer steps than --checkpoint_every"
+
+
 def test_a_row_that_the_budget_does_not_hold_stops_with_a_checkpoint(script, tmp_path, monkeypatch):
     module, folder, program = script("paper_tables"), tmp_path / "dro", tmp_path / "endless"
     program.write_text(

@@ -84,6 +84,13 @@ def test_baselines(tmp_path, capsys, monkeypatch):
     assert [row.method for row in read_results(tmp_path / "run")] == names
 
 
+def test_baselines_hand_sigma_to_both_kinds_of_dro():
+    module = recipe("baselines")
+    (config,) = module.parse_into([module.BaselinesConfig], ["--dro_sigma", "1.5"])
+    both = [settings for method, settings in module.contestants(config, members=4) if method is module.DRO]
+    assert [(settings.sigma, settings.online) for settings in both] == [(1.5, False), (1.5, True)]
+
+
 def _short_dro(**options):
     from hf_dfml.methods.dro import DROConfig
 
