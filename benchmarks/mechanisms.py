@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ from hf_dfml.learning.grouping import group_tasks
 from hf_dfml.learning.inner_loop import Parameters, TaskLoss, outer_loss
 from hf_dfml.learning.optimisation import parameters_of
 from hf_dfml.learning.probe import load_probe
+from hf_dfml.learning.recognition import confusion, unfamiliarity
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.dro import DRO, DROConfig
 from hf_dfml.methods.free import FREE, FREEConfig
@@ -49,7 +50,7 @@ from hf_dfml.pool.building.training import PoolRecipe
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.settings import Settings, option
-from hf_dfml.utils.images import to_unit
+from hf_dfml.utils.images import to_uint8, to_unit
 from hf_dfml.utils.provenance import describe_machine
 from hf_dfml.utils.seeding import fork
 
@@ -316,63 +317,99 @@ def measure_gamma(found: Measured[Options], pool: ModelPool, classes: FewShotDat
 
 
 def measure_grouping(found: Measured[Options], pool: ModelPool, real: Callable[[], FewShotDataset]) -> None:
-    """Whether groups come from what members know, and come out alike from another recovery."""
+    """Whether groups come from what members know, and come out alike from another recovery, by either measure."""
     options = found.options
-    probe = load_probe(options.probe, pool, options.probe_size)
     members = pool[: options.embedded]
-    matrices = [distances(found, members, probe, f"recovery-{seed}") for seed in (0, 1)]
     classes = [set(entry.class_names) for entry in members]
     shared = torch.tensor([[float(len(a & b)) for b in classes] for a in classes])
-    found.note(
-        "grouping_overlap",
-        -rank_correlation(matrices[0], shared),
-        f"rank correlation of two members' dissimilarity with minus the number of classes they share ({len(members)} "
-        "members, recovered images)",
-    )
     ties = torch.rand(shared.shape, generator=fork(options.seed, "ties"))
     best = rank_correlation(shared + 1e-3 * (ties + ties.T), shared)
-    found.note("grouping_overlap_ceiling", best, "the most that it can be, as most pairs share no class")
-    found.note(
-        "grouping_rand",
-        rand_index(group_tasks(matrices[0], options.groups), group_tasks(matrices[1], options.groups)),
-        f"adjusted Rand index of the {options.groups} groups from two recovery seeds",
-    )
-    found.note(
-        "grouping_repeats",
-        rank_correlation(*matrices),
-        "rank correlation of the dissimilarities from two recovery seeds",
-    )
-    if options.real_images:
-        images = real()
-        seen = [distances(found, members, probe, f"real-{seed}", images) for seed in (0, 1)]
-        found.note("grouping_overlap_real", -rank_correlation(seen[0], shared), "with real images of the members")
-        found.note(
-            "grouping_rand_real",
-            rand_index(group_tasks(seen[0], options.groups), group_tasks(seen[1], options.groups)),
-            "the same Rand index, from two draws of real images",
-        )
-        found.note(
-            "grouping_recovered_real",
-            rank_correlation(matrices[0], seen[0]),
-            "rank correlation of dissimilarities by recovered and by real images",
-        )
+    found.note("grouping_overlap_ceiling", best, "the most that the next can be, as most pairs share no class")
+    probe = load_probe(options.probe, pool, options.probe_size)
+    measures: dict[str, Callable[[ModelPool, list[Shown]], Tensor]] = {
+        "": partial(by_filters, probe, options),
+        "_answers": by_answers,
+    }
+    recovered = [recovered_images(members, options, f"recovery-{seed}") for seed in (0, 1)]
     mixed = mixed_pool(options)
-    matrix = distances(found, mixed, load_probe(options.probe, mixed, options.probe_size), "mixed")
     kinds = [entry.architecture for entry in mixed]
     other = torch.tensor([[float(a != b) for b in kinds] for a in kinds])
-    found.note(
-        "grouping_architecture",
-        rank_correlation(matrix, other),
-        f"rank correlation of dissimilarity with another architecture ({len(mixed)} members of glyphs, "
-        f"{', '.join(dict.fromkeys(map(str, kinds)))})",
-    )
+    of_mixed = recovered_images(mixed, options, "mixed")
+    photographs = [real_images(members, options, f"real-{seed}", real()) for seed in (0, 1) if options.real_images]
+    for suffix, measure in measures.items():
+        by = "what members take each other's images for" if suffix else "filters' Fisher information"
+        matrices = [measure(members, shown) for shown in recovered]
+        found.note(
+            f"grouping_overlap{suffix}",
+            -rank_correlation(matrices[0], shared),
+            f"rank correlation of two members' dissimilarity, by {by}, with minus the number of classes they share "
+            f"({len(members)} members, {options.embedded_images} recovered images a class)",
+        )
+        groups = [group_tasks(matrix, options.groups) for matrix in matrices]
+        found.note(
+            f"grouping_rand{suffix}",
+            rand_index(*groups),
+            f"adjusted Rand index of the {options.groups} groups from two recovery seeds",
+        )
+        found.note(
+            f"grouping_within{suffix}",
+            mean(shared_within(shared, part) for part in groups),
+            "classes that two members of a group share, over what any two share (both seeds): 1 for random groups, "
+            "less where unlike members are put together",
+        )
+        found.note(
+            f"grouping_repeats{suffix}",
+            rank_correlation(*matrices),
+            "rank correlation of the dissimilarities from two recovery seeds",
+        )
+        if photographs:
+            seen = [measure(members, shown) for shown in photographs]
+            found.note(
+                f"grouping_overlap_real{suffix}",
+                -rank_correlation(seen[0], shared),
+                f"as grouping_overlap{suffix}, with real images of the members' classes",
+            )
+            found.note(
+                f"grouping_rand_real{suffix}",
+                rand_index(*(group_tasks(matrix, options.groups) for matrix in seen)),
+                "adjusted Rand index of the groups from two draws of real images",
+            )
+            found.note(
+                f"grouping_recovered_real{suffix}",
+                rank_correlation(matrices[0], seen[0]),
+                "rank correlation of dissimilarities by recovered and by real images",
+            )
+        if suffix:
+            matrix = measure(mixed, of_mixed)
+        else:
+            matrix = by_filters(load_probe(options.probe, mixed, options.probe_size), options, mixed, of_mixed)
+        found.note(
+            f"grouping_architecture{suffix}",
+            rank_correlation(matrix, other),
+            f"rank correlation of dissimilarity with another architecture ({len(mixed)} members of glyphs, "
+            f"{', '.join(dict.fromkeys(map(str, kinds)))})",
+        )
 
 
-def distances(
-    found: Measured[Options], pool: ModelPool, probe: Teacher, name: str, real: FewShotDataset | None = None
-) -> Tensor:
-    """Dissimilarities by the Fisher information of filters, on recovered images or real ones of the same classes."""
-    options, embeddings = found.options, []
+def shared_within(shared: Tensor, groups: Sequence[Sequence[int]]) -> float:
+    """Mean number of classes shared by two members of a group, over that of any two."""
+    pairs = torch.ones_like(shared, dtype=torch.bool).fill_diagonal_(False)
+    together = torch.zeros_like(pairs)
+    for group in groups:
+        rows = torch.tensor(list(group))
+        together[rows[:, None], rows] = True
+    return float(shared[pairs & together].mean() / shared[pairs].mean())
+
+
+class Shown(NamedTuple):
+    """Images `(N, 3, H, W)` in [0, 1] of a member's classes, and their labels `(N,)`."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def recovered_images(pool: ModelPool, options: Options, name: str) -> list[Shown]:
+    """By member what was recovered from it."""
     recovery = RecoveryConfig(
         recovery="pixels",
         recovery_steps=2 if options.quick else 60,
@@ -381,18 +418,49 @@ def distances(
         tv_weight=0.1,
         shift=2,
     )
+    tasks = (
+        recover(pool.load(index), recovery, entry.input_size[-1], fork(options.seed, "grouping", name, index))
+        for index, entry in enumerate(pool)
+        if entry.input_size
+    )
+    return [Shown(task.images, task.labels) for task in tasks]
+
+
+def real_images(pool: ModelPool, options: Options, name: str, real: FewShotDataset) -> list[Shown]:
+    """By member as many photographs of its classes."""
+    found = []
     for index, entry in enumerate(pool):
-        generator = fork(options.seed, "grouping", name, index)
-        if real is None:
-            images = recover(pool.load(index), recovery, entry.input_size[-1], generator).images
-        else:
-            drawn = []
-            for class_name in entry.class_names:
-                rows = (real.labels == real.class_names.index(class_name)).nonzero().flatten()
-                drawn.append(rows[torch.randperm(len(rows), generator=generator)[: options.embedded_images]])
-            images = to_unit(real.images[torch.cat(drawn)])
-        embeddings.append(filter_fisher(probe, images, generator))
+        generator, drawn = fork(options.seed, "grouping", name, index), []
+        for class_name in entry.class_names:
+            rows = (real.labels == real.class_names.index(class_name)).nonzero().flatten()
+            drawn.append(rows[torch.randperm(len(rows), generator=generator)[: options.embedded_images]])
+        labels = torch.arange(len(drawn)).repeat_interleave(torch.tensor([len(rows) for rows in drawn]))
+        found.append(Shown(to_unit(real.images[torch.cat(drawn)]), labels))
+    return found
+
+
+def by_filters(probe: Teacher, options: Options, pool: ModelPool, shown: list[Shown]) -> Tensor:
+    """Dissimilarities by the Fisher information of a probe's filters."""
+    embeddings = [
+        filter_fisher(probe, images, fork(options.seed, "labels", index)) for index, (images, _) in enumerate(shown)
+    ]
     return standardised_dissimilarities(torch.stack(embeddings))
+
+
+def by_answers(pool: ModelPool, shown: list[Shown]) -> Tensor:
+    """Dissimilarities by what members take each other's images for."""
+    sizes = [entry.num_classes or WAYS for entry in pool]
+    return unfamiliarity(
+        [
+            torch.cat(
+                [
+                    confusion(pool.load(index), to_uint8(images), labels, size)
+                    for (images, labels), size in zip(shown, sizes, strict=True)
+                ]
+            )
+            for index in range(len(pool))
+        ]
+    )
 
 
 def rand_index(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:

@@ -2,7 +2,8 @@
 
 Yongxian Wei, Zixuan Hu, Li Shen, Zhenyi Wang, Yu Li, Chun Yuan, Dacheng Tao. ICML 2024, arXiv 2405.16560.
 
-0. Recover a data set from every pool member and embed the member by the Fisher information of a probe network on it.
+0. Recover a data set from every pool member and embed the member by the Fisher information of a probe network on it
+   (or, which is not the paper's, ask every member what it takes the others' images for).
 1. Divide the pool into groups of members that are *unlike* each other.
 2. Each step: draw teachers from one group, recover a task from each, take one step in which their gradients are pulled
    together (implicit gradient regularisation), then replay recovered tasks of all teachers with MAML.
@@ -25,6 +26,7 @@ from hf_dfml.learning.grouping import group_tasks
 from hf_dfml.learning.inner_loop import Parameters
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
 from hf_dfml.learning.probe import check_probe, load_probe
+from hf_dfml.learning.recognition import confusion, unfamiliarity
 from hf_dfml.learning.replay import ReplayConfig, replay_until_plateau
 from hf_dfml.methods.base import Context, in_mixed_precision
 from hf_dfml.methods.inversion import DistillationConfig, InversionMethod, distillation_task
@@ -35,6 +37,7 @@ from hf_dfml.recovery.inversion import RecoveryConfig, recover
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.seeding import fork, spawn
 
 
@@ -51,12 +54,15 @@ class TGRConfig(Settings):
         "Height and width at which the probe sees the images; 0: the members' (a public network wants more).",
         least=0,
     )
-    embedding: Literal["task2vec", "filters"] = option(
+    embedding: Literal["task2vec", "filters", "answers"] = option(
         "task2vec",
         "Fisher information of every weight, with a head fitted to the task (Task2Vec), or of each filter's scale, "
-        "under the probe's own classifier and standardised over the pool.",
+        "under the probe's own classifier and standardised over the pool; or no probe, but what members take each "
+        "other's images for (ours; see --embedding_batches).",
     )
-    embedding_batches: int = option(20, "Recoveries per member for its embedding.", least=1)
+    embedding_batches: int = option(
+        20, "Recoveries per member for its embedding; with `answers` every member is asked about all of them.", least=1
+    )
     keep_embedded: bool = option(False, "Put the images recovered for the embedding into the bank as well.")
     num_groups: int = option(5, "Groups into which the pool is divided.", least=1)
     grouping: Literal["dissimilar", "similar", "none"] = option(
@@ -96,7 +102,7 @@ class TGR(InversionMethod):
     @classmethod
     def config_for(cls, config: TGRConfig, pool: TeacherPool) -> TGRConfig:
         """The same; a probe that there is not is refused."""
-        if config.grouping != "none":
+        if config.grouping != "none" and config.embedding != "answers":
             check_probe(config.probe, pool)
         return config
 
@@ -106,18 +112,24 @@ class TGR(InversionMethod):
         self.groups = [list(range(len(pool)))]
         if self.config.grouping == "none":
             return
-        probe = load_probe(self.config.probe, pool, self.config.probe_size).to(context.device)
+        by_answers = self.config.embedding == "answers"
+        probe = None if by_answers else load_probe(self.config.probe, pool, self.config.probe_size).to(context.device)
         embed = partial(self._embed, probe, context)
         embedded = context.map_members("embedding", embed, pool, "Embedding the pool")
         if self.config.keep_embedded:
             found = zip(embedded, pool, strict=True)
             self.remember([Task(part["images"], part["labels"], entry.class_names, entry.id) for part, entry in found])
-        distance = standardised_dissimilarities if self.config.embedding == "filters" else dissimilarities
-        self.dissimilarity = distance(torch.stack([part["embedding"] for part in embedded]))
+        if by_answers:
+            ask = partial(self._ask, embedded)
+            asked = context.map_members("recognition", ask, pool, "Asking members about each other's images")
+            self.dissimilarity = unfamiliarity([part["confusion"] for part in asked])
+        else:
+            distance = standardised_dissimilarities if self.config.embedding == "filters" else dissimilarities
+            self.dissimilarity = distance(torch.stack([part["embedding"] for part in embedded]))
         affinity = self.dissimilarity if self.config.grouping == "dissimilar" else 1 - self.dissimilarity
         self.groups = group_tasks(affinity, self.config.num_groups)
 
-    def _embed(self, probe: Teacher, context: Context, index: int) -> dict[str, Tensor]:
+    def _embed(self, probe: Teacher | None, context: Context, index: int) -> dict[str, Tensor]:
         generator = fork(context.seed, "embedding", index)
         teacher = self.pool.load(index)
         with context.autocast():
@@ -127,11 +139,20 @@ class TGR(InversionMethod):
             ]
         images = torch.cat([task.images for task in tasks])
         labels = torch.cat([task.labels for task in tasks])
+        found = {"images": images, "labels": labels} if self.config.keep_embedded else {}
+        if probe is None:
+            return {"images": to_uint8(images), "labels": labels, "classes": torch.tensor(teacher.num_classes)} | found
         if self.config.embedding == "filters":
-            embedding = filter_fisher(probe, images, generator)
-        else:
-            embedding = fisher_embedding(probe, images, labels, generator)
-        return {"embedding": embedding} | ({"images": images, "labels": labels} if self.config.keep_embedded else {})
+            return found | {"embedding": filter_fisher(probe, images, generator)}
+        return found | {"embedding": fisher_embedding(probe, images, labels, generator)}
+
+    def _ask(self, embedded: list[dict[str, Tensor]], index: int) -> dict[str, Tensor]:
+        """What a member takes the classes of all members for."""
+        member = self.pool.load(index)
+        found = [
+            confusion(member, to_uint8(task["images"]), task["labels"], int(task["classes"])) for task in embedded
+        ]
+        return {"confusion": torch.cat(found)}
 
     @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from hf_dfml.cli import main
 from hf_dfml.learning.filter_fisher import filter_fisher, standardised_dissimilarities
 from hf_dfml.learning.probe import load_probe
+from hf_dfml.learning.recognition import confusion, unfamiliarity
 from hf_dfml.methods import tgr
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.tgr import TGR, TGRConfig
@@ -23,6 +25,7 @@ from hf_dfml.pool import ModelPool
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.checkpoint import load_tree, save_tree
+from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.seeding import fork
 from tests.methods.pools import make_model
 from tests.methods.tiny_tgr import TINY, trainer_of
@@ -230,3 +233,28 @@ def test_the_members_are_embedded_by_filters_if_that_is_asked_for(pool, tmp_path
         found.append(filter_fisher(probe, task.images, generator))
     assert torch.allclose(method.dissimilarity, standardised_dissimilarities(torch.stack(found)), atol=1e-6)
     assert method.dissimilarity.max() > 0.1 and sorted(sum(method.groups, [])) == list(range(len(pool)))
+
+
+def test_members_are_grouped_by_each_others_answers_if_that_is_asked_for(pool, tmp_path):
+    """No probe is loaded; the matrix is that of the images that were recovered, whether they are kept or not."""
+    config = TGRConfig(**{**TINY, "embedding": "answers", "probe": "no-such-probe"})
+    assert TGR.config_for(config, pool) == config, "a probe that nobody asks is not looked for"
+    method = TGR(config, make_model(9))
+    method.setup(pool, Context(torch.Generator().manual_seed(0), seed=3))
+    tasks = [
+        recover(pool.load(index), config.inversion, method.size, fork(3, "embedding", index))
+        for index in range(len(pool))
+    ]
+    classes = [len(entry.class_names) for entry in pool]
+    found = [
+        torch.cat(
+            [confusion(pool.load(i), to_uint8(t.images), t.labels, n) for t, n in zip(tasks, classes, strict=True)]
+        )
+        for i in range(len(pool))
+    ]
+    assert torch.allclose(method.dissimilarity, unfamiliarity(found), atol=1e-6)
+    assert method.dissimilarity.max() > 0.1 and sorted(sum(method.groups, [])) == list(range(len(pool)))
+    keeping = TGR(replace(config, keep_embedded=True), make_model(9))
+    keeping.setup(pool, Context(torch.Generator().manual_seed(0), seed=3))
+    assert torch.equal(keeping.dissimilarity, method.dissimilarity)
+    assert len(keeping.bank) == sum(len(task.images) for task in tasks) and len(method.bank) == 0

@@ -12,7 +12,11 @@ FIGURES = {
     "bell": {"bell_share", "bell_share_printed", "bell_angle", "bell_agreement"},
     "igr": {"igr_agreement", "igr_agreement_smooth", "igr_agreement_small"},
     "gamma": {"gamma_ratio", "gamma_range", "gamma_width_ratio"},
-    "grouping": {"grouping_overlap", "grouping_rand", "grouping_architecture", "grouping_overlap_real"},
+    "grouping": {
+        f"grouping_{name}{by}"
+        for name in ("overlap", "rand", "within", "repeats", "architecture", "overlap_real")
+        for by in ("", "_answers")
+    },
     "purer": {"eci_shift", "icfil_gain"},
 }
 
@@ -77,3 +81,11 @@ def test_the_rand_index_is_of_the_same_groups_and_of_others(script):
     assert module.rand_index([[0, 1], [2, 3]], [[0, 2], [1, 3]]) < 0
     first = torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]])
     assert module.rank_correlation(first, first.square()) == pytest.approx(1)
+
+
+def test_groups_are_compared_with_random_ones_by_what_their_members_share(script):
+    within = script("mechanisms").shared_within
+    shared = torch.tensor([[5.0, 2, 0, 0], [2, 5, 0, 0], [0, 0, 5, 2], [0, 0, 2, 5]])
+    assert within(shared, [[0, 1, 2, 3]]) == pytest.approx(1)
+    assert within(shared, [[0, 2], [1, 3]]) == 0
+    assert within(shared, [[0, 1], [2, 3]]) == pytest.approx(3)
