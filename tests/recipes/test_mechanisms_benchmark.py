@@ -42,7 +42,7 @@ def test_a_quick_run_ends_with_all_figures_in_one_line(script, tmp_path, capsys)
 
 def test_the_regulariser_of_both_orders_agrees_on_a_quadratic(script):
     """There the displaced gradients have no remainder, whatever lambda is."""
-    module = script("mechanisms")
+    module = script("mechanism/igr")
     centres = [torch.tensor([0.0, 1.0], dtype=torch.float64), torch.tensor([2.0, -1.0], dtype=torch.float64)]
     scales = [torch.tensor([1.0, 3.0], dtype=torch.float64), torch.tensor([2.0, 0.5], dtype=torch.float64)]
     losses = [
@@ -56,7 +56,7 @@ def test_the_regulariser_of_both_orders_agrees_on_a_quadratic(script):
 
 def test_the_smooth_network_has_no_kinks(script):
     """A second difference across zero is of the order of the step's square, not of the step."""
-    module = script("mechanisms")
+    module = script("mechanism/igr")
     images = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     remainders = {}
     for smooth in (True, False):
@@ -76,7 +76,7 @@ def test_the_smooth_network_has_no_kinks(script):
 
 
 def test_the_rand_index_is_of_the_same_groups_and_of_others(script):
-    module = script("mechanisms")
+    module = script("mechanism/grouping")
     assert module.rand_index([[0, 1], [2, 3]], [[3, 2], [1, 0]]) == 1
     assert module.rand_index([[0, 1], [2, 3]], [[0, 2], [1, 3]]) < 0
     first = torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]])
@@ -84,7 +84,7 @@ def test_the_rand_index_is_of_the_same_groups_and_of_others(script):
 
 
 def test_groups_are_compared_with_random_ones_by_what_their_members_share(script):
-    within = script("mechanisms").shared_within
+    within = script("mechanism/grouping").shared_within
     shared = torch.tensor([[5.0, 2, 0, 0], [2, 5, 0, 0], [0, 0, 5, 2], [0, 0, 2, 5]])
     assert within(shared, [[0, 1, 2, 3]]) == pytest.approx(1)
     assert within(shared, [[0, 2], [1, 3]]) == 0

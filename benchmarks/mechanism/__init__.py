@@ -1,0 +1,1 @@
+"""The measurements of mechanisms.py, one file for each."""
