@@ -24,7 +24,7 @@ from hf_dfml.pool.building.build import build_pool
 from hf_dfml.pool.building.training import PoolRecipe
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.inversion import RecoveryConfig, recover
-from hf_dfml.utils.images import to_uint8, to_unit
+from hf_dfml.utils.images import to_unit
 from hf_dfml.utils.seeding import fork
 from mechanism.options import Options
 
@@ -162,18 +162,8 @@ def by_filters(probe: Teacher, options: Options, pool: ModelPool, shown: list[Sh
 
 def by_answers(pool: ModelPool, shown: list[Shown]) -> Tensor:
     """Dissimilarities by what members take each other's images for."""
-    sizes = [entry.num_classes or WAYS for entry in pool]
-    return unfamiliarity(
-        [
-            torch.cat(
-                [
-                    confusion(pool.load(index), to_uint8(images), labels, size)
-                    for (images, labels), size in zip(shown, sizes, strict=True)
-                ]
-            )
-            for index in range(len(pool))
-        ]
-    )
+    everything = [(*each, entry.num_classes or WAYS) for each, entry in zip(shown, pool, strict=True)]
+    return unfamiliarity([confusion(pool.load(index), everything) for index in range(len(pool))])
 
 
 def rand_index(first: Sequence[Sequence[int]], second: Sequence[Sequence[int]]) -> float:

@@ -6,30 +6,34 @@ class. No network but the members is asked, and nothing is assumed of their arch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from hf_dfml.pool.asking import answers_of
 from hf_dfml.pool.teacher import Teacher
+from hf_dfml.utils.images import to_uint8
 
 
-def confusion(member: Teacher, images: Tensor, labels: Tensor, classes: int) -> Tensor:
+def confusion(member: Teacher, shown: Iterable[tuple[Tensor, Tensor, int]]) -> Tensor:
     """What a member takes the classes of others for.
 
     Args:
         member: who is asked.
-        images: `(N, 3, H, W)` uint8.
-        labels: `(N,)`, which of the classes each shows.
-        classes: how many these are, of all members together.
+        shown: by member of the pool images `(N, 3, H, W)`, uint8 or in [0, 1], their labels `(N,)`, and how many
+            classes it has.
 
     Returns:
-        `(classes, C)`: the mean of the member's probabilities over the images of each class; zeros where it has none.
+        `(K, C)`, K the number of all members' classes: the mean of this member's probabilities over the images of
+        each; zeros where a class has none.
     """
-    answers = answers_of(member, images)
-    total = torch.zeros(classes, answers.shape[1], device=answers.device).index_add_(0, labels, answers)
-    return total / torch.bincount(labels, minlength=classes).clamp_min(1)[:, None]
+    means = []
+    for images, labels, classes in shown:
+        answers = answers_of(member, to_uint8(images))
+        total = torch.zeros(classes, answers.shape[1], device=answers.device).index_add_(0, labels, answers)
+        means.append(total / torch.bincount(labels, minlength=classes).clamp_min(1)[:, None])
+    return torch.cat(means)
 
 
 def unfamiliarity(confusions: Sequence[Tensor]) -> Tensor:

@@ -148,11 +148,8 @@ class TGR(InversionMethod):
 
     def _ask(self, embedded: list[dict[str, Tensor]], index: int) -> dict[str, Tensor]:
         """What a member takes the classes of all members for."""
-        member = self.pool.load(index)
-        found = [
-            confusion(member, to_uint8(task["images"]), task["labels"], int(task["classes"])) for task in embedded
-        ]
-        return {"confusion": torch.cat(found)}
+        shown = ((task["images"], task["labels"], int(task["classes"])) for task in embedded)
+        return {"confusion": confusion(self.pool.load(index), shown)}
 
     @in_mixed_precision
     def step(self, context: Context) -> dict[str, float]:

@@ -25,7 +25,6 @@ from hf_dfml.pool import ModelPool
 from hf_dfml.recovery.inversion import recover
 from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.checkpoint import load_tree, save_tree
-from hf_dfml.utils.images import to_uint8
 from hf_dfml.utils.seeding import fork
 from tests.methods.pools import make_model
 from tests.methods.tiny_tgr import TINY, trainer_of
@@ -245,13 +244,8 @@ def test_members_are_grouped_by_each_others_answers_if_that_is_asked_for(pool, t
         recover(pool.load(index), config.inversion, method.size, fork(3, "embedding", index))
         for index in range(len(pool))
     ]
-    classes = [len(entry.class_names) for entry in pool]
-    found = [
-        torch.cat(
-            [confusion(pool.load(i), to_uint8(t.images), t.labels, n) for t, n in zip(tasks, classes, strict=True)]
-        )
-        for i in range(len(pool))
-    ]
+    shown = [(task.images, task.labels, len(entry.class_names)) for task, entry in zip(tasks, pool, strict=True)]
+    found = [confusion(pool.load(index), shown) for index in range(len(pool))]
     assert torch.allclose(method.dissimilarity, unfamiliarity(found), atol=1e-6)
     assert method.dissimilarity.max() > 0.1 and sorted(sum(method.groups, [])) == list(range(len(pool)))
     keeping = TGR(replace(config, keep_embedded=True), make_model(9))
