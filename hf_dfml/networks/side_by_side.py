@@ -1,8 +1,9 @@
 """Several conv4 as one network: their channels side by side, each a group of every convolution.
 
-On a CPU the support set of one episode is too small for its kernels. Ten steps on 5 images take 27.6 ms for one
-episode after the other and 16 ms an episode for twelve side by side; on 25 images 69.7 ms, and 64.5 ms for two side by
-side (conv4 with 32 channels, 32 x 32 pixels, one thread).
+On a CPU the support set of one episode is too small for its kernels, but a convolution in groups is slower than the
+same work in one group where maps are large. Episodes of second-order replay a second (conv4 with 32 channels, 32 x 32
+pixels, five inner steps, one thread): with 5 support images 6.7 one after the other and 9.9 by twelve, with 10 images
+5.3 and 6.6 by four, with 25 images 3.5 and 3.3 by two.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from hf_dfml.networks.conv4 import Conv4
 
-PIXELS_AT_ONCE = 60 * 32 * 32
-"""Pixels (of one channel) of all images side by side; with many more a layer's outputs do not stay in the cache."""
+PIXELS_AT_ONCE = 45 * 32 * 32
+"""Pixels (of one channel) of all images side by side."""
 
 
 def how_many(model: nn.Module, pixels: int) -> int:
