@@ -10,6 +10,11 @@ Further options are those of the method and of the run, as in its recipe. Severa
 `seed` are averaged in the figure. Each run has a folder of its own below `--output_dir` (runs/sweep-PRESET); the same
 command goes on where it was stopped. Written there: sweep.csv, a line for each row of each evaluation, and sweep.png,
 the accuracy of the method's own adaptation against the first option varied. The last line is a JSON object.
+
+    python benchmarks/sweep.py free-cifar-fs-cpu --vary bell=erm,released --curve gradient_inner_product --pool pools/x
+
+draws, in NAME.png, what the runs' TensorBoard logs have of a metric against the update, a line for each combination
+(FREE's Figure 5).
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from itertools import product
+from math import sqrt
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -66,6 +72,11 @@ def combinations(varied: Sequence[str]) -> Iterator[dict[str, str]]:
         yield dict(zip(names, chosen, strict=True))
 
 
+def folder_of(folder: Path, values: Mapping[str, str]) -> Path:
+    """The folder of one combination's run."""
+    return folder / "-".join(f"{name}={value}" for name, value in values.items())
+
+
 def sweep(
     preset: str, varied: Sequence[str], rest: Sequence[str], folder: Path
 ) -> list[tuple[dict[str, str], Result]]:
@@ -77,7 +88,7 @@ def sweep(
         words = ["--preset", preset, *rest, *(word for name, value in values.items() for word in (f"--{name}", value))]
         runs.append((values, *parse(method, RunConfig, words, program="sweep.py")))
     for values, method_config, run_config in runs:
-        own = folder / "-".join(f"{name}={value}" for name, value in values.items())
+        own = folder_of(folder, values)
         if not (own / RESULTS_NAME).is_file() or not (own / "config.json").is_file():
             config = replace(run_config, output_dir=str(own), resume_from_checkpoint="latest")
             rows = run(method, method_config, config, show=ignore)
@@ -126,7 +137,59 @@ def _interval(rows: Sequence[Result]) -> float:
         return rows[0].ci95
     centre = mean(row.mean for row in rows)
     variance = sum((row.mean - centre) ** 2 for row in rows) / (len(rows) - 1)
-    return 2 * (variance / len(rows)) ** 0.5
+    return 2 * sqrt(variance / len(rows))
+
+
+def logged(folder: Path, metric: str) -> dict[int, float]:
+    """What a run's TensorBoard logs have of a metric, by update; a run that was resumed has several logs.
+
+    Raises:
+        ValueError: if they have nothing of it.
+    """
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted((folder / "logs").rglob("events.out.tfevents.*")):
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0})
+        events.Reload()
+        for name in events.Tags()["scalars"]:
+            found.setdefault(name, {}).update({event.step: event.value for event in events.Scalars(name)})
+    if metric not in found:
+        known = ", ".join(sorted(found)) or "nothing, as in a run with --log_with none"
+        raise ValueError(f"--curve {metric}: the log in {folder / 'logs'} has {known}. Name a metric that it has.")
+    return dict(sorted(found[metric].items()))
+
+
+def curves_of(varied: Sequence[str], folder: Path, metric: str) -> dict[str, dict[int, float]]:
+    """For each combination of the values the metric by update, the mean over seeds."""
+    found: dict[str, list[dict[int, float]]] = {}
+    for values in combinations(varied):
+        line = ", ".join(f"{name} {value}" for name, value in values.items() if name != "seed") or metric
+        found.setdefault(line, []).append(logged(folder_of(folder, values), metric))
+    return {
+        line: {step: mean(run[step] for run in runs) for step in runs[0] if all(step in run for run in runs)}
+        for line, runs in found.items()
+    }
+
+
+def draw_curves(curves: Mapping[str, Mapping[int, float]], path: Path, metric: str, title: str) -> None:
+    """The metric against the update: each value faint, and its mean over the last tenth of the updates."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        steps, values = list(points), list(points.values())
+        width = max(1, len(values) // 10)
+        smooth = [mean(values[max(0, at + 1 - width) : at + 1]) for at in range(len(values))]
+        (line,) = axes.plot(steps, smooth, label=name)
+        axes.plot(steps, values, color=line.get_color(), alpha=0.25)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel="update", ylabel=metric.replace("_", " "), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
 
 
 def draw(rows: Sequence[tuple[Mapping[str, str], Result]], path: Path, title: str) -> None:
@@ -152,14 +215,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "--vary", action="append", required=True, metavar="NAME=A,B,C", help="an option and its values"
     )
     parser.add_argument("--output_dir", "--output-dir", default="", help="folder of the runs")
+    parser.add_argument("--curve", default="", metavar="METRIC", help="also draw this metric of the runs' logs")
     options, rest = parser.parse_known_args(argv)
     folder = Path(options.output_dir or f"runs/sweep-{options.preset}")
     try:
         rows = sweep(options.preset, options.vary, rest, folder)
+        curves = curves_of(options.vary, folder, options.curve) if options.curve else {}
     except ValueError as error:
         parser.error(str(error))
     atomic_write(folder / "sweep.csv", as_csv(rows))
     draw(rows, folder / "sweep.png", f"{options.preset}, {rows[0][1].split} classes of {rows[0][1].dataset}")
+    if curves:
+        name = options.curve.replace("/", "_")
+        draw_curves(curves, folder / f"{name}.png", options.curve, options.preset)
+        print(f"Wrote {folder / f'{name}.png'}.")
     lines = {
         name: [[value, round(centre, 2), round(half, 2)] for value, centre, half in points]
         for name, points in lines_of(rows).items()

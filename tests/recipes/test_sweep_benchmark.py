@@ -60,3 +60,40 @@ def test_a_value_that_an_option_cannot_have_is_refused_before_any_run(script, tm
     with pytest.raises(SystemExit):
         module.main(["dro-tiny", "--vary", "ball_steps=3,-1", "--output_dir", str(tmp_path)])
     assert "ball_steps -1: expected at least 0" in capsys.readouterr().err
+
+
+def log_of(folder, values):
+    """A TensorBoard log of one metric, as a run leaves it."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder / "logs" / "hf_dfml"))
+    for step, value in values.items():
+        writer.add_event(Event(step=step, summary=Summary(value=[Summary.Value(tag="loss", simple_value=value)])))
+    writer.close()
+
+
+def test_a_curve_is_the_mean_over_seeds_of_what_runs_have_logged(script, tmp_path):
+    module, varied = script("sweep"), ["bell=erm,none", "seed=0,1"]
+    log_of(tmp_path / "bell=erm-seed=0", {2: 3.0, 1: 1.0})
+    log_of(tmp_path / "bell=erm-seed=1", {1: 3.0, 2: 4.0})
+    log_of(tmp_path / "bell=none-seed=0", {1: 7.0, 2: 8.0})
+    log_of(tmp_path / "bell=none-seed=1", {1: 8.0})
+    curves = module.curves_of(varied, tmp_path, "loss")
+    assert curves == {"bell erm": {1: 2.0, 2: 3.5}, "bell none": {1: 7.5}}
+    module.draw_curves(curves, tmp_path / "loss.png", "loss", "title")
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="--curve accuracy: the log in .* has loss. Name a metric that it has."):
+        module.curves_of(varied, tmp_path, "accuracy")
+    with pytest.raises(ValueError, match="has nothing, as in a run with --log_with none"):
+        module.curves_of(["bell=paper"], tmp_path, "loss")
+
+
+def test_a_resumed_run_has_its_later_logs_values(script, tmp_path):
+    (tmp_path / "a").mkdir()
+    log_of(tmp_path / "a", {1: 1.0, 2: 2.0})
+    for path in (tmp_path / "a" / "logs" / "hf_dfml").iterdir():
+        path.rename(path.with_name("events.out.tfevents.1.first"))
+    log_of(tmp_path / "a", {2: 5.0, 3: 6.0})
+    assert script("sweep").logged(tmp_path / "a", "loss") == {1: 1.0, 2: 5.0, 3: 6.0}
