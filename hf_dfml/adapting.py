@@ -15,7 +15,6 @@ import torch
 
 from hf_dfml.classifier import Classifier, Origin
 from hf_dfml.classifier.all_members import AllMembers
-from hf_dfml.classifier.classifier import Labels
 from hf_dfml.evaluation.heads import HEADS, Adaptation, Representation
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.networks.functional import BatchNorm
@@ -25,7 +24,7 @@ from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.opening import open_pool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
-from hf_dfml.utils.inputs import Images
+from hf_dfml.utils.inputs import Images, Labels
 from hf_dfml.utils.text import counted
 
 if TYPE_CHECKING:

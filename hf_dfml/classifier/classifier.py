@@ -10,11 +10,10 @@ classifier.save_pretrained("my-classifier"); Classifier.from_pretrained("my-clas
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.linear_on_features import LinearOnFeatures
-from hf_dfml.utils.inputs import Images, as_batch, as_labels, list_class_folders, list_images, read_files
+from hf_dfml.utils.inputs import Images, Labels, as_batch, labelled_batch
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from hf_dfml.pool.sources.client import HubArguments
 
 QUERIES_AT_ONCE = 256
-Labels = Sequence[Hashable] | Tensor | np.ndarray
 
 
 class Classifier:
@@ -102,7 +100,7 @@ class Classifier:
             ValueError: for fewer than two classes, a class folder without images, more or fewer labels than
                 images, or images that cannot be used.
         """
-        support, names = _labelled(images, labels, size)
+        support, names = labelled_batch(images, labels, size)
         classes = list(dict.fromkeys(names))
         # Sorted where they can be, else as they first occur.
         if all(isinstance(name, str) for name in classes) or all(isinstance(name, int | float) for name in classes):
@@ -246,7 +244,7 @@ class Classifier:
         Raises:
             ValueError: if there is no image, or a label is not one of `classes`.
         """
-        queries, names = _labelled(images, labels, self.size)
+        queries, names = labelled_batch(images, labels, self.size)
         unknown = [name for name in dict.fromkeys(names) if name not in self.classes]
         if unknown:
             shown = ", ".join(map(repr, self.classes[:10]))
@@ -388,30 +386,3 @@ class Classifier:
             return network_info(self.network).features(queries) if features else self.network(queries)
         source: Literal["batch", "running"] = "batch" if self.how.bn == "transductive" else "running"
         return functional_forward(self.network, {}, queries, source=source, features=features, second_order=False)
-
-
-def _labelled(images: Images, labels: Labels | None, size: tuple[int, int]) -> tuple[Tensor, list[Any]]:
-    """A batch and the label of each image."""
-    if labels is None:
-        if not isinstance(images, str | Path):
-            raise ValueError("Labels are missing: give one for each image, or a folder with a folder for each class.")
-        return _read_class_folders(images, size)
-    if isinstance(images, str | Path) and Path(images).is_dir():
-        images = list_images(images)  # Each has a label, so that none may be left out.
-    batch = as_batch(images, size)
-    names = as_labels(labels)
-    if len(names) != len(batch):
-        raise ValueError(f"There are {len(batch)} images but {len(names)} labels: expected one label an image.")
-    return batch, names
-
-
-def _read_class_folders(folder: Path | str, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
-    """The images below a folder of class folders that can be read, and the class of each."""
-    files, labels = list_class_folders(folder)
-    images, kept = read_files(files, size)
-    class_of = dict(zip(files, labels, strict=True))
-    names = [class_of[file] for file in kept]
-    lost = sorted(set(labels) - set(names))
-    if lost:
-        raise ValueError(f"Class '{lost[0]}' has no readable image in {folder}: add one, or remove its folder.")
-    return images, names

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 Images = Tensor | np.ndarray | Sequence[ImageLike] | ImageLike
 """A batch `(B, C, H, W)` (NumPy: `(B, H, W, C)`), a sequence of images, one image, or a folder of image files."""
 
+Labels = Sequence[Hashable] | Tensor | np.ndarray
+"""One label an image."""
+
 SUFFIXES = tuple(
     ".png .apng .jpg .jpeg .jpe .jfif .mpo .jp2 .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
@@ -65,7 +68,7 @@ def as_batch(images: Images, size: tuple[int, int]) -> Tensor:
     return torch.stack([to_unit(image) for image in read])
 
 
-def as_labels(labels: Sequence[Hashable] | Tensor | np.ndarray) -> list[Any]:
+def as_labels(labels: Labels) -> list[Any]:
     """One label an image as plain Python values: an element of a tensor or array becomes its number or text.
 
     Raises:
@@ -94,6 +97,35 @@ def as_labels(labels: Sequence[Hashable] | Tensor | np.ndarray) -> list[Any]:
             raise ValueError(f"Label {index} is missing ({value}): give every image a label, or leave the image out.")
         plain.append(value)
     return plain
+
+
+def labelled_batch(images: Images, labels: Labels | None, size: tuple[int, int]) -> tuple[Tensor, list[Any]]:
+    """Images and the label of each.
+
+    Args:
+        images: as in `as_batch`; of a folder all files must be readable, as each has a label.
+        labels: one label an image; None with a folder of class folders, whose names are the labels. Of these the files
+            are taken that can be read.
+        size: as in `as_batch`.
+
+    Returns:
+        A batch as `as_batch` gives it, and its labels as `as_labels` gives them.
+
+    Raises:
+        ValueError: as `as_batch` and `as_labels`, and if there are more or fewer labels than images, labels are
+            missing, or a class folder has no readable image.
+    """
+    if labels is None:
+        if not isinstance(images, str | Path):
+            raise ValueError("Labels are missing: give one for each image, or a folder with a folder for each class.")
+        return _read_class_folders(images, size)
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        images = list_images(images)  # Each has a label, so that none may be left out.
+    batch = as_batch(images, size)
+    names = as_labels(labels)
+    if len(names) != len(batch):
+        raise ValueError(f"There are {len(batch)} images but {len(names)} labels: expected one label an image.")
+    return batch, names
 
 
 def read_files(files: Sequence[Path], size: tuple[int, int]) -> tuple[Tensor, list[Path]]:
@@ -228,3 +260,15 @@ def list_class_folders(folder: Path | str) -> tuple[list[Path], list[str]]:
         files += found.images
         labels += [path.name] * len(found.images)
     return files, labels
+
+
+def _read_class_folders(folder: Path | str, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+    """The images below a folder of class folders that can be read, and the class of each."""
+    files, labels = list_class_folders(folder)
+    images, kept = read_files(files, size)
+    class_of = dict(zip(files, labels, strict=True))
+    names = [class_of[file] for file in kept]
+    lost = sorted(set(labels) - set(names))
+    if lost:
+        raise ValueError(f"Class '{lost[0]}' has no readable image in {folder}: add one, or remove its folder.")
+    return images, names
