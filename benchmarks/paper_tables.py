@@ -44,6 +44,7 @@ from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.methods.catalogue import find_method
 from hf_dfml.pool import ModelPool
+from hf_dfml.resuming import step_of
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import atomic_write, load_tree
@@ -167,11 +168,6 @@ def go_on(words: list[str], folder: Path, device: torch.device, seconds: float) 
         last = (Path(log.name).read_text(encoding="utf-8").strip() or "nothing was printed").splitlines()[-1]
         return f"ended with code {code}: {scrub_command(last)}"
     return ""
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint was written after."""
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def steps_of(folder: Path) -> int:

@@ -18,6 +18,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max((folder / CHECKPOINTS).glob("step-*"), default=None)
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def refuse_other_run(folder: Path, asked: str | None) -> None:
     """Make sure that a folder's run goes on only where that was asked for.
 

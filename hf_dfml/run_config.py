@@ -113,7 +113,9 @@ class RunConfig(Settings):
     seed: int = option(42, "Seed of everything random in the run.", common=True)
     validate_every: int = option(20, "Steps between two looks at the validation classes.", least=1)
     checkpoint_every: int = option(20, "Steps between two checkpoints.", least=1)
-    keep_checkpoints: int = option(2, "Newest checkpoints kept on disk.", least=1)
+    keep_checkpoints: int = option(
+        2, "Newest checkpoints kept on disk, one in each `checkpoint_every` steps.", least=1
+    )
     resume_from_checkpoint: str | None = option(
         None, "`latest`, or the folder of a checkpoint: go on exactly where it was written.", common=True
     )

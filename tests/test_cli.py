@@ -13,11 +13,12 @@ from PIL import Image
 import hf_dfml
 from hf_dfml.cli import main
 from hf_dfml.cli.commands import _spread
-from hf_dfml.evaluation import Adaptation
+from hf_dfml.evaluation import Adaptation, read_results
 from hf_dfml.meta_model import MetaModel
 from hf_dfml.methods.catalogue import METHODS
 from hf_dfml.networks import create_network
 from hf_dfml.pool import ModelPool
+from tests.pool.members import write_pool
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -177,6 +178,15 @@ def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_evaluations(ca
     (tmp_path / "evaluations" / "results.json").write_text("no list")
     code, out = run(capsys, "evaluate", str(tmp_path), "--dataset", "glyphs")
     assert "results.json is not readable" in str(code), "said before the evaluation, not after it"
+
+
+def test_a_pool_is_evaluated_with_the_statistics_that_are_asked_for(capsys, tmp_path):
+    write_pool(tmp_path / "pool", 2)
+    words = ["--dataset", "glyphs", "--ways", "3", "--shots", "1", "--episodes", "2", "--output_dir", str(tmp_path)]
+    for statistics in ("support", "transductive"):
+        code, _ = run(capsys, "evaluate", str(tmp_path / "pool"), *words, "--bn", statistics)
+        assert code == 0
+        assert statistics in {row.bn for row in read_results(tmp_path) if row.head == "finetune"}
 
 
 def test_evaluate_fine_tunes_as_the_model_was_trained_unless_it_is_asked_otherwise(capsys, tmp_path):

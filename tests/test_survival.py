@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from hf_dfml import trainer
 from hf_dfml.methods import tgr
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.methods.tgr import TGR, TGRConfig
@@ -51,6 +53,18 @@ def undisturbed(members, tmp_path_factory):
 def test_the_same_seed_gives_the_same_weights(members, tmp_path, undisturbed):
     again = trainer_of(ModelPool.from_dir(members), tmp_path).fit()
     assert again.finished and same(again.model.state_dict(), undisturbed)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [7]), (2, [6, 7]), (3, [4, 6, 7]), (10, [0, 2, 4, 6, 7])])
+def test_of_the_checkpoints_between_those_that_are_due_only_the_newest_are_kept(
+    members, tmp_path, monkeypatch, keep, kept
+):
+    """A slow run writes one after each step, and is left with one for each `checkpoint_every` steps."""
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
+    run = trainer_of(ModelPool.from_dir(members), tmp_path, steps=7)
+    run.config = replace(run.config, checkpoint_every=2, keep_checkpoints=keep)
+    run.fit()
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/*")) == [f"step-{step:06d}" for step in kept]
 
 
 def test_a_full_disk_is_told_and_costs_nothing_but_the_steps_since_the_last_checkpoint(

@@ -99,7 +99,7 @@ def evaluate(
                 "--pool, --head and --representation out)."
             )
         size = max(entry.input_size[-1] for entry in members if entry.input_size)
-        protocol = protocol.under(protocol.adaptation.but(steps=steps, lr=lr))
+        protocol = protocol.under(protocol.adaptation.but(bn=bn, steps=steps, lr=lr))
         folder = output_dir or Path("evaluations")
         what: dict[str, Any] = {"pool": members, "flips": flips == "true"}
         network = None

@@ -38,7 +38,7 @@ from hf_dfml.pool.queries import QueryBudgetError, ServiceError
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.gradient_source import GradientSource, ZeroOrderGradient, autograd_gradient
 from hf_dfml.recovery.inversion import EstimationConfig, RecoveryConfig, recover
-from hf_dfml.recovery.objective import FurtherTerm, boundary_terms
+from hf_dfml.recovery.objective import BoundaryLoss, FurtherTerm, boundary_terms
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
@@ -53,6 +53,7 @@ class BiDfMKDConfig(Settings):
     distillation_lr: float = option(0.01, "Learning rate of these SGD steps.", above=0)
     boundary_weight: float = option(1.0, "Weight of the boundary term in query sets.")
     boundary_start: int = option(4000, "First step at which query sets have that term.", least=0)
+    boundary_loss: BoundaryLoss = option("kl", "Its divergence: `kl`, or the released code's `legacy_linear`.")
     # No batch-norm statistics: an API does not show them.
     inversion: RecoveryConfig = part(RecoveryConfig, bn_weight=0.0)
     estimation: EstimationConfig = part(EstimationConfig)
@@ -179,7 +180,9 @@ class BiDfMKD(InversionMethod):
             second_order=config.replay.episode.second_order,
         )
         hard = config.boundary_weight > 0 and step >= config.boundary_start
-        renewed = boundary_held(self.model, adapted, outputs, config.boundary_weight) if hard else None
+        renewed = (
+            boundary_held(self.model, adapted, outputs, config.boundary_weight, config.boundary_loss) if hard else None
+        )
         query = recover(teacher, recovery, self.size, generator, renewed=renewed, outputs=outputs, source=self.source)
         loss = distillation_of(self.model, teacher, query, outputs, config.distillation, recovery, generator)(adapted)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
@@ -207,12 +210,12 @@ class BiDfMKD(InversionMethod):
 
 
 def boundary_held(
-    model: nn.Module, params: Parameters, outputs: list[int], weight: float
+    model: nn.Module, params: Parameters, outputs: list[int], weight: float, kind: BoundaryLoss = "kl"
 ) -> Callable[[Tensor], FurtherTerm]:
     """The boundary term against a student that is asked once for each batch, without a graph.
 
     Only the teacher carries the gradient, and where an estimate perturbs what the teacher sees, the student's answer
-    is held while the agreement of both is computed anew, as in the released code. The divergence is the KL in either
+    is held while the agreement of both is computed anew, as in the released code. The divergence is the same in either
     case; that code has an L1 distance where gradients are estimated.
 
     Args:
@@ -220,6 +223,7 @@ def boundary_held(
         params: the (adapted) student's parameters by name.
         outputs: which of the teacher's outputs the student's first ones are.
         weight: of the term.
+        kind: see `boundary_term`.
     """
     params = {name: value.detach() for name, value in params.items()}
 
@@ -229,7 +233,7 @@ def boundary_held(
 
         def term(images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
             versions = len(logits) // len(student)
-            return weight * boundary_terms(logits[:, outputs], student.repeat(versions, 1))
+            return weight * boundary_terms(logits[:, outputs], student.repeat(versions, 1), kind)
 
         return term
 

@@ -36,7 +36,7 @@ from hf_dfml.methods.paper import Paper
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.meta_generator import MetaGenerator, MetaGeneratorConfig, SequentialGenerator
-from hf_dfml.recovery.objective import FurtherTerm
+from hf_dfml.recovery.objective import BoundaryLoss, FurtherTerm
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
@@ -73,6 +73,7 @@ class FREEConfig(Settings):
         "Whether the boundary term's gradient passes through the student (Eq. 1), or its answers are constant (the "
         "released code).",
     )
+    boundary_loss: BoundaryLoss = option("kl", "Its divergence: `kl` (Eq. 1), or the released code's `legacy_linear`.")
     bell: Literal["released", "paper", "erm", "none"] = option(
         "released",
         "BELL: give bell_scale (theta - theta~) to an Adam, after inner steps of Adam (`released`), or move by "
@@ -83,7 +84,11 @@ class FREEConfig(Settings):
         "own", "Of `released` and `erm`: an Adam of its own, or the replay's, as in the released code."
     )
     bell_adam_lr: float = option(1e-3, "Learning rate of the inner Adam steps of `released`.", above=0)
-    bell_scale: float = option(67.0, "Factor of theta - theta~ in `released`.", above=0)
+    bell_scale: float = option(
+        67.0,
+        "Factor of theta - theta~ in `released`; an Adam of BELL's own does not see it, the shared one does.",
+        above=0,
+    )
     bell_lr: float = option(0.1, "alpha: learning rate of the inner SGD steps of `paper` (there 0.001).", above=0)
     bell_epsilon: float = option(1.0, "epsilon: the outer step of `paper` (there 0.001).", above=0)
     meta_generator: MetaGeneratorConfig = part(MetaGeneratorConfig)
@@ -197,7 +202,10 @@ class FREE(InversionMethod):
         constant = config.boundary_student == "constant"
         outputs = [choose_outputs(teacher.num_classes, self.ways, generator) for teacher in teachers]
         return [
-            boundary_against(self.model, params, each, config.boundary_weight, constant=constant) for each in outputs
+            boundary_against(
+                self.model, params, each, config.boundary_weight, constant=constant, kind=config.boundary_loss
+            )
+            for each in outputs
         ]
 
     def _position(self) -> Tensor:

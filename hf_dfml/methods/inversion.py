@@ -26,7 +26,7 @@ from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.augment import random_crop_flip
 from hf_dfml.recovery.bank import MemoryBank, RecoveredImages
 from hf_dfml.recovery.inversion import InversionConfig
-from hf_dfml.recovery.objective import FurtherTerm, boundary_term
+from hf_dfml.recovery.objective import BoundaryLoss, FurtherTerm, boundary_term
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option
 from hf_dfml.utils.checkpoint import Tree
@@ -215,7 +215,13 @@ def _distillation(
 
 
 def boundary_against(
-    model: nn.Module, params: Parameters, outputs: list[int], weight: float, *, constant: bool = False
+    model: nn.Module,
+    params: Parameters,
+    outputs: list[int],
+    weight: float,
+    *,
+    constant: bool = False,
+    kind: BoundaryLoss = "kl",
 ) -> FurtherTerm:
     """The boundary term of a recovery against the student that `params` are.
 
@@ -226,6 +232,7 @@ def boundary_against(
         weight: of the term.
         constant: whether the student's answers are held constant, as in the released code; otherwise the gradient
             reaches the images through the student as well as through the teacher (Eq. 1 of FREE as it stands).
+        kind: see `boundary_term`.
     """
     params = {name: value.detach() for name, value in params.items()}
 
@@ -235,6 +242,6 @@ def boundary_against(
             images, logits = images[shown], logits[shown][:, outputs]
         with torch.no_grad() if constant else nullcontext():
             student = student_logits(model, params, images, len(outputs))
-        return weight * boundary_term(logits, student)
+        return weight * boundary_term(logits, student, kind)
 
     return term

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class MetaGeneratorConfig(Settings):
     adaptation_lr: float = option(1e-3, "Learning rate of Adam for the generator's copy in them.", above=0)
     latent_lr: float = option(1e-3, "Learning rate of Adam for the generator's inputs in them.", above=0)
     meta_generator_lr: float = option(1e-3, "gamma: learning rate of the meta-generator's Adam.", least=0)
+    meta_generator_adam: Literal["kept", "renewed"] = option(
+        "kept",
+        "Whether this Adam keeps its moments, or begins anew with each step (the released code), which moves every "
+        "weight by the learning rate.",
+    )
 
 
 class MetaGenerator:
@@ -42,7 +48,7 @@ class MetaGenerator:
     loss there, which the meta-generator takes for its own (first order): a step along :math:`\frac1b\sum_i g_i`.
 
     The released code takes both from before the last step, sums over the teachers and forgets Adam's moments after
-    every step; here the optimiser persists.
+    every step; here the optimiser persists, unless `meta_generator_adam` is `renewed`.
 
     Args:
         config: steps, learning rates, and the weights of the objective.
@@ -53,7 +59,10 @@ class MetaGenerator:
     def __init__(self, config: MetaGeneratorConfig, size: int, device: torch.device | str = "cpu") -> None:
         self.config, recovery = config, config.inversion
         self.network = Generator(recovery.latent_dim, recovery.generator_width, size).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), config.meta_generator_lr, BETAS)
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.network.parameters(), self.config.meta_generator_lr, BETAS)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draw fresh weights; before the first recovery."""
@@ -83,6 +92,8 @@ class MetaGenerator:
         tasks, gradients, losses = zip(*processes.map(lambda item: self._recover_one(*item), items), strict=True)
         for parameter, parts in zip(self.network.parameters(), zip(*gradients, strict=True), strict=True):
             parameter.grad = torch.stack(parts).mean(0)
+        if self.config.meta_generator_adam == "renewed":
+            self.optimizer = self._new_optimizer()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return list(tasks), {"generator_loss": torch.stack(losses).mean().item()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +152,11 @@ FurtherTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 one number an image."""
 
 
-def boundary_term(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+BoundaryLoss = Literal["kl", "legacy_linear"]
+"""See `boundary_term`."""
+
+
+def boundary_term(teacher_logits: Tensor, student_logits: Tensor, kind: BoundaryLoss = "kl") -> Tensor:
     r"""Minus the divergence of the student from the teacher, over the images on which both still agree.
 
     :math:`-\frac1B \sum_j \eta_j KL(M(x_j) \Vert F(x_j))` with :math:`\eta_j = 1[\arg\max M(x_j) = \arg\max F(x_j)]`
@@ -161,18 +165,25 @@ def boundary_term(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     Args:
         teacher_logits: `(B, C)`.
         student_logits: `(B, C)` of the same classes.
+        kind: `kl` as above. `legacy_linear` is what the released code of BiDf-MKD and FREE has in its place, for
+            parity: the student is the target, and probabilities are passed where log-probabilities are expected, so
+            that :math:`\sum_c p_F(c) (\log p_F(c) - p_M(c))` stands for the divergence. Of the teacher it is linear,
+            and makes it less sure of what both agree on.
 
     Returns:
-        A scalar, zero where teacher and student are equal or disagree on every image, else negative.
+        A scalar. Of `kl` it is zero where teacher and student are equal or disagree on every image, else negative.
     """
-    return boundary_terms(teacher_logits, student_logits).mean()
+    return boundary_terms(teacher_logits, student_logits, kind).mean()
 
 
-def boundary_terms(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """What each image adds to `boundary_term`: two times `(..., C)` -> `(...)`, which is zero or negative."""
+def boundary_terms(teacher_logits: Tensor, student_logits: Tensor, kind: BoundaryLoss = "kl") -> Tensor:
+    """What each image adds to `boundary_term`: two times `(..., C)` -> `(...)`."""
     agree = teacher_logits.argmax(-1) == student_logits.argmax(-1)
     teacher, student = teacher_logits.log_softmax(-1), student_logits.log_softmax(-1)
-    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    if kind == "legacy_linear":
+        divergence = (student.exp() * (student - teacher.exp())).sum(-1)
+    else:
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
     return -(agree * divergence)
 
 

@@ -167,7 +167,12 @@ def test_the_boundary_counts_where_both_agree_and_the_student_is_held():
     torch.testing.assert_close(
         values, torch.stack([-2 * divergence[0], *torch.zeros(1), -2 * divergence[2], *torch.zeros(1)])
     )
-    slope = torch.autograd.grad(values.sum(), logits)[0]
+    slope = torch.autograd.grad(values.sum(), logits, retain_graph=True)[0]
+    linear = boundary_held(student, parameters_of(student), [1, 3, 4], 2.0, "legacy_linear")(images)(
+        images, None, logits
+    )
+    expected = -2 * (answer.exp() * (answer - taught.exp())).sum(1)
+    torch.testing.assert_close(linear[[0, 2]], expected[[0, 2]])
     assert (slope.abs().sum(1) > 0).tolist() == [True, False, True, False]
     assert (slope[:, [0, 2]] == 0).all() and student.fc.weight.grad is None
     # Two perturbed versions of the batch: the student is not asked again.

@@ -1,5 +1,7 @@
 """The boundary term of FREE's Eq. 1: its value, its mask, and where it moves images."""
 
+import math
+
 import pytest
 import torch
 
@@ -21,6 +23,18 @@ def test_it_is_minus_the_divergence_where_both_agree_and_nothing_where_they_do_n
     first = 0.7 * torch.tensor(0.7 / 0.6).log() + 0.3 * torch.tensor(0.3 / 0.4).log()
     third = 0.2 * torch.tensor(0.2 / 0.3).log() + 0.8 * torch.tensor(0.8 / 0.7).log()
     assert boundary_term(teacher, student).item() == pytest.approx(-(first + third).item() / 3)
+
+
+def test_the_released_form_is_linear_in_the_teacher_and_makes_it_less_sure():
+    teacher = logits_of([0.7, 0.3], [0.9, 0.1]).requires_grad_()
+    student = logits_of([0.6, 0.4], [0.4, 0.6])
+    value = boundary_term(teacher, student, "legacy_linear")
+    assert value.item() == pytest.approx(-(0.6 * (math.log(0.6) - 0.7) + 0.4 * (math.log(0.4) - 0.3)) / 2)
+    # Of the probabilities the gradient is the student's; descending it takes from what the student is sure of.
+    (slope,) = torch.autograd.grad(value, teacher)
+    assert slope[0, 0] > 0 > slope[0, 1] and (slope[1] == 0).all()
+    (other,) = torch.autograd.grad(boundary_term(teacher, student), teacher)
+    assert other[0, 0] < 0 < other[0, 1]
 
 
 def test_it_vanishes_with_its_gradient_at_equality():

@@ -185,3 +185,15 @@ def test_batch_norm_and_total_variation_have_their_weights():
     plain = loss()
     assert loss(bn_weight=1.0) - plain == pytest.approx((loss(bn_weight=3.0) - plain) / 3, rel=1e-4)
     assert loss(bn_weight=1.0) > plain + 0.1 and loss(tv_weight=1.0) > plain + 0.1
+
+
+def test_an_adam_begun_anew_moves_every_weight_by_its_learning_rate():
+    """As in the released code: the first step of an Adam is the sign of the gradient."""
+    meta, generator = meta_of(meta_generator_adam="renewed", meta_generator_lr=1e-3), torch.Generator().manual_seed(0)
+    for _ in range(2):
+        before = weights(meta)
+        meta.recover([teacher_of(0)], generator)
+        moved = (weights(meta) - before).abs()
+        assert moved[moved > 1e-5].median().item() == pytest.approx(1e-3, rel=1e-3)
+        assert (moved > 0.9e-3).float().mean() > 0.9
+    assert {int(state["step"]) for state in meta.optimizer.state.values()} == {1}
