@@ -37,18 +37,18 @@ from hf_dfml.utils.seeding import fork
 HEADER = "loop | of the convolution peak | time in convolutions and products | in batch norm | in all else"
 NOTE = """`its convolutions alone` are those of replay of first order, there and back, on maps of the same shapes,
 with nothing between them: no other way of calling PyTorch's convolutions makes replay faster than that."""
-WALL = """Why replay of first order is no faster: with 5 shots a quarter of its time is no convolution, and a ratio of
-2 to the plain loop (1.57 on a quiet machine) needs that quarter to shrink to a seventh of itself; no piece of it is
-large. Timed one by one, on a busy machine, a step on the 2 x 25 images of two episodes has 34 ms of convolutions (8 of
-them the first layer's, whose weights' gradient runs at half the rate of the second layer's), 2.5 ms of pooling, 3.6 ms
-of slopes at maxima, and its share of the patches' statistics, 3 to 6 ms. Tried without gain: episodes one by one in
-place of groups (as fast with 25 images each; with 5, the last layers take up to twice as long), the first layer in
-PyTorch's usual layout (1.5 times as long forward) or as products with unfolded patches (as fast with 25 images), and
-statistics of patches from 4x4 windows (2.8 times faster, which is 3 % of a 5-shot episode) with pooling's own pass
-back: 0.98 times as fast over 12 pairs of 5-shot episodes, from 0.85 to 1.18, and 1.03 over 8 of 1-shot episodes.
-Winograd's convolution has a quarter of the products, and loses as well: for 200 maps of the second layer (32 channels,
-16 pixels) PyTorch's own takes 14.5 ms, tiles of 4 x 4 transformed and multiplied by PyTorch 41 ms (6.7 of them the
-products), and NNPACK's 29 ms: the passes over memory around the products cost more than they save."""
+WALL = """Why replay of first order is no faster: with 5 shots its convolutions alone take over half of its time, and a
+ratio of 2 to the plain loop (1.6 on a quiet machine) needs the rest to shrink by two fifths; no piece of it is large.
+Timed one by one, on a busy machine, a step on the 2 x 25 images of two episodes has 34 ms of convolutions (8 of them
+the first layer's, whose weights' gradient runs at half the rate of the second layer's), 2.5 ms of pooling, 3.6 ms of
+slopes at maxima, and its share of the patches' statistics, 3 to 6 ms. Tried without gain: episodes one by one in place
+of groups (as fast with 25 images each; with 5, the last layers take up to twice as long), the first layer in PyTorch's
+usual layout (1.5 times as long forward) or as products with unfolded patches (as fast with 25 images), and statistics
+of patches from 4x4 windows (2.8 times faster, which is 3 % of a 5-shot episode) with pooling's own pass back: 0.98
+times as fast over 12 pairs of 5-shot episodes, from 0.85 to 1.18, and 1.03 over 8 of 1-shot episodes. Winograd's
+convolution has a quarter of the products, and loses as well: for 200 maps of the second layer (32 channels, 16 pixels)
+PyTorch's own takes 14.5 ms, tiles of 4 x 4 transformed and multiplied by PyTorch 41 ms (6.7 of them the products), and
+NNPACK's 29 ms: the passes over memory around the products cost more than they save."""
 TUNING = InnerLoop(10, 0.01, "support", second_order=False)
 Work = Callable[[], Any]
 

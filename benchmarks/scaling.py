@@ -144,7 +144,7 @@ def works(settings: Options, pool: ModelPool, processes: Processes) -> tuple[dic
     images = torch.randint(256, (settings.images, 3, size, size), generator=fork(0), dtype=torch.uint8)
     return {
         "step": step,
-        "exam": lambda of: evaluate(
+        "evaluation": lambda of: evaluate(
             network(), dataset, protocol, method="scaling", chunk_size=2, progress=False, processes=of
         ),
         "answers": lambda of: of.map(partial(answers_of, images=images.to(pool.device)), list(pool.stream())),

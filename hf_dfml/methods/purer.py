@@ -7,7 +7,7 @@ Episode curriculum inversion (ECI); each step:
    accuracy does not improve, the images are also moved to make its episodes harder (gradient switch).
 2. One step of MAML on episodes of these images, their classes mixed across members.
 
-Its calibration at meta-test, ICFIL, is `hf_dfml/evaluation/icfil.py` (`head="icfil"` of an evaluation).
+Its calibration at meta-test, ICFIL, is `hf_dfml/evaluation/heads/icfil.py` (`head="icfil"` of an evaluation).
 """
 
 from __future__ import annotations
