@@ -91,6 +91,9 @@ class FREEConfig(Settings):
     )
     bell_lr: float = option(0.1, "alpha: learning rate of the inner SGD steps of `paper` (there 0.001).", above=0)
     bell_epsilon: float = option(1.0, "epsilon: the outer step of `paper` (there 0.001).", above=0)
+    stored_tasks: Literal["all", "last"] = option(
+        "all", "Which of a step's recovered tasks are kept for the replay: all, or the last one (the released code)."
+    )
     meta_generator: MetaGeneratorConfig = part(MetaGeneratorConfig)
     distillation: DistillationConfig = part(DistillationConfig, distillation_ce=0.0)
     replay: ReplayConfig = part(ReplayConfig, bank_per_class=400, replay_batch=10, replay_patience=10)
@@ -151,7 +154,7 @@ class FREE(InversionMethod):
         terms = self._boundary_terms(teachers, generator) if config.boundary_weight else None
         tasks, metrics = self.meta_generator.recover(teachers, generator, terms, processes)
         metrics |= {"recovery_seconds": time.monotonic() - started}
-        self.remember(tasks)
+        self.remember(tasks if config.stored_tasks == "all" else tasks[-1:])
         (stream,) = spawn(generator, 1)
         before = self._position()
         if config.bell != "none":

@@ -129,7 +129,7 @@ class InversionMethod(RecoveryMethod):
         return min(full, int(config.replay.bank_memory_gb * 1e9))
 
     def remember(self, tasks: Sequence[Task]) -> None:
-        """Put every recovered task into the bank, as FREE's paper does; its released code keeps the last one only."""
+        """Put recovered tasks into the bank."""
         for task in tasks:
             self.bank.add(task)
         self.newest = list(tasks)

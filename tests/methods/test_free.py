@@ -77,6 +77,15 @@ def test_every_recovered_task_is_in_the_bank_after_a_step(pool):
             assert {tuple(image.flatten().tolist()) for image in ours} <= stored
 
 
+def test_the_last_task_alone_is_stored_as_in_the_released_code_if_asked_for(pool):
+    (every, of_all), (last, of_last) = method_of(pool), method_of(pool, stored_tasks="last")
+    every.step(of_all)
+    last.step(of_last)
+    assert len(last.bank) == 3 * 4 and len(last.newest) == 1
+    (kept,) = last.newest
+    assert torch.equal(kept.images, every.newest[-1].images) and set(last.bank.class_names) == set(kept.class_names)
+
+
 def test_the_warm_up_trains_the_meta_generator_alone(pool):
     method, context = method_of(pool, warmup=2)
     before = {name: value.clone() for name, value in method.model.state_dict().items()}
