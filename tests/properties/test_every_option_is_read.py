@@ -25,7 +25,7 @@ GENERATOR = {"recovery": "generator", "recovery_steps": 1, "generator_width": 4,
 QUERIES = {"gradient": "zero_order", "recovery_steps": 1, "zero_order_directions": 1}
 FROM_ANSWERS = QUERIES | dict.fromkeys(("bn_weight", "tv_weight", "joint_rounds"), 0)
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "bidf_mkd": [{}, GENERATOR, QUERIES],
+    "bidf_mkd": [{}, GENERATOR, QUERIES, {"boundary_start": 0}],
     "dro": [{"epochs": 1, "embedding_dim": 2}],
     "free": [{}, {"bell": "paper"}, {"bell": "erm"}],
     "pool_distillation": [{}, GENERATOR, FROM_ANSWERS, {"prior": "POOL/m-0", "train_student": "beside"}],
