@@ -144,7 +144,7 @@ def _run(
     size = network_info(network).image_size
     data = evaluation_data(config, evaluation.protocol, size)
     kept = method_class.kept_bytes(method_config, pool, size)
-    processes.once(lambda: check_disk(folder, network, kept, config))
+    processes.once(lambda: check_disk(folder, network, kept, config, method.num_steps))
     cost = None if (folder / "checkpoints").exists() else cost_of(method, pool, kept)
     if cost is not None:
         accelerator.print(f"Estimate: {cost}.")

@@ -184,7 +184,7 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def check_disk(folder: Path, network: nn.Module, kept: int, config: RunConfig) -> None:
+def check_disk(folder: Path, network: nn.Module, kept: int, config: RunConfig, steps: int = 0) -> None:
     """Make sure that the disk has room for a run's checkpoints.
 
     Args:
@@ -192,13 +192,17 @@ def check_disk(folder: Path, network: nn.Module, kept: int, config: RunConfig) -
         network: the meta-model.
         kept: bytes of images that are part of a checkpoint, at most; see `Method.kept_bytes`.
         config: the run.
+        steps: of the run; 0 where they are not known yet.
 
     Raises:
         ValueError: if it has not; says what is needed and what there is.
     """
     weights = sum(tensor.nbytes for tensor in network.state_dict().values())
     # Weights, Adam's two moments and the best snapshot; one checkpoint more than are kept while the newest is written.
-    needed = (4 * weights + kept) * (config.keep_checkpoints + 1) + SPARE_BYTES
+    count = config.keep_checkpoints
+    if steps:  # Those that are due, the first one, and the two newest: so many there are at most.
+        count = min(count, steps // config.checkpoint_every + 3)
+    needed = (4 * weights + kept) * (count + 1) + SPARE_BYTES
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if free < needed:

@@ -73,6 +73,16 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
         check_disk(tmp_path / "a" / "b", make_model(), 40_000 * 3 * 32 * 32, RunConfig())
 
 
+def test_no_more_checkpoints_are_reckoned_with_than_a_run_writes(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**10, 0, 10**10))
+    every_one = RunConfig(keep_checkpoints=1000, checkpoint_every=20)
+    check_disk(tmp_path, make_model(), 10**8, every_one, steps=1000)
+    for steps in (0, 2000):
+        with pytest.raises(ValueError, match="or lower --keep_checkpoints"):
+            check_disk(tmp_path, make_model(), 10**8, every_one, steps=steps)
+
+
 def test_a_folder_that_holds_a_model_of_no_run_is_not_mixed_with_one(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(FileExistsError, match="already holds a model"):
