@@ -23,6 +23,17 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
+def superseded(checkpoints: Path, *, every: int, keep: int) -> list[Path]:
+    """The checkpoints of a folder that are kept no longer.
+
+    The two newest are kept, if `keep` is two or more, and before them the newest of those of `every` steps.
+    """
+    written = sorted(checkpoints.glob("step-*"))
+    due = [path for path in written[:-2] if step_of(path) % every == 0]
+    kept = [*due, *written[-2:]][-keep:]
+    return [path for path in written if path not in kept]
+
+
 def refuse_other_run(folder: Path, asked: str | None) -> None:
     """Make sure that a folder's run goes on only where that was asked for.
 

@@ -31,7 +31,7 @@ from hf_dfml.resuming import (
     newest_checkpoint,
     refuse_other_options,
     refuse_other_run,
-    step_of,
+    superseded,
 )
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
@@ -267,18 +267,10 @@ class Trainer:
         )
         checkpoints = self._checkpoints()
         # Hidden: what a killed process has left of a checkpoint.
-        for old in (*self._superseded(sorted(checkpoints.glob("step-*"))), *checkpoints.glob(".step-*")):
+        config = self.config
+        outdated = superseded(checkpoints, every=config.checkpoint_every, keep=config.keep_checkpoints)
+        for old in (*outdated, *checkpoints.glob(".step-*")):
             remove_folder(old)
-
-    def _superseded(self, written: list[Path]) -> list[Path]:
-        """Those of the checkpoints, from the oldest to the newest, that are kept no longer.
-
-        The two newest are, if two are to be kept, and before them those that were due by their step.
-        """
-        every = self.config.checkpoint_every
-        due = [path for path in written[:-2] if step_of(path) % every == 0]
-        kept = [*due, *written[-2:]][-self.config.keep_checkpoints :]
-        return [path for path in written if path not in kept]
 
     def load_checkpoint(self, folder: Path) -> None:
         """Stand where the checkpoint was written.
