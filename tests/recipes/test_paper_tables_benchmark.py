@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hf_dfml.cli import main as hf_dfml
 from tests.recipes.test_free_recipe import glyph_pool
 
 SMALL = "ways=3 validation_episodes=2 log_with=none arch=conv4_16".split()
@@ -33,8 +34,15 @@ def test_a_row_has_both_figures_and_is_not_run_again(script, words, tmp_path, ca
     assert module.main(words)["rows"] == result["rows"]
 
 
-def test_a_run_shorter_than_its_checkpoints_says_so(script, words):
-    row = script("paper_tables").main([*words, "checkpoint_every=50"])["rows"]["DRO"]
+def test_a_run_shorter_than_its_checkpoints_says_so(script, words, monkeypatch):
+    def in_this_process(words, *_):
+        with pytest.raises(SystemExit) as end:
+            hf_dfml(words)
+        return "" if end.value.code in (0, None) else f"ended with code {end.value.code}"
+
+    module = script("paper_tables")
+    monkeypatch.setattr(module, "go_on", in_this_process)  # Another process would take seconds to start.
+    row = module.main([*words, "checkpoint_every=50"])["rows"]["DRO"]
     assert set(row["chosen_on_validation"]) == {1, 5} and row["best_on_test"] == {}
     assert row["left"] == "there is no checkpoint to choose on test: the run has fewer steps than --checkpoint_every"
 
