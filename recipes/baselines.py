@@ -9,7 +9,8 @@
 
     python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs
     python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs --references true --reference_steps 300
-    python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs --bn transductive     # as the papers examine
+    python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs --bn transductive     # as the papers evaluate
+    python recipes/baselines.py --pool pools/cifar-fs --dataset cifar-fs --split validation --eval_inner_lr 0.1
 
 Random initialisation, average, best member, prototypes on members' features; optimal-transport fusion (OTA), Gaussian
 processes (MFGP, needs the extra `gp`), DRO offline and online; with --references also MAML and online MAML on the real
@@ -24,7 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -59,9 +60,10 @@ from hf_dfml.utils.seeding import fork
 
 
 class BaselinesConfig(Settings):
-    """Which batch norm, and whether the references run."""
+    """Which classes and batch norm, and whether the references run."""
 
     run: RunConfig = part(RunConfig, output_dir="runs/baselines", shots=[1, 5, 10, 20])
+    split: Literal["test", "validation"] = option("test", "Classes of the evaluation: validation while you choose.")
     bn: BatchNorm = option("support", "Whose statistics normalise the queries in the evaluation.")
     references: bool = option(False, "Run MAML and OML on the real training images as well.")
     reference_steps: int = option(2000, "Outer steps of each of these two.")
@@ -107,11 +109,12 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     require_same_network(pool)
     config = replace(config, arch=pool[0].architecture)
     protocol = EvaluationProtocol(
-        ways=config.ways, shots=config.shots, queries=config.queries, episodes=config.episodes, bn=options.bn
+        config.ways, config.shots, config.queries, config.episodes, options.bn, split=options.split
     )
+    protocol = protocol.under(protocol.adaptation.but(steps=config.eval_inner_steps, lr=config.eval_inner_lr))
     dataset = open_data(
         names[0],
-        "test",
+        options.split,
         data_dir=config.data_dir,
         image_size=pool[0].input_size[-1],
         image_column=config.image_column,

@@ -84,6 +84,18 @@ def test_baselines(tmp_path, capsys, monkeypatch):
     assert [row.method for row in read_results(tmp_path / "run")] == names
 
 
+def test_baselines_are_evaluated_on_the_classes_and_by_the_steps_that_are_asked_for(tmp_path, monkeypatch):
+    module = recipe("baselines")
+    monkeypatch.setattr(module, "contestants", lambda *_: [(module.OTA, module.OTAConfig())])
+    options = "--dataset glyphs --ways 3 --shots 1 --episodes 2 --split validation --eval_inner_steps 2"
+    pool = glyph_pool(tmp_path / "pool")
+    words = [*options.split(), "--eval_inner_lr", "0.1", "--pool", str(pool), "--output_dir", str(tmp_path / "run")]
+    rows = module.main(words)
+    tuned = {row.method: (row.inner_steps, row.inner_lr) for row in rows if row.head == "finetune"}
+    assert tuned == dict.fromkeys(["Random init", "Average", "Best member", "OTA"], (2, 0.1))
+    assert {row.split for row in rows} == {"validation"}
+
+
 def test_baselines_hand_sigma_to_both_kinds_of_dro():
     module = recipe("baselines")
     (config,) = module.parse_into([module.BaselinesConfig], ["--dro_sigma", "1.5"])
