@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,11 +26,10 @@ def members(tmp_path_factory):
     return write_pool(tmp_path_factory.mktemp("interrupts") / "pool", 3)
 
 
-def start(*words):
+def start(*words, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [*CLI, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    return subprocess.Popen([*CLI, *map(str, words)], **options)
 
 
 def training(members, folder, options, *more):
@@ -108,7 +108,8 @@ def test_a_build_is_broken_off_and_goes_on(tmp_path):
 
 @pytest.mark.parametrize("seconds", [0.15, 0.5])
 def test_the_first_half_second(seconds, tmp_path):
-    run = start("train", "tgr", "--pool", tmp_path)
+    # Tests that a shell has put into the background are started with SIGINT ignored, and so is Python itself.
+    run = start("train", "tgr", "--pool", tmp_path, preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
     time.sleep(seconds)
     run.send_signal(signal.SIGINT)
     printed, _ = run.communicate(timeout=PATIENCE_OF_TESTS)
