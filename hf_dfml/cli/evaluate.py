@@ -61,7 +61,7 @@ def evaluate(
     from hf_dfml.adapting import open_model
     from hf_dfml.classifier import Classifier
     from hf_dfml.classifier.files import is_classifier
-    from hf_dfml.data import open_data
+    from hf_dfml.data import dataset_info, open_data
     from hf_dfml.data.folders import Needs
     from hf_dfml.evaluation import EvaluationProtocol
     from hf_dfml.evaluation.heads import find_head
@@ -73,6 +73,8 @@ def evaluate(
 
     if (dataset is None) == (data is None):
         raise ValueError("Name the images: --dataset for a known set, or --data for a folder of yours (not both).")
+    if dataset:
+        dataset_info(dataset)  # Else the Hub would be asked for it, for half a minute where it is not reached.
     if data and is_classifier(model):
         accuracy = Classifier.from_pretrained(model).evaluate(data)
         counts = {"right": accuracy.correct, "images": accuracy.total}

@@ -174,6 +174,14 @@ def test_an_evaluation_is_not_lost_to_a_typo(hub, place, monkeypatch, capsys, wo
     assert not evaluated and not list(place.rglob("results.json"))
 
 
+def test_a_data_set_that_is_not_known_is_not_looked_for_on_the_hub(place, monkeypatch):
+    """Where the Hub is not reached, asking it takes half a minute."""
+    monkeypatch.setattr("hf_dfml.data.folders.load_table", lambda *_: pytest.fail("the Hub is asked"))
+    make_meta().save_pretrained(place / "meta")
+    with pytest.raises(SystemExit, match="Data set 'glyps' is unknown: expected one of cifar-fs"):
+        main(["evaluate", "meta", "--dataset", "glyps"])
+
+
 def test_results_that_cannot_be_read_are_refused_before_the_evaluation(place, monkeypatch):
     evaluated: list[int] = []
     monkeypatch.setattr("hf_dfml.evaluation.reporting.evaluate_each", lambda *_, **__: evaluated.append(1) or [])
