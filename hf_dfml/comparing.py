@@ -86,7 +86,7 @@ def compare(
     device: torch.device | str = "cpu",
     **data: Any,
 ) -> list[Comparison]:
-    """Compare, best first, by leave-one-out and by episodes of the same images for all.
+    """Compare by leave-one-out and by episodes, the same for all; the best with the most shots comes first.
 
     Args:
         support: as `hf_dfml.data.open_data`.
@@ -125,7 +125,8 @@ def compare(
         for name, features in some.features(partial(_through, images, device)).items():
             right = leave_one_out(features, images.labels)
             found.append((name, right, {k: _accuracies(features, *v) for k, v in drawn.items()}))
-    found.sort(key=lambda each: (sum(float(a.mean()) for a in each[2].values()), int(each[1].sum())), reverse=True)
+    most = max(allowed, default=None)
+    found.sort(key=lambda each: (float(each[2][most].mean()) if most else 0.0, int(each[1].sum())), reverse=True)
     first = found[0][2]
     return [
         Comparison(
