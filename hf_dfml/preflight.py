@@ -14,7 +14,7 @@ from torch import nn
 
 from hf_dfml.data.few_shot import FewShotDataset, local_copy
 from hf_dfml.data.folders import Needs, folder_of, open_data, own_splits
-from hf_dfml.data.registry import DATASETS, dataset_info
+from hf_dfml.data.registry import dataset_info
 from hf_dfml.evaluation.protocol import EvaluationProtocol, check_episodes
 from hf_dfml.networks.build import check_architecture
 from hf_dfml.pool.backbone import find_backbone
@@ -111,7 +111,7 @@ def evaluation_data(config: RunConfig, protocol: EvaluationProtocol, image_size:
     for name in names_of_datasets(config):
         read = partial(open_data, name, data_dir=config.data_dir, needs=needs, **columns)
         choose, look = _splits(name)
-        chosen = read(split=choose, image_size=None if name in DATASETS else image_size)
+        chosen = read(split=choose, image_size=image_size)
         check_episodes(chosen, protocol)
         validation.append(chosen)
         if look == choose:

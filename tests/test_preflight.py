@@ -40,11 +40,12 @@ def test_what_the_data_cannot_give(members, tmp_path):
     refused(members, tmp_path / "r", ValueError, "'glyps' is unknown", dataset="glyphs,glyps")
 
 
-def test_data_is_read_once_and_test_images_have_the_networks_size():
+def test_data_is_read_once_and_has_the_networks_size():
     data = evaluation_data(RunConfig(dataset="glyphs"), EvaluationProtocol(shots=[1]), 16)
     (kept,) = data.test()
     assert kept.image_size == 16 and next(data.test()) is kept and data.dataset == "glyphs"
     assert data.validation[0].split == "validation" and kept.split == "test"
+    assert data.validation[0].image_size == 16, "what a checkpoint is chosen on is seen as the test images are"
 
 
 def test_a_push_that_cannot_be(hub, members, tmp_path, monkeypatch):
