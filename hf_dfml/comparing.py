@@ -193,8 +193,7 @@ def _contestants(
 ) -> Iterator[Contestants]:
     if pool:
         members = ModelPool.open(pool).usable().to(device)
-        size = max(entry.input_size[-1] for entry in members if entry.input_size)
-        yield Contestants(size, partial(_of_pool, members))
+        yield Contestants(members.image_size, partial(_of_pool, members))
     for model in models:
         meta = MetaModel.from_pretrained(model, device=device)
         name = f"{meta.config.method} ({Path(model).name})"

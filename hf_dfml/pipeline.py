@@ -141,8 +141,8 @@ def _run(
     evaluation = RunEvaluation(config, adaptation_of(method, config), processes)
     if choice.reason:
         accelerator.print(f"Student: {choice.arch} of {choice.image_size} pixels, {choice.reason}.")
-    size = network_info(network).image_size
-    data = evaluation_data(config, evaluation.protocol, size)
+    size, baselines = network_info(network).image_size, config.baselines and not pool.answers_only
+    data = evaluation_data(config, evaluation.protocol, size, pool.image_size if baselines else 0)
     kept = method_class.kept_bytes(method_config, pool, size)
     processes.once(lambda: check_disk(folder, network, kept, config, method.num_steps))
     cost = None if (folder / "checkpoints").exists() else cost_of(method, pool, kept)
@@ -173,6 +173,7 @@ def _run(
                 evaluation.evaluate(
                     outcome.model,
                     data.validation,
+                    data.level(),
                     data.test(),
                     pool,
                     method=method.name,

@@ -35,17 +35,23 @@ class EvaluationData(NamedTuple):
     """The classes of a run's evaluation; all of them give the episodes that are asked for.
 
     Attributes:
-        validation: to choose checkpoint and head on.
-        tests: data sets for the one look at the end, kept or read again.
+        validation: to choose checkpoint and head on, in the meta-model's size.
+        levels: the same in the size of the baselines, kept or read again.
+        tests: data sets for the one look at the end, in the larger of both sizes; likewise.
     """
 
     validation: list[FewShotDataset]
+    levels: list[Callable[[], FewShotDataset]]
     tests: list[Callable[[], FewShotDataset]]
 
     @property
     def dataset(self) -> str | None:
         """The names of the data sets, by comma."""
         return ",".join(chosen.name for chosen in self.validation) or None
+
+    def level(self) -> Iterator[FewShotDataset]:
+        """The validation classes of one data set after the other, for the baselines."""
+        return (read() for read in self.levels)
 
     def test(self) -> Iterator[FewShotDataset]:
         """The test classes of one data set after the other."""
@@ -97,32 +103,42 @@ def names_of_datasets(config: RunConfig) -> list[str]:
     return names
 
 
-def evaluation_data(config: RunConfig, protocol: EvaluationProtocol, image_size: int) -> EvaluationData:
+def evaluation_data(
+    config: RunConfig, protocol: EvaluationProtocol, image_size: int, baseline_size: int = 0
+) -> EvaluationData:
     """Read the classes that a run is validated and tested on; the test images are looked at by nobody before its end.
+
+    Args:
+        config: the run.
+        protocol: the episodes.
+        image_size: of the meta-model, in pixels.
+        baseline_size: of the largest baseline; 0 for none. Baselines see the images in their own size.
 
     Raises:
         ValueError: if a data set is not known, or has too few classes or images for the ways, shots and queries.
         FileNotFoundError: if a data set cannot be had.
     """
-    validation: list[FewShotDataset] = []
-    tests: list[Callable[[], FewShotDataset]] = []
+    found = EvaluationData([], [], [])
     columns: dict[str, Any] = {"image_column": config.image_column, "label_column": config.label_column}
     needs = Needs(protocol.ways, max(protocol.shots), protocol.queries)
+    largest = max(image_size, baseline_size)
     for name in names_of_datasets(config):
         read = partial(open_data, name, data_dir=config.data_dir, needs=needs, **columns)
         choose, look = _splits(name)
         chosen = read(split=choose, image_size=image_size)
         check_episodes(chosen, protocol)
-        validation.append(chosen)
+        found.validation.append(chosen)
+        as_large = partial(read, image_size=largest)
+        found.levels.append(partial(_kept, chosen) if largest == image_size else partial(as_large, split=choose))
         if look == choose:
             logger.warning("%s has no test images: the evaluation is on those that the checkpoint is chosen on.", name)
-            tests.append(partial(_kept, chosen))
+            found.tests.append(found.levels[-1])
             continue
-        test = read(split=look, image_size=image_size)
+        test = as_large(split=look)
         check_episodes(test, protocol)
         small = test.images.numel() <= KEPT_BYTES
-        tests.append(partial(_kept, test) if small else partial(read, split=look, image_size=image_size))
-    return EvaluationData(validation, tests)
+        found.tests.append(partial(_kept, test) if small else partial(as_large, split=look))
+    return found
 
 
 def _kept(dataset: FewShotDataset) -> FewShotDataset:

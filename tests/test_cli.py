@@ -189,6 +189,16 @@ def test_a_pool_is_evaluated_with_the_statistics_that_are_asked_for(capsys, tmp_
         assert statistics in {row.bn for row in read_results(tmp_path) if row.head == "finetune"}
 
 
+def test_members_beside_a_smaller_meta_model_see_the_images_in_their_own_size(capsys, tmp_path):
+    write_pool(tmp_path / "pool", 2)  # Of 16 pixels.
+    network = create_network("test_resnet", num_classes=3, image_size=12)
+    MetaModel.of(network, method="TGR").save_pretrained(tmp_path / "meta")
+    words = ["--dataset", "glyphs", "--ways", "3", "--shots", "1", "--episodes", "2", "--output_dir", str(tmp_path)]
+    code, _ = run(capsys, "evaluate", str(tmp_path / "meta"), "--pool", str(tmp_path / "pool"), *words)
+    sizes = {row.method: row.image_size for row in read_results(tmp_path)}
+    assert code == 0 and sizes["TGR"] == 12 and sizes["All 2 members + prototype"] == 16
+
+
 def test_evaluate_fine_tunes_as_the_model_was_trained_unless_it_is_asked_otherwise(capsys, tmp_path):
     network = create_network("conv4", num_classes=3, image_size=16)
     MetaModel.of(network, method="TGR", adapt=Adaptation(steps=2, lr=0.05)).save_pretrained(tmp_path)

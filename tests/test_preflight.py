@@ -4,6 +4,7 @@ import shutil
 from collections import namedtuple
 
 import pytest
+import torch
 
 from hf_dfml.evaluation import EvaluationProtocol
 from hf_dfml.pipeline import run
@@ -45,7 +46,15 @@ def test_data_is_read_once_and_has_the_networks_size():
     (kept,) = data.test()
     assert kept.image_size == 16 and next(data.test()) is kept and data.dataset == "glyphs"
     assert data.validation[0].split == "validation" and kept.split == "test"
-    assert data.validation[0].image_size == 16, "what a checkpoint is chosen on is seen as the test images are"
+    assert data.validation[0].image_size == 16 and next(data.level()) is data.validation[0]
+
+
+def test_baselines_see_the_images_in_their_own_size():
+    """Else members of 24 pixels would be judged on images that were made small for a meta-model of 16."""
+    data = evaluation_data(RunConfig(dataset="glyphs"), EvaluationProtocol(shots=[1]), 16, 24)
+    (level,), (test,) = data.level(), data.test()
+    assert data.validation[0].image_size == 16 and level.image_size == test.image_size == 24
+    assert torch.equal(level.labels, data.validation[0].labels), "the same episodes"
 
 
 def test_a_push_that_cannot_be(hub, members, tmp_path, monkeypatch):

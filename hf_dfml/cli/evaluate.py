@@ -100,7 +100,7 @@ def evaluate(
                 f"{model} is a pool: expected members whose weights can be loaded, each evaluated as it is (leave "
                 "--pool, --head and --representation out)."
             )
-        size = max(entry.input_size[-1] for entry in members if entry.input_size)
+        size = members.image_size
         protocol = protocol.under(protocol.adaptation.but(bn=bn, steps=steps, lr=lr))
         folder = output_dir or Path("evaluations")
         what: dict[str, Any] = {"pool": members, "flips": flips == "true"}
@@ -112,7 +112,9 @@ def evaluate(
         network, protocol, size = found.network, protocol.under(how), found.config.input_size[-1]
         folder = output_dir or Path(model if Path(model).is_dir() else ".") / "evaluations"
         kind = next((row.pool for row in found.config.results if row.pool), None)
-        what = {"method": found.config.method, "pool": ModelPool.open(pool) if pool else None, "kind": kind}
+        beside = ModelPool.open(pool).usable() if pool else None
+        size = max(size, beside.image_size) if beside else size  # Each sees the images in its own size.
+        what = {"method": found.config.method, "pool": beside, "kind": kind}
     rows = evaluate_stored(network, read(image_size=size), protocol, folder, show=not as_json, **what)
     if as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows], "file": str(folder / RESULTS_NAME)}))

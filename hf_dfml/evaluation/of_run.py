@@ -65,6 +65,7 @@ class RunEvaluation:
         self,
         model: nn.Module,
         validation: Sequence[FewShotDataset],
+        levels: Iterable[FewShotDataset],
         tests: Iterable[FewShotDataset],
         pool: TeacherPool,
         *,
@@ -77,6 +78,7 @@ class RunEvaluation:
         Args:
             model: the meta-model's network.
             validation: validation classes.
+            levels: the same in the size of the baselines, read as they are wanted.
             tests: test classes, read as they are wanted.
             pool: the teachers, of which the baselines are made.
             method: how tables call the model.
@@ -100,7 +102,7 @@ class RunEvaluation:
         )
         if self.config.baselines and not pool.answers_only:
             # Members that are seen whole are those of a `ModelPool`.
-            self.lines = level_lines(pool, validation, self.validating, self.processes)  # type: ignore[arg-type]
+            self.lines = level_lines(pool, list(levels), self.validating, self.processes)  # type: ignore[arg-type]
             record([])
 
     def _protocols(self, *chosen: Adaptation) -> list[EvaluationProtocol]:

@@ -152,14 +152,13 @@ def evaluate_stored(
         protocol: the protocol. The table has also the rows of the head that the protocol's is compared with.
         folder: where `results.json` is.
         method: the method that made it.
-        pool: a pool for the baselines.
+        pool: usable members for the baselines.
         kind: what kind of pool the meta-model was learnt from (`pool_kind`), where that is known.
         flips: whether the pool's rows on features are made with flips too.
         show: whether the table is printed.
     """
     # First, as what cannot be read, written or drawn must not cost an evaluation.
     check_episodes(dataset, protocol)
-    members = pool.usable() if pool is not None else None
     Path(folder).mkdir(parents=True, exist_ok=True)
     earlier = read_results(folder) if (Path(folder) / RESULTS_NAME).is_file() else []
     results: list[Result] = []
@@ -172,8 +171,8 @@ def evaluate_stored(
     if network is not None:
         for rows in evaluate_each(network, dataset, protocols, method=method):
             record([replace(row, pool=kind) for row in rows])
-    if members is not None:
-        evaluate_baselines(members, dataset, protocols[0], flips=flips, record=record)
+    if pool is not None:
+        evaluate_baselines(pool, dataset, protocols[0], flips=flips, record=record)
     if show:
         print_table(results)
         kept = len(merged(earlier, results)) - len(results)

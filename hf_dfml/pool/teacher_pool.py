@@ -66,6 +66,11 @@ class TeacherPool(Sequence[PoolEntry]):
         """Whether nothing but the members' answers to images can be had: no weights, features or gradients."""
         return self.output is not None
 
+    @property
+    def image_size(self) -> int:
+        """Width in pixels of the images of the members that want the largest; 0 where no member's is known."""
+        return max((entry.input_size[-1] for entry in self if entry.input_size), default=0)
+
     @abstractmethod
     def load(self, member: int | str | PoolEntry) -> Any:
         """The teacher (`Teacher` or `BlackBox`) of a member, given by its index, id or entry.

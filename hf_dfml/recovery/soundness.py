@@ -91,7 +91,7 @@ def doubtful_members(pool: TeacherPool, generator: torch.Generator) -> dict[str,
 
 def _images(pool: TeacherPool, generator: torch.Generator) -> Tensor:
     """Procedural images `(N, 3, H, W)` uint8 of the size of the largest members'; fewer large ones."""
-    size = max(entry.input_size[-1] for entry in pool if entry.input_size)
+    size = pool.image_size
     return procedural_images(256 if size <= 40 else 128 if size <= 100 else 48, size, generator)
 
 

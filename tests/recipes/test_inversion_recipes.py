@@ -151,7 +151,6 @@ def test_several_folders_and_several_data_sets(name, tmp_path, monkeypatch):
         return replace(data, name=name, **few)
 
     monkeypatch.setattr(preflight, "own_splits", lambda name: ("validation", "test"))
-    monkeypatch.setattr(preflight, "DATASETS", ("glyphs", "runes"))
     monkeypatch.setattr(preflight, "dataset_info", lambda name: dataset_info("glyphs"))
     monkeypatch.setattr(preflight, "open_data", five_classes)
     pools = f"{tmp_path / 'small'},{tmp_path / 'mixed'}"
