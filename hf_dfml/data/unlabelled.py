@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -11,9 +12,11 @@ from hf_dfml.utils.images import read_image, to_uint8
 from hf_dfml.utils.inputs import SUFFIXES
 from hf_dfml.utils.progress import progress
 
+logger = logging.getLogger(__name__)
+
 
 def unlabelled_images(folder: Path | str, most: int, size: int, generator: torch.Generator) -> Tensor:
-    """All images below a folder, or `most` of them at random.
+    """All images below a folder, or `most` of them at random; a warning names each file that cannot be read.
 
     Args:
         folder: searched with its sub-folders.
@@ -26,14 +29,27 @@ def unlabelled_images(folder: Path | str, most: int, size: int, generator: torch
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
-        ValueError: if an image cannot be read.
+        ValueError: if none can be read.
     """
     files = find_images(folder)
-    chosen = torch.randperm(len(files), generator=generator)[:most].tolist()
-    images = torch.empty(len(chosen), 3, size, size, dtype=torch.uint8)
-    for row, index in enumerate(progress(chosen, description="Reading images", total=len(chosen), unit="image")):
-        images[row] = to_uint8(read_image(files[index], (size, size), name=str(files[index])))
-    return images
+    order = torch.randperm(len(files), generator=generator).tolist()
+    images = torch.empty(min(most, len(files)), 3, size, size, dtype=torch.uint8)
+    count, problem = 0, ""
+    with progress(description="Reading images", total=len(images), unit="image") as bar:
+        for file in (files[index] for index in order):
+            if count == len(images):
+                break
+            try:
+                images[count] = to_uint8(read_image(file, (size, size)))
+            except ValueError as error:
+                problem = str(error)
+                logger.warning("Left out: %s", problem)
+                continue
+            count += 1
+            bar.update()
+    if not count:
+        raise ValueError(f"None of the {len(files)} image files in {folder} can be read: {problem}")
+    return images[:count]
 
 
 def find_images(folder: Path | str) -> list[Path]:

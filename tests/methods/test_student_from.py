@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from copy import deepcopy
 
@@ -152,7 +153,7 @@ def test_features_that_hold_the_answers_are_what_is_used(tmp_path, public):
         method_of(pool, public, train_student="beside", representation="answers")
 
 
-def test_a_folder_of_any_images_is_the_training_set(tmp_path, public):
+def test_a_folder_of_any_images_is_the_training_set(tmp_path, public, caplog):
     folder = tmp_path / "photos"
     for index in range(6):
         (folder / f"sub-{index % 2}").mkdir(parents=True, exist_ok=True)
@@ -161,12 +162,19 @@ def test_a_folder_of_any_images_is_the_training_set(tmp_path, public):
     every = unlabelled_images(folder, 100, 8, torch.Generator().manual_seed(0))
     assert sorted(every[:, 0, 0, 0].tolist()) == [0, 40, 80, 120, 160, 200] and every.shape == (6, 3, 8, 8)
     assert len(unlabelled_images(folder, 4, 8, torch.Generator())) == 4
+    (folder / "cut.png").write_bytes((folder / "sub-0" / "0.png").read_bytes()[:40])
+    assert len(unlabelled_images(folder, 6, 8, torch.Generator())) == 6, "another one stands in for it"
+    assert "Left out: " in caplog.text and "cut.png is not readable as an image" in caplog.text
     pool, context = make_pool(tmp_path, 2), make_context()
     method = method_of(pool, public, images=str(folder), training_images="auto")
     method.setup(pool, context)
     assert method.images.shape == (64, 3, 16, 16) and not method.images[:, 1:].any(), "red ones and their mixtures"
     with pytest.raises(FileNotFoundError, match="holds no image"):
         unlabelled_images(tmp_path / "pool", 4, 8, torch.Generator())
+    shutil.rmtree(folder / "sub-0")
+    shutil.rmtree(folder / "sub-1")
+    with pytest.raises(ValueError, match=r"None of the 1 image files in .* can be read: .*cut\.png is not readable"):
+        unlabelled_images(folder, 4, 8, torch.Generator())
 
 
 def test_a_network_without_a_middle_has_no_branch(tmp_path):
