@@ -80,6 +80,26 @@ def test_the_member_that_stands_for_the_best_says_why(photos, tmp_path):
     assert [row.name for row in rows if "First" in row.name] == ["First member (no accuracy stored)"]
 
 
+def test_the_best_with_the_most_shots_is_recommended(photos, monkeypatch):
+    """By the sum over shots it would be A, which is behind where the verdict looks."""
+    accuracy = {("A", 1): 0.9, ("A", 2): 0.4, ("B", 1): 0.5, ("B", 2): 0.6}
+    names = "AB"
+
+    def scored(features, support, query, labels, truth):
+        shots = support.shape[1] // (int(labels.max()) + 1)
+        return torch.full((len(support),), accuracy[names[int(features[0, 0])], shots])
+
+    contestants = [
+        comparing.Contestants(16, lambda through, name=name: {name: torch.full((15, 2), float(names.index(name)))})
+        for name in names
+    ]
+    monkeypatch.setattr(comparing, "_contestants", lambda *_: contestants)
+    monkeypatch.setattr(comparing, "_accuracies", scored)
+    rows = compare(photos, shots=[1, 2], episodes=3)
+    assert [row.name for row in rows] == ["B", "A"]
+    assert verdict(rows).startswith("Use B: with 2 images a class it is 20.0 ± 0.0 points ahead of A")
+
+
 def row(name, points, interval):
     return Comparison(name, 5, 10, {5: 60.0}, {5: 1.0}, {5: (points, interval)})
 
