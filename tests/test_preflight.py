@@ -104,3 +104,22 @@ def test_a_folder_that_holds_a_model_of_no_run_is_not_mixed_with_one(tmp_path):
 def test_one_class_is_no_episode():
     with pytest.raises(ValueError, match="at least 2 ways"):
         EvaluationProtocol(ways=1)
+
+
+def test_a_run_gives_its_baselines_images_of_their_own_size(tmp_path):
+    """Members of 16 pixels beside a meta-model of 12."""
+    config = RunConfig(
+        pool=str(write_pool(tmp_path / "pool", 2)),
+        dataset="glyphs",
+        arch="test_resnet",
+        image_size=12,
+        ways=3,
+        shots=[1],
+        episodes=2,
+        validation_episodes=2,
+        output_dir=str(tmp_path / "run"),
+        log_with="none",
+    )
+    rows = run(Nudge, NudgeConfig(), config, argv=["test"])
+    sizes = {row.method: row.image_size for row in rows}
+    assert sizes[Nudge.name] == 12 and sizes["All 2 members + prototype"] == 16
