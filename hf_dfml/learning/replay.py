@@ -87,9 +87,11 @@ def divided_meta_gradient(
     """`meta_gradient` at the parameters of `model`, its episodes divided among the processes."""
     params = parameters_of(model)
     count = len(episodes)
-    # On a CPU as many as by one process, so that there are the same sums to add up however many there are.
+    # On a CPU as many as by one process, so that there are the same sums to add up however many there are;
+    # of one length, so that two processes are done at the same time.
     on_cpu = episodes.support.device.type == "cpu"
-    at_once = episodes_at_once(model, episodes, loop) if on_cpu else -(-count // processes.count)
+    number = -(-count // episodes_at_once(model, episodes, loop)) if on_cpu else processes.count
+    at_once = -(-count // number)
 
     def of_some(some: Episodes) -> list[Tensor]:
         gradients, loss, accuracy = meta_gradient(model, params, some, loop)

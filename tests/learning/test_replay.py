@@ -5,8 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning import replay
-from hf_dfml.learning.replay import ReplayConfig, replay_until_plateau
+from hf_dfml.learning.inner_loop import InnerLoop
+from hf_dfml.learning.replay import ReplayConfig, divided_meta_gradient, replay_until_plateau
+from hf_dfml.networks import create_network
+from hf_dfml.utils.processes import Processes
 
 
 @pytest.fixture
@@ -40,3 +44,18 @@ def test_the_most_steps_end_it_too(monkeypatch, bank):
 def test_too_few_classes_in_the_bank_are_not_replayed(monkeypatch):
     few = SimpleNamespace(ready=lambda count: [0, 1])
     assert run(monkeypatch, few, []) == {"replay_batches": 0.0}
+
+
+@pytest.mark.parametrize(("count", "parts"), [(10, [5, 5]), (16, [8, 8]), (3, [3]), (20, [7, 7, 6])])
+def test_the_episodes_of_a_batch_are_divided_into_parts_of_one_length(count, parts):
+    lengths = []
+
+    class Recording(Processes):
+        def sum(self, function, items, like):
+            lengths.extend(map(len, items))
+            return super().sum(lambda item: list(like), items, like)
+
+    labels = torch.arange(5).expand(count, 5)
+    episodes = Episodes(torch.zeros(count, 5, 3, 32, 32), labels, torch.zeros(count, 5, 3, 32, 32), labels)
+    divided_meta_gradient(create_network("conv4"), episodes, InnerLoop(1, 0.01), Recording())
+    assert lengths == parts
