@@ -122,7 +122,8 @@ def test_a_budget_for_the_training_set_alone_asks_about_procedural_images_and_no
     white = make_method(training_images="procedural")
     white.setup(members, make_context())
     assert torch.equal(white.images, method.images)
-    torch.testing.assert_close(white.answers, method.answers)
+    # White-box members answer in bfloat16 where the machine computes with it.
+    torch.testing.assert_close(white.answers.float(), method.answers.float(), atol=5e-3, rtol=0)
     losses = [method.step(replace(context, step=step))["loss"] for step in range(4)]
     assert losses[-1] < losses[0]
 

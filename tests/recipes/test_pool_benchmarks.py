@@ -215,7 +215,7 @@ def test_bad_members_are_as_bad_as_they_are_said_to_be(script, tmp_path):
     before = member(images)
     assert spoilt("copy").equal(before)
     assert spoilt("constant").equal(start["fc.bias"].expand(8, 3))
-    torch.testing.assert_close(spoilt("scaled"), 1e6 * before)
+    torch.testing.assert_close(spoilt("scaled"), 1e6 * before, rtol=1e-4, atol=1)
     orders = [list(order) for order in itertools.permutations(range(3)) if spoilt("shuffled").equal(before[:, order])]
     assert len(orders) == 1 and orders != [[0, 1, 2]]
     assert not spoilt("untrained").allclose(before, atol=0.1)
