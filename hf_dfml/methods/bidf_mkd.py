@@ -15,6 +15,7 @@ Of a pool of black boxes (`ModelPool.as_black_box`, a served pool) gradients are
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -169,7 +170,9 @@ class BiDfMKD(InversionMethod):
         teacher = self.pool.load(int(torch.randint(len(self.pool), (), generator=generator)))
         outputs = choose_outputs(teacher.num_classes, self.ways, generator)
         self._afford(len(outputs) * recovery.images_per_class)
+        started = time.monotonic()
         support = recover(teacher, recovery, self.size, generator, outputs=outputs, source=self.source)
+        seconds = time.monotonic() - started
         leaves = {name: value.detach().requires_grad_() for name, value in parameters_of(self.model).items()}
         inner = distillation_of(self.model, teacher, support, outputs, config.distillation, recovery, generator)
         adapted = unroll(
@@ -183,10 +186,12 @@ class BiDfMKD(InversionMethod):
         renewed = (
             boundary_held(self.model, adapted, outputs, config.boundary_weight, config.boundary_loss) if hard else None
         )
+        started = time.monotonic()
         query = recover(teacher, recovery, self.size, generator, renewed=renewed, outputs=outputs, source=self.source)
+        seconds += time.monotonic() - started
         loss = distillation_of(self.model, teacher, query, outputs, config.distillation, recovery, generator)(adapted)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
-        metrics = {"kd_loss": loss.item(), "boundary": float(hard)}
+        metrics = {"kd_loss": loss.item(), "boundary": float(hard), "recovery_seconds": seconds}
         return dict(zip(leaves, gradients, strict=True)), metrics, [support, query]
 
     def _afford(self, images: int) -> None:

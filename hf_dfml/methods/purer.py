@@ -12,6 +12,7 @@ Its calibration at meta-test, ICFIL, is `hf_dfml/evaluation/heads/icfil.py` (`he
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -125,7 +126,9 @@ class PURER(RecoveryMethod):
         further = partial(self._harder, *spawn(generator, 1)) if harder else None
         chosen = torch.randperm(len(self.pool), generator=generator)[: config.members_per_step or None].tolist()
         teachers = [partial(self.pool.load, index) for index in chosen]
+        started = time.monotonic()
         metrics = self.bank.learn(teachers, generator, further, processes)
+        metrics |= {"recovery_seconds": time.monotonic() - started}
         loss, accuracy = replay_step(
             self.model, self.optimizer, self.bank, config.episode, generator, ways=self.ways, processes=processes
         )

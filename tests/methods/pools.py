@@ -60,6 +60,11 @@ def run_steps(method, context, first: int, last: int) -> list[dict[str, float]]:
     return metrics
 
 
+def without_seconds(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
+    """What two equal runs have the same: all but how long they took."""
+    return [{name: value for name, value in row.items() if name != "recovery_seconds"} for row in metrics]
+
+
 class OnceOnly:
     """A pool that refuses to load a member a second time."""
 
