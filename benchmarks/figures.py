@@ -59,6 +59,12 @@ class Measured(Generic[Options]):
         self.figures[name], self.definitions[name] = float(f"{value:.4g}"), definition
         print(f"{name} = {value:.4g}: {definition}.", flush=True)
 
+    def take(self, part: Measured[Options]) -> None:
+        """Add what was measured apart from this."""
+        self.figures |= part.figures
+        self.definitions |= part.definitions
+        self.rows += part.rows
+
     def write(self, name: str, title: str) -> None:
         """The rows and the table of what was measured so far, as a section of that title, if there is a folder."""
         folder = self.options.output_dir

@@ -18,10 +18,11 @@ HEAD = """# Results
 Made by `python benchmarks/make_results.py` from the files in `docs/results`; not edited by hand.
 
 Every row names its head and its batch norm (`bn`: `support` statistics of the support set, `running` stored ones,
-`transductive` all queries normalised together). Checkpoints are chosen on the validation classes; the test classes are
-looked at once. "sees data" marks references that are allowed real training images. Fine-tuning rows name steps and
-learning rate; `(papers)` are the papers' 10 x 0.01. The pool of CIFAR-FS is of 100 conv4 members trained for 15 epochs
-with a one-cycle learning rate, flips and shifts (mean accuracy .848): they are stronger than the papers'.
+`transductive` all queries normalised together). Checkpoints are chosen on the validation classes, and the test classes
+are looked at once; where a section did otherwise it says so. "sees data" marks references that are allowed real
+training images. Fine-tuning rows name steps and learning rate; `(papers)` are the papers' 10 x 0.01. The pool of
+CIFAR-FS is of 100 conv4 members trained for 15 epochs with a one-cycle learning rate, flips and shifts (mean accuracy
+.848): they are stronger than the papers'.
 """
 
 

@@ -76,7 +76,7 @@ class Row:
 
 
 ROWS = {
-    "DRO": Row("dro", "--arch auto", "dro", (1, 5)),
+    "DRO": Row("dro", "--arch auto --sigma 1", "dro", (1, 5)),
     "FREE_5, 1-shot": Row("free", "--replay_shots 1", "free", (1,)),
     "FREE_2, 1-shot": Row("free", "--replay_shots 1 --adaptation_steps 2", "free-2", (1,)),
     "FREE_5, 5-shot": Row("free", "--replay_shots 5", "free", (5,)),

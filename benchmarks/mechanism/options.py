@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from hf_dfml.settings import Settings, option
 
-MECHANISMS = ("bell", "igr", "gamma", "grouping", "purer")
+MECHANISMS = ("bell", "grouping", "purer", "gamma", "igr")
+"""The longest first, so that two processes end together."""
 
 
 class Options(Settings):
@@ -37,7 +38,8 @@ class Options(Settings):
     pictures: str = option("", "Folder for the figures; none without.")
     output_dir: str = option("", "Folder for results.json (rows of accuracies) and mechanisms.md.")
     seed: int = option(0, "Seed of everything random.")
-    num_threads: int = option(1, "CPU threads.", least=0)
+    num_threads: int = option(1, "CPU threads of each process.", least=0)
+    processes: int = option(1, "Mechanisms that are measured side by side, each in a process of its own.", least=1)
 
     @property
     def shortened(self) -> Options:

@@ -40,6 +40,26 @@ def test_a_quick_run_ends_with_all_figures_in_one_line(script, tmp_path, capsys)
     assert torch.get_num_threads() == threads
 
 
+def test_parts_side_by_side_have_the_figures_of_parts_one_after_another(script, tmp_path, capfd):
+    pool = glyph_pool(tmp_path / "pool", 4)
+    words = ["--pool", str(pool), "--quick", "--only", "igr", "gamma", "--output_dir", str(tmp_path / "out")]
+    alone = script("mechanisms").main(words)
+    rows = read_results(tmp_path / "out")
+    beside = script("mechanisms").main([*words, "--processes", "2"])
+    assert beside.keys() == alone.keys()
+    # The last digits depend on where numbers lie in memory, and so does the side of a kink, or an image's answer.
+    for name in (
+        "igr_agreement",
+        "igr_norm_ratio",
+        "igr_agreement_smooth",
+        "igr_agreement_small",
+        "gamma_width_ratio",
+    ):
+        assert beside[name] == pytest.approx(alone[name], rel=0.02, abs=0.05), name
+    assert [row.mean for row in read_results(tmp_path / "out")] == pytest.approx([row.mean for row in rows], abs=5)
+    assert capfd.readouterr().out.count("gamma_ratio = ") == 2, "a part tells its figures from its process as well"
+
+
 def test_the_regulariser_of_both_orders_agrees_on_a_quadratic(script):
     """There the displaced gradients have no remainder, whatever lambda is."""
     module = script("mechanism/igr")
