@@ -164,7 +164,7 @@ def _run(
     with whole_run(method.name, parts, enabled=processes.is_main) as whole:
         # With the first checkpoint, so that a run that is interrupted can go on with the same members.
         lock = partial(pool.lock, config.output_dir)
-        validate = evaluation.validation(data.validation)
+        validate = evaluation.validation(data.validation, partial(whole.expect, "evaluation"))
         outcome = Trainer(method, pool, config, accelerator, validate, lock, whole=whole).fit()
         results.exit_code = outcome.exit_code
         if outcome.finished and data.validation:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -52,9 +54,30 @@ class RunEvaluation:
         self.adapt = suits
         self.lines: dict[str, dict[str, float]] = {}
 
-    def validation(self, datasets: Sequence[FewShotDataset]) -> Callable[[nn.Module], dict[str, float]] | None:
-        """What scores a snapshot on validation classes; None where there are none."""
-        return validation(datasets, self.validating, self.suits, self.processes) if datasets else None
+    def validation(
+        self, datasets: Sequence[FewShotDataset], expect: Callable[[float], Any] = lambda _: None
+    ) -> Callable[[nn.Module], dict[str, float]] | None:
+        """What scores a snapshot on validation classes; None where there are none.
+
+        Args:
+            datasets: the classes.
+            expect: is told after each validation how many seconds `evaluate` will take by its speed. It is not where
+                validations do not fine-tune, which say nothing of rows that do, or where there are rows of ICFIL.
+        """
+        if not datasets:
+            return None
+        score = validation(datasets, self.validating, self.suits, self.processes)
+        if self.suits.head != "finetune" or self.config.icfil_episodes:
+            return score
+        times = self.pieces(len(datasets)) * self.protocol.episodes / self.validating.episodes
+
+        def timed(model: nn.Module) -> dict[str, float]:
+            began = time.monotonic()
+            scores = score(model)
+            expect(times * (time.monotonic() - began))
+            return scores
+
+        return timed
 
     def pieces(self, datasets: int) -> int:
         """How often `evaluate` reports that a piece of it is done, for so many data sets."""

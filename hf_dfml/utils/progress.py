@@ -97,6 +97,7 @@ class WholeRun:
         self.name, self.enabled = name, enabled and os.environ.get("RANK", "0") == "0"
         self._later = list(parts)
         self._measured: dict[str, float] = {}
+        self._expected: dict[str, float] = {}
         self._part, self._began, self._start = "", time.monotonic(), 0.0
         self._pieces, self._piece, self._inside, self._share = 1, 0, 0.0, FIRST_BAR
         self._bars: list[Any] = []
@@ -119,6 +120,10 @@ class WholeRun:
         self._pieces, self._piece, self._inside = pieces, 0, 0.0
         self._share = 1.0 if one_bar else FIRST_BAR
 
+    def expect(self, part: str, seconds: float) -> None:
+        """A later part will take so long, by something like it that was measured."""
+        self._expected[part] = seconds
+
     def next_piece(self) -> None:
         """A piece of the present part is done."""
         self._piece, self._inside = self._piece + 1, 0.0
@@ -139,7 +144,8 @@ class WholeRun:
             return None
         measured = self._measured | {self._part: spent / new * (1 - self._start)}
         speed = sum(measured.values()) / sum(SHARES[each] for each in measured)
-        return spent / new * (1 - self.done) + speed * sum(SHARES[each] for each in self._later)
+        later = sum(self._expected.get(each, speed * SHARES[each]) for each in self._later)
+        return spent / new * (1 - self.done) + later
 
     def text(self) -> str:
         """One line: how much is done, what is being done, and how long is left."""

@@ -70,6 +70,8 @@ def test_one_line_for_the_whole_run_with_the_time_that_is_left(capsys, monkeypat
             left = 60 + 180 / (0.35 + 0.4) * 0.25
             assert whole.seconds_left() == pytest.approx(left)
             assert whole.text() == f"{100 * 120 / (120 + left):.0f} % of the run, TGR 1 of 4, about 2 min left"
+            whole.expect("evaluation", 7.0)
+            assert whole.seconds_left() == pytest.approx(60 + 7), "what was told goes before the share"
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(line.startswith("TGR: ") for line in lines), "no bar has lines of its own"
 
