@@ -25,6 +25,7 @@ from hf_dfml.pool.opening import open_pool
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.utils.inputs import Images, Labels
+from hf_dfml.utils.provenance import called
 from hf_dfml.utils.text import counted
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ def adapt(
     asked: dict[str, Any] = {"head": head, "bn": bn, "steps": steps, "lr": lr, "flips": flips}
     name = ""
     if isinstance(model, str | Path):
-        path = Path(model).expanduser()
-        name, model = path.resolve().name if path.exists() else str(model), open_model(str(model), device, **hub)
+        name, model = called(str(model)), open_model(str(model), device, **hub)
     if isinstance(model, MetaModel):
         return model.adapt(images, labels, representation=representation, **asked)
     how = OF_MEMBERS.but(**asked)

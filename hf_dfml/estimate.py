@@ -169,7 +169,9 @@ def cost_of_distillation(pool: TeacherPool, student: nn.Module, options: Mapping
     return Cost(recovery + looking + learning, needs(values), values, needs)
 
 
-def cost_of_recovery(pool: TeacherPool, student: nn.Module, options: Mapping[str, Any], kept: int) -> Cost:
+def cost_of_recovery(
+    pool: TeacherPool, student: nn.Module, options: Mapping[str, Any], kept: int, *, most: int | None = None
+) -> Cost:
     """Memory of a method that recovers `images_per_class` images of all classes of one member after the other.
 
     Args:
@@ -177,12 +179,14 @@ def cost_of_recovery(pool: TeacherPool, student: nn.Module, options: Mapping[str
         student: the meta-model, of whose size the images are.
         options: the method's, by name.
         kept: bytes of images that the method keeps, at most; see `Method.kept_bytes`.
+        most: classes of a member that are recovered at once; None: all.
     """
     size = network_info(student).image_size
     kinds: dict[int, int] = {}  # Bytes for an image of the most demanding member of so many classes.
     for _, entry in _kinds(pool):
         teacher = pool.load(entry)  # type: ignore[arg-type]
         activations, classes = bytes_for_backward(teacher, size, teacher.device), entry.num_classes or 1
+        classes = min(classes, most or classes)
         kinds[classes] = max(kinds.get(classes, 0), activations)
     # Of an image itself: its gradient, Adam's moments and the cheapest one so far.
     image = 5 * 4 * 3 * size * size

@@ -13,7 +13,7 @@ from hf_dfml.networks.info import network_info
 from hf_dfml.networks.timm_network import OURS
 from hf_dfml.pool.entry import META_BLOCK, PoolEntry
 from hf_dfml.pool.formats.checks import reading_block
-from hf_dfml.utils.provenance import scrub_command
+from hf_dfml.utils.provenance import scrub_command, scrub_values
 from hf_dfml.version import __version__
 
 FORMAT = 1
@@ -94,7 +94,7 @@ class MetaConfig:
                 "format": FORMAT,
                 "version": self.version,
                 "method": self.method,
-                "method_config": self.method_config,
+                "method_config": scrub_values(self.method_config),
                 "pool": [asdict(source) for source in self.pool],
                 "adapt": asdict(self.adapt),
                 "answers": list(self.answers),

@@ -22,7 +22,7 @@ from hf_dfml.networks.info import REPRESENTATION_IN_WORDS
 from hf_dfml.pool.sources.client import endpoint
 from hf_dfml.pool.sources.lock import LOCK_NAME
 from hf_dfml.utils.checkpoint import atomic_write
-from hf_dfml.utils.provenance import scrub_command
+from hf_dfml.utils.provenance import scrub_command, scrub_values
 from hf_dfml.utils.text import counted, slug
 
 CARD_NAME = "README.md"
@@ -59,6 +59,8 @@ class Training:
         machine: see `hf_dfml.utils.provenance.describe_machine`.
         chosen: which checkpoint the weights are of ("step 120 of 200, the best of 10 on the validation classes").
         data_free: whether no real image was used (references that see data say False).
+        unlabelled: whether real images without labels were used.
+        started_from: the public network that the meta-model started from.
         answers: of black boxes, the kind of answers (`probs`, ...).
         queries: of black boxes, how many images they were sent.
         reference: the citation of the method's paper, as plain text.
@@ -70,6 +72,8 @@ class Training:
     machine: str | None = None
     chosen: str | None = None
     data_free: bool = True
+    unlabelled: bool = False
+    started_from: str | None = None
     answers: str | None = None
     queries: int | None = None
     reference: str | None = None
@@ -142,7 +146,7 @@ def make_card(
         limits=limits(config, training),
         pictures=_pictures(pictures, folder),
         facts=_facts(config, training),
-        hyper_parameters={name: _option(name, value) for name, value in config.method_config.items()},
+        hyper_parameters={name: _option(name, value) for name, value in scrub_values(config.method_config).items()},
         pool=[_source(source) for source in config.pool],
         lock=LOCK_NAME if (folder / LOCK_NAME).is_file() else "",
         members=counted(len(config.pool), "member"),
@@ -175,9 +179,16 @@ def _metadata(config: MetaConfig, title: str, license: str | None) -> ModelCardD
 def _sources_of_knowledge(training: Training) -> str:
     if not training.data_free:
         return ". **This method sees real training images**: it is a reference, not a data-free result"
+    sources = ["the weights of those classifiers"]
     if training.answers:
-        return f": no training image and no weights were used, only answers of those classifiers ({training.answers})"
-    return ": no training image was used, only the weights of those classifiers"
+        sources = [f"answers of those classifiers ({training.answers})"]
+    if training.unlabelled:
+        sources.append("unlabelled images of whoever trained it")
+    if training.started_from:
+        sources.append(f"the public network `{_cell(training.started_from)}`, from which it started")
+    unused = "no labelled image" if training.unlabelled else "no training image"
+    also = " and no weights were" if training.answers else " was"
+    return f": {unused}{also} used, only {' and '.join(filter(None, [', '.join(sources[:-1]), sources[-1]]))}"
 
 
 def limits(config: MetaConfig, training: Training) -> list[str]:

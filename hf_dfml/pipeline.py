@@ -206,7 +206,9 @@ def cost_of(method: Method, pool: TeacherPool, kept: int) -> Cost | None:
         return None
     if isinstance(method, PoolDistillation):
         return cost_of_distillation(pool, method.model, options)
-    return cost_of_recovery(pool, method.model, options, kept) if isinstance(method, RecoveryMethod) else None
+    if not isinstance(method, RecoveryMethod):
+        return None
+    return cost_of_recovery(pool, method.model, options, kept, most=None if method.whole_tasks else method.ways)
 
 
 def _publish(
@@ -239,6 +241,8 @@ def _publish(
         machine=describe_machine(accelerator.device),
         chosen=_chosen(outcome, method.num_steps, dataset),
         data_free=method.data_free,
+        unlabelled=method.unlabelled,
+        started_from=config.student_from and scrub_command(config.student_from),
         answers=pool.output,
         queries=pool.queries.total if pool.queries else None,
         reference=method.paper.citation if method.paper else None,

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,6 +174,9 @@ def check_push(repository: str, *, private: bool = False) -> None:
     try:
         me = retry(lambda: api.whoami(), tries=3)
     except (HfHubHTTPError, LocalTokenNotFoundError) as error:
+        refused = getattr(getattr(error, "response", None), "status_code", HTTPStatus.UNAUTHORIZED)
+        if refused not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise  # The Hub is busy or broken, which no other token helps.
         raise ValueError(
             f"Publishing {repository} needs a valid token with write access, and {api.endpoint} knows none of yours: "
             "log in with `hf auth login`, or set HF_TOKEN."

@@ -38,6 +38,8 @@ def test_each_is_adapted_by_its_name_and_by_itself(pool: ModelPool, tmp_path: Pa
         assert torch.equal(by_name.predict_proba(QUERIES), by_itself.predict_proba(QUERIES))
         assert by_name.origin.name == Path(named).name, "of a folder's path the world need not know more"
     assert adapt(pool[:1], *support).origin.name == "m-0"
+    both = f"dir:{tmp_path / 'pool' / 'm-0'},{tmp_path / 'pool' / 'm-2'}"
+    assert adapt(both, *support).origin.name == "dir:m-0,m-2"
 
 
 @pytest.mark.parametrize("representation", ["features", "answers"])

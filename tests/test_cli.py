@@ -180,6 +180,31 @@ def test_evaluate_adapts_as_the_model_itself_does_and_keeps_other_evaluations(ca
     assert "results.json is not readable" in str(code), "said before the evaluation, not after it"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["adapt", "meta", "--support", "photos", "--output", "a.csv"], "--output, --top_k and --threshold are about"),
+        (["adapt", "meta", "--support", "photos", "--top_k", "2"], "--output, --top_k and --threshold are about"),
+        (["pool", "build", "--output", "p", "--from", "resnet18", "--fast"], "leave one of them out"),
+        (["pool", "build", "--output", "p", "--train", "head"], "--train head is about the network of --from"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(capsys, words, message):
+    code, _ = run(capsys, *words)
+    assert message in str(code)
+
+
+def test_rows_of_another_pool_are_kept(capsys, tmp_path, monkeypatch):
+    """Both are written into the folder that the command is typed in."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--dataset", "glyphs", "--ways", "3", "--shots", "1", "--episodes", "2"]
+    for name in ("first", "second"):
+        write_pool(tmp_path / name, 1)
+        assert run(capsys, "evaluate", name, *words)[0] == 0
+    models = [row.model for row in read_results(tmp_path / "evaluations")]
+    assert set(models) == {"first", "second"} and models.count("first") == models.count("second")
+
+
 def test_a_pool_is_evaluated_with_the_statistics_that_are_asked_for(capsys, tmp_path):
     write_pool(tmp_path / "pool", 2)
     words = ["--dataset", "glyphs", "--ways", "3", "--shots", "1", "--episodes", "2", "--output_dir", str(tmp_path)]

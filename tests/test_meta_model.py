@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin, constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -373,6 +373,20 @@ def test_config_and_weights_are_of_one_commit(meta: MetaModel, hub: HubServer) -
     before = len(hub.requests)
     MetaModel.from_pretrained(f"org/tgr@{old}")
     assert len(hub.requests) == before  # A commit that is in the cache costs no request.
+
+
+def test_what_was_used_by_its_tag_is_found_offline(meta: MetaModel, hub: HubServer, monkeypatch) -> None:
+    meta.push_to_hub("org/tgr")
+    hub.repos["org/tgr"].tags["v1"] = hub.repos["org/tgr"].branches["main"]
+    expected = MetaModel.from_pretrained("org/tgr", revision="v1").network.fc.bias
+    with torch.no_grad():
+        meta.network.fc.bias.add_(1)
+    meta.push_to_hub("org/tgr")
+    newest = MetaModel.from_pretrained("org/tgr").network.fc.bias
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(MetaModel.from_pretrained("org/tgr", revision="v1").network.fc.bias, expected)
+    assert torch.equal(MetaModel.from_pretrained("org/tgr@v1").network.fc.bias, expected)
+    assert torch.equal(MetaModel.from_pretrained("org/tgr").network.fc.bias, newest)
 
 
 def test_a_public_repository_does_not_take_what_should_be_private(meta: MetaModel, hub: HubServer) -> None:

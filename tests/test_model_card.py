@@ -191,6 +191,28 @@ def test_without_an_evaluation_the_card_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / ".eval_results").exists()
 
 
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        (
+            Training(unlabelled=True),
+            "no labelled image was used, only the weights of those classifiers and unlabelled images of whoever "
+            "trained it.",
+        ),
+        (
+            Training(answers="probs", unlabelled=True, started_from="timm/a"),
+            "no labelled image and no weights were used, only answers of those classifiers (probs), unlabelled images "
+            "of whoever trained it and the public network `timm/a`, from which it started.",
+        ),
+    ],
+)
+def test_what_else_it_learned_from_is_said(tmp_path: Path, training: Training, sentence: str) -> None:
+    config = replace(CONFIG, method_config={"images": "/home/ada/family photos", "probe": "~/nets/a"})
+    text = write_card(tmp_path, config, training=training).read_text()
+    assert sentence in text and "no training image" not in text
+    assert "| `images` | `family photos` |" in text and "| `probe` | `a` |" in text
+
+
 def test_references_that_see_data_say_so(tmp_path: Path) -> None:
     text = write_card(tmp_path, CONFIG, training=Training(data_free=False)).read_text()
     assert "sees real training images" in text and "no training image" not in text

@@ -5,6 +5,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 
 from hf_dfml.evaluation import EvaluationProtocol
 from hf_dfml.pipeline import run
@@ -73,6 +74,15 @@ def test_a_token_that_may_only_read(hub, monkeypatch):
     hub.fault = lambda request: Answer.json(user) if "whoami" in request.path else None
     with pytest.raises(ValueError, match="may only read"):
         check_push("me/new")
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_that_is_busy_is_not_taken_for_a_wrong_token(hub, monkeypatch, status):
+    monkeypatch.setattr("hf_dfml.preflight.retry", lambda ask, **_: ask())
+    hub.fault = lambda request: Answer(status, b"later") if "whoami" in request.path else None
+    with pytest.raises(HfHubHTTPError) as error:
+        check_push("me/new")
+    assert error.value.response.status_code == status
 
 
 def test_a_disk_without_room(tmp_path, monkeypatch):

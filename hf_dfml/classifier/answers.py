@@ -145,7 +145,8 @@ def write_answers(path: Path, found: Answers) -> Path:
 def estimate(classifier: Classifier) -> str:
     """How many images of its own support set are classified correctly, in a line, where it takes no minutes."""
     images, how = sum(classifier.shots), classifier.how
-    if how.bn == "transductive" or (images > FITS and not HEADS[how.head].on_features):
+    one_pass = HEADS[how.head].on_features and how.bn == "running"
+    if how.bn == "transductive" or (images > FITS and not one_pass):
         return f"Learnt {len(classifier.classes)} classes from {counted(images, 'image')}."
     if max(classifier.shots) < 2:
         return "Each class has one image: with two of a class the accuracy on your own images could be estimated."

@@ -122,8 +122,6 @@ def publish(
     with put_together(repo_id) as place:
         # First what can fail here; the repository is made when there is something to put into it.
         folder = write(classifier, place / repo_id.split("/")[-1], store_support=store_support)
-        address = create_repository(api, repo_id, private)
-        atomic_write(folder / CARD_NAME, make_card(classifier, str(address.repo_id)))
         if (folder / LOCK_NAME).is_file():
             missing = _members_elsewhere(folder)
             if missing:
@@ -131,18 +129,24 @@ def publish(
                     f"The pool's member {missing[0]} is neither on the Hub nor small: push the pool first."
                 )
             atomic_write(folder / LOCK_NAME, published_lock(folder / LOCK_NAME))
+        address = create_repository(api, repo_id, private)
+        atomic_write(folder / CARD_NAME, make_card(classifier, str(address.repo_id)))
         upload: dict[str, Any] = {"revision": branch, "commit_message": message}
         retry(lambda: api.upload_folder(repo_id=address.repo_id, folder_path=folder, **upload))
     return str(address)
 
 
 def is_classifier(name: str) -> bool:
-    """Whether a folder, `org/name` or `org/name@revision` is a stored classifier; of the Hub one file is fetched."""
-    if Path(name).expanduser().is_dir():
+    """Whether a folder, `org/name` or `org/name@revision` (with `hf:` before it or not) is a stored classifier.
+
+    Of the Hub one file is fetched.
+    """
+    on_hub = name.removeprefix("hf:")
+    if on_hub == name and Path(name).expanduser().is_dir():
         return _is_classifier(Path(name).expanduser())
-    if not _HUB_ID.fullmatch(name):
+    if not _HUB_ID.fullmatch(on_hub):
         return False
-    id, _, tag = name.partition("@")
+    id, _, tag = on_hub.partition("@")
     options = HubOptions()
     try:
         with looking_for(name):

@@ -62,6 +62,10 @@ def adapt(
 
     if output:
         check_output(output)
+    if not query and (output or top_k != 1 or threshold):
+        raise ValueError(
+            "--output, --top_k and --threshold are about the answers to --query: name images, or leave them out."
+        )
     if save:
         check_folder(save)
     how = {"head": find_head(head), "flips": flips and flips == "true", "representation": representation, "bn": bn}

@@ -70,6 +70,7 @@ def evaluate(
     from hf_dfml.evaluation.results import RESULTS_NAME
     from hf_dfml.meta_model import MetaModel
     from hf_dfml.pool import ModelPool
+    from hf_dfml.utils.provenance import called
 
     if (dataset is None) == (data is None):
         raise ValueError("Name the images: --dataset for a known set, or --data for a folder of yours (not both).")
@@ -82,7 +83,7 @@ def evaluate(
         return
     found = open_model(model)
     papers: tuple[int | None, float | None] = PAPERS_INNER_LOOP if inner_loop else (None, None)
-    steps, lr = inner_steps if inner_steps is not None else papers[0], inner_lr or papers[1]
+    steps, lr = inner_steps if inner_steps is not None else papers[0], inner_lr if inner_lr is not None else papers[1]
     protocol = EvaluationProtocol(ways=ways, shots=shots, queries=queries, episodes=episodes, seed=seed, split=split)
     read: Any = partial(
         open_data,
@@ -103,7 +104,7 @@ def evaluate(
         size = members.image_size
         protocol = protocol.under(protocol.adaptation.but(bn=bn, steps=steps, lr=lr))
         folder = output_dir or Path("evaluations")
-        what: dict[str, Any] = {"pool": members, "flips": flips == "true"}
+        what: dict[str, Any] = {"pool": members, "flips": flips == "true", "model": called(model)}
         network = None
     else:
         how = found.config.adapt.but(
@@ -114,7 +115,8 @@ def evaluate(
         kind = next((row.pool for row in found.config.results if row.pool), None)
         beside = ModelPool.open(pool).usable() if pool else None
         size = max(size, beside.image_size) if beside else size  # Each sees the images in its own size.
-        what = {"method": found.config.method, "pool": beside, "kind": kind}
+        apart = None if Path(model).is_dir() and not output_dir else called(model)
+        what = {"method": found.config.method, "pool": beside, "kind": kind, "model": apart}
     rows = evaluate_stored(network, read(image_size=size), protocol, folder, show=not as_json, **what)
     if as_json:
         typer.echo(json.dumps({"rows": [asdict(row) for row in rows], "file": str(folder / RESULTS_NAME)}))

@@ -53,6 +53,10 @@ def pool_build(
     """Train a pool of classifiers, from scratch or from a public network; an interrupted one goes on."""
     from hf_dfml.pool.building.build import build_pool
 
+    if from_ and fast:
+        raise ValueError("--fast is a recipe for members from scratch, and --from fine-tunes: leave one of them out.")
+    if train != "all" and not from_:
+        raise ValueError(f"--train {train} is about the network of --from: name one, or leave --train out.")
     members = 0
     kinds = [(name.strip(), network.strip()) for name in dataset.split(",") for network in arch.split(",")]
     for position, (name, network) in enumerate(kinds):

@@ -140,6 +140,7 @@ def evaluate_stored(
     pool: ModelPool | None = None,
     kind: str | None = None,
     flips: bool = False,
+    model: str | None = None,
     show: bool = True,
 ) -> list[Result]:
     """Evaluate a stored meta-model, a pool, or both; prints the table and adds its rows to `results.json`.
@@ -155,6 +156,7 @@ def evaluate_stored(
         pool: usable members for the baselines.
         kind: what kind of pool the meta-model was learnt from (`pool_kind`), where that is known.
         flips: whether the pool's rows on features are made with flips too.
+        model: what was evaluated, where the folder is not its own: rows of another one are kept.
         show: whether the table is printed.
     """
     # First, as what cannot be read, written or drawn must not cost an evaluation.
@@ -164,7 +166,7 @@ def evaluate_stored(
     results: list[Result] = []
 
     def record(rows: list[Result]) -> None:
-        results.extend(rows)
+        results.extend(replace(row, model=model) for row in rows)
         write_results(folder, merged(earlier, results))
 
     protocols = with_comparison(protocol)

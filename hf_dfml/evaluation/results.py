@@ -52,6 +52,7 @@ class Result:
         command: what a user types to get the row again.
         image_size: pixels of a side of the images; None where an older file does not say.
         pool: what kind of pool the row is over (`pool_kind`); None for none, and where that is not known.
+        model: which model or pool was evaluated, where a file has rows of several; None where it is clear.
     """
 
     method: str
@@ -74,6 +75,7 @@ class Result:
     command: str
     image_size: int | None = None
     pool: str | None = None
+    model: str | None = None
 
     @property
     def how(self) -> str:

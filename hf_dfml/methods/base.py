@@ -159,6 +159,7 @@ class Method(ABC):
     Attributes:
         name: how tables call it; by default the name of the class.
         data_free: whether it learns without any real image (references that see data say False).
+        unlabelled: whether it learns from real images without labels as well.
         paper: where it was published; None for one that was not.
         Config: frozen dataclass of its hyper-parameters; each field is an option of the command line.
         eval_head: the head that suits its meta-model, of its validation and of the first rows of its evaluation.
@@ -175,6 +176,7 @@ class Method(ABC):
 
     name: str = ""
     data_free: bool = True
+    unlabelled: bool = False
     paper: Paper | None = None
     Config: Any = NoOptions
     eval_head: Any = "finetune"

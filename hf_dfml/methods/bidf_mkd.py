@@ -87,6 +87,7 @@ class BiDfMKD(InversionMethod):
     Config = BiDfMKDConfig
     config: BiDfMKDConfig
     black_boxes = True
+    whole_tasks = False
 
     def __init__(self, config: BiDfMKDConfig, model: nn.Module, source: GradientSource | None = None) -> None:
         super().__init__(config, model)
@@ -103,8 +104,10 @@ class BiDfMKD(InversionMethod):
         """Nothing is looked at beforehand.
 
         Raises:
-            ValueError: if the pool is of black boxes and the objective has terms that answers do not give.
+            ValueError: if the pool has fewer classes than an episode, or is of black boxes and the objective has terms
+                that answers do not give.
         """
+        self.require_classes(pool)
         self._connect(pool)
 
     @in_mixed_precision

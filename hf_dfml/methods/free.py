@@ -137,7 +137,12 @@ class FREE(InversionMethod):
             self.bell_optimizer = torch.optim.Adam(model.parameters(), config.replay.episode.outer_lr)
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
-        """Draw the generator's weights."""
+        """Draw the generator's weights.
+
+        Raises:
+            ValueError: if the pool has fewer classes than an episode.
+        """
+        self.require_classes(pool)
         self.pool = pool
         self.meta_generator.reset_parameters(context.generator)
 

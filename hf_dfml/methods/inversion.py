@@ -55,11 +55,16 @@ class RecoveryMethod(Method):
     Attributes:
         size: height and width of the recovered images: those of the meta-model's input.
         episode_loop: the inner loop of the episodes, with the highest derivatives that the method takes.
+        whole_tasks: whether all classes of a member are recovered at once, or no more than an episode has.
     """
+
+    whole_tasks = True
 
     def __init__(self, config: Any, model: nn.Module, episode: EpisodeConfig, bank: RecoveredImages) -> None:
         super().__init__(config, model)
         without_fused_attention(model)
+        # Batch norm is told whose statistics to take; what is dropped at random would not come from the run's numbers.
+        model.eval()
         self.episode_loop = episode.inner_loop
         self.size = network_info(model).image_size
         self.bank = bank
@@ -74,6 +79,16 @@ class RecoveryMethod(Method):
     def check_model(self) -> None:
         """Take one step of the replay, on noise."""
         check_episode(self.model, self.episode_loop)
+
+    def require_classes(self, pool: TeacherPool) -> None:
+        """Make sure that the pool knows enough classes for an episode.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        known = count_of_names(pool)
+        if known < self.ways:
+            raise ValueError(f"The pool knows {known} classes, episodes have {self.ways}: ask for fewer --ways.")
 
     def snapshot(self, context: Context) -> nn.Module:
         """A copy of the meta-model with the batch-norm statistics of the newest recovered images."""
@@ -118,7 +133,14 @@ class InversionMethod(RecoveryMethod):
     bank: MemoryBank
 
     def __init__(self, config: Any, model: nn.Module) -> None:
-        bank = MemoryBank(config.replay.bank_per_class, int(config.replay.bank_memory_gb * 1e9))
+        replay, episode = config.replay, config.replay.episode
+        needed = episode.replay_shots + episode.replay_queries
+        if replay.bank_per_class < needed:
+            raise ValueError(
+                f"bank_per_class={replay.bank_per_class}: an episode of {episode.replay_shots} shots and "
+                f"{episode.replay_queries} queries takes {needed} images of a class."
+            )
+        bank = MemoryBank(replay.bank_per_class, int(replay.bank_memory_gb * 1e9))
         super().__init__(config, model, config.replay.episode, bank)
         self.newest: list[Task] = []
 
@@ -136,8 +158,8 @@ class InversionMethod(RecoveryMethod):
 
 
 def count_of_names(pool: TeacherPool) -> int:
-    """How many classes a pool knows; those of one name are one."""
-    return len({name for entry in pool for name in entry.class_names})
+    """How many classes a pool knows; those of one name (`hf_dfml.pool.names`) are one."""
+    return len({name for entry in pool for name in entry.class_keys})
 
 
 def sub_task(task: Task, ways: int, generator: torch.Generator) -> tuple[Task, list[int]]:

@@ -113,6 +113,7 @@ class PoolDistillation(Method):
         self.eval_representation = config.representation
         info = network_info(model)
         self.size = info.image_size
+        self.unlabelled = bool(config.training_set.images)
         self.images = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
         self.answers = torch.empty(0, 0, dtype=torch.float16)
         self.recovered: Tree = {"images": self.images, "titles": []}
@@ -126,6 +127,23 @@ class PoolDistillation(Method):
             find_images(config.training_set.images)
         if config.training_set.prior:
             find_backbone(config.training_set.prior)
+
+    def check_model(self) -> None:
+        """What is published has the answers' layer in place of its own, which must be one (but for a student beside).
+
+        Raises:
+            ValueError: if the network has several last layers, or one that is not linear.
+        """
+        if self.config.train_student == "beside":
+            return
+        info = network_info(self.model)
+        try:
+            info.linear_classifier()
+        except ValueError as error:
+            raise ValueError(
+                f"{info.architecture} cannot be the student: {error} Name another with --arch, or start from it with "
+                "--student_from and --train_student beside."
+            ) from error
 
     @classmethod
     def config_for(cls, config: PoolDistillationConfig, pool: TeacherPool) -> PoolDistillationConfig:
@@ -266,7 +284,10 @@ class PoolDistillation(Method):
         self._look(context)
 
     def pictures(self, folder: Path) -> list[Path]:
-        """Recovered images class by class, with the confidence of members that know it; images of the training set."""
+        """Recovered images class by class, with the confidence of members that know it; images of the training set.
+
+        Not where that set is of the user's own images: pictures are published.
+        """
         from hf_dfml.recovery.confidence import confidence
         from hf_dfml.utils.pictures import class_rows, image_grid
 
@@ -279,6 +300,6 @@ class PoolDistillation(Method):
             classes = [name.rpartition(": ")[2] for name in names]  # A title is `class`, or `member: class`.
             sure = None if self.pool.answers_only else confidence(self.pool, rows, classes)
             drawn += [class_rows(rows, names, folder / "classes.png", confidence=sure)]
-        if len(self.images):
+        if len(self.images) and not self.unlabelled:
             drawn += [image_grid(to_unit(self.images[: SHOWN * SHOWN]), folder / "training_set.png", columns=SHOWN)]
         return drawn

@@ -188,7 +188,7 @@ def _found(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Cont
 def _recovered(pool: TeacherPool, config: PoolImagesConfig, size: int, context: Context) -> tuple[Tensor, Tree]:
     parts: list[Tree] = []
     jointly: list[Tree] = []
-    prior = image_prior(config)
+    prior = image_prior(config, context.device)
     if config.recoveries:
         recovery = partial(recover_member, pool, config, size, context, prior=prior)
         parts = context.map_members("recovered", recovery, pool, "Recovering images")
@@ -338,14 +338,18 @@ def _at_once(pool: TeacherPool, config: PoolImagesConfig, shown: list[list[int]]
     return None if at_once == wanted else at_once
 
 
-def image_prior(config: PoolImagesConfig) -> ImagePrior | None:
+def image_prior(config: PoolImagesConfig, device: torch.device | str = "cpu") -> ImagePrior | None:
     """The prior for members without batch norm, if there is to be one.
+
+    Args:
+        config: options.
+        device: where the images are.
 
     Raises:
         FileNotFoundError: if there is no such network.
         ValueError: if it has no batch norm.
     """
-    return ImagePrior(open_backbone(config.prior), config.prior_weight) if config.prior else None
+    return ImagePrior(open_backbone(config.prior).to(device), config.prior_weight) if config.prior else None
 
 
 def _image_terms(config: PoolImagesConfig, cuts: bool) -> Tree:

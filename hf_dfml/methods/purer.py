@@ -109,9 +109,8 @@ class PURER(RecoveryMethod):
             ValueError: if the pool has fewer classes than an episode, or cannot be averaged into the meta-model.
         """
         self.pool = pool
-        names = dict.fromkeys(name for entry in pool for name in entry.class_names)
-        if len(names) < self.ways:
-            raise ValueError(f"The pool knows {len(names)} classes, episodes have {self.ways}: ask for fewer --ways.")
+        self.require_classes(pool)
+        names = dict.fromkeys(name for entry in pool for name in entry.class_keys)
         self.bank.begin(names, context.generator, context.device)
         if self.config.average:
             require_same_network(pool)

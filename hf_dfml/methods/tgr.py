@@ -107,7 +107,12 @@ class TGR(InversionMethod):
         return config
 
     def setup(self, pool: TeacherPool, context: Context) -> None:
-        """Embed every member and divide the pool (steps 0 and 1)."""
+        """Embed every member and divide the pool (steps 0 and 1).
+
+        Raises:
+            ValueError: if the pool has fewer classes than an episode.
+        """
+        self.require_classes(pool)
         self.pool = pool
         self.groups = [list(range(len(pool)))]
         if self.config.grouping == "none":

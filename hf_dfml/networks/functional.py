@@ -40,19 +40,24 @@ def batch_norm_from(model: nn.Module, source: Source, *, second_order: bool = Tr
         source: `running`, `batch`, or a number `n`: the first `n` images (the support set) normalise the whole batch.
         second_order: whether second derivatives may be taken under `vmap`; without, `batch` is faster.
     """
-    layers = batch_norms(model).values()
+    forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {
+        layer: partial(_normalise, layer, source=source, second_order=second_order)
+        for layer in batch_norms(model).values()
+    }
+    if source == "batch" and second_order:
+        forwards |= {layer: partial(_layer_norm, layer) for layer in _layer_norms(model)}
     # An instance attribute hides the class's forward; only inside another such block is there one already.
-    before = [vars(layer).get("forward") for layer in layers]
-    for layer in layers:
-        object.__setattr__(layer, "forward", partial(_normalise, layer, source=source, second_order=second_order))
+    before = {layer: vars(layer).get("forward") for layer in forwards}
+    for layer, forward in forwards.items():
+        object.__setattr__(layer, "forward", forward)
     try:
         yield
     finally:
-        for layer, forward in zip(layers, before, strict=True):
-            if forward is None:
+        for layer, hidden in before.items():
+            if hidden is None:
                 object.__delattr__(layer, "forward")
             else:
-                object.__setattr__(layer, "forward", forward)
+                object.__setattr__(layer, "forward", hidden)
 
 
 def _normalise(layer: _BatchNorm, x: Tensor, *, source: Source, second_order: bool) -> Tensor:
@@ -77,6 +82,24 @@ def _normalise(layer: _BatchNorm, x: Tensor, *, source: Source, second_order: bo
     # timm's fused layer has its activation in itself; whoever has one has timm loaded.
     fused = sys.modules.get("timm.layers")
     return layer.act(layer.drop(out)) if fused is not None and isinstance(layer, fused.BatchNormAct2d) else out
+
+
+def _layer_norms(model: nn.Module) -> list[nn.LayerNorm]:
+    """Those that are nothing but layer norm; whoever has one of timm's has timm loaded."""
+    timm = sys.modules.get("timm.layers")
+    kinds = [nn.LayerNorm, *((timm.LayerNorm, timm.LayerNorm2d) if timm is not None else ())]
+    return [layer for layer in model.modules() if type(layer) in kinds]  # type: ignore[misc]
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+    """As of batch norm: with scale and shift inside, second derivatives under vmap come out wrong."""
+    channels_first = type(layer).__name__ == "LayerNorm2d"
+    out = F.layer_norm(x.movedim(1, -1) if channels_first else x, layer.normalized_shape, None, None, layer.eps)
+    if layer.weight is not None:
+        out = out * layer.weight.to(out.dtype)
+    if layer.bias is not None:
+        out = out + layer.bias.to(out.dtype)
+    return out.movedim(-1, 1) if channels_first else out
 
 
 def variance_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from hf_dfml.networks.info import network_info
 
 Trained = Literal["head", "last_stage", "all"]
 """What is trained of a network: its classifier; also its last stage; everything."""
+
+DROP_PATHS = ("DropPath", "DropBlock2d", "PatchDropout", "StochasticDepth")
+"""Layers of timm, torchvision and transformers that drop whole parts in training mode."""
 
 LAST_SHARE = 0.25
 """The last stage is made of so many groups of layers, from the back, that it has this share of the weights."""
@@ -58,9 +62,14 @@ def freeze(network: nn.Module, trained: Trained) -> None:
 
 
 def train_mode(network: nn.Module) -> None:
-    """Training mode; batch norm whose weights are frozen keeps its statistics."""
+    """Training mode; batch norm whose weights are frozen keeps its statistics.
+
+    Nothing is dropped at random: that would come from PyTorch's global numbers, which a resumed run does not have.
+    """
     network.train()
     for module in network.modules():
+        if isinstance(module, _DropoutNd) or type(module).__name__ in DROP_PATHS:
+            module.eval()
         if isinstance(module, _BatchNorm) and not any(value.requires_grad for value in module.parameters()):
             module.train(not module.affine)
 

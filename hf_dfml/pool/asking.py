@@ -7,6 +7,7 @@ weights are among its inputs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -78,7 +79,9 @@ class Asking:
         if isinstance(network_info(network), TransformersInfo):
             return teacher
         state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        kind = (entry.architecture, entry.input_size, *(tuple(value.shape) for value in state.values()))
+        arguments = json.dumps(entry.model_args, sort_keys=True, default=str)  # Not all of them show in the shapes.
+        shapes = tuple((name, tuple(value.shape)) for name, value in state.items())
+        kind = (entry.architecture, arguments, entry.input_size, shapes)
         if kind not in self._functions:
             self._functions[kind] = torch.compile(partial(torch.func.functional_call, network), dynamic=False)
 

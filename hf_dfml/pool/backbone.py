@@ -57,7 +57,8 @@ def started_from(backbone: Teacher, *, num_classes: int, image_size: int, genera
     entry, network = backbone.entry, copy.deepcopy(backbone.network)
     model_args = dict(entry.model_args)
     assert entry.input_size is not None and entry.mean is not None and entry.std is not None
-    if entry.input_size[1:] != (image_size, image_size) and entry.fixed_input_size:
+    fixed = entry.fixed_input_size or "img_size" in model_args
+    if entry.input_size[1:] != (image_size, image_size) and fixed:
         if not hasattr(network, "set_input_size"):
             height, width = entry.input_size[1:]
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_dfml.data.episodes import Episodes
+from hf_dfml.pool.names import class_keys
 from hf_dfml.recovery.task import Task
 from hf_dfml.utils.images import to_uint8, to_unit
 
@@ -108,6 +109,7 @@ class MemoryBank(RecoveredImages):
     def __init__(self, capacity: int, max_bytes: int = 2 << 30) -> None:
         self.capacity, self.max_bytes = capacity, max_bytes
         self._images: dict[str, Tensor] = {}
+        self._names: dict[str, str] = {}  # By what names are compared by: the name that came first.
 
     def __getitem__(self, class_name: str) -> Tensor:
         """uint8 `(n, 3, H, W)`, oldest first."""
@@ -128,9 +130,10 @@ class MemoryBank(RecoveredImages):
         return to_unit(stored[rows.to(stored.device)])
 
     def add(self, task: Task) -> None:
-        """Store the images of `task` under their classes' names."""
+        """Store the images of `task` under their classes' names, or under what another member calls the same class."""
+        keys = class_keys(task.class_names)
         for index in task.labels.unique().tolist():
-            name = task.class_names[index]
+            name = self._names.setdefault(keys[index], task.class_names[index])
             new = to_uint8(task.images[task.labels == index])
             old = self._images.get(name)
             self._images[name] = new if old is None else torch.cat([old, new])
@@ -147,3 +150,5 @@ class MemoryBank(RecoveredImages):
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Take over what `state_dict` gave."""
         self._images = {name: images.to(device) for name, images in state["images"].items()}
+        names = tuple(self._images)
+        self._names = dict(zip(class_keys(names), names, strict=True))

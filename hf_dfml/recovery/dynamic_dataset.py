@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_dfml.data.episodes import Episodes
+from hf_dfml.pool.names import class_keys
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_roll
 from hf_dfml.recovery.bank import RecoveredImages
@@ -52,7 +53,7 @@ class DynamicDataset(RecoveredImages):
         self._place: dict[str, int] = {}
 
     def begin(self, class_names: Iterable[str], generator: torch.Generator, device: torch.device | str) -> None:
-        """Start with noise for each class; names that occur twice are one class."""
+        """Start with noise for each class; names (`PoolEntry.class_keys`) that occur twice are one class."""
         self._place = {name: index for index, name in enumerate(dict.fromkeys(class_names))}
         shape = (len(self._place), self.config.images_per_class, 3, self.size, self.size)
         self._hold(torch.randn(shape, generator=generator).to(device))
@@ -121,7 +122,7 @@ class DynamicDataset(RecoveredImages):
 
         def inversion(load: Callable[[], Teacher], stream: torch.Generator) -> Tensor:
             teacher = load()
-            images, labels = self.task_of(teacher.class_names)
+            images, labels = self.task_of(teacher.entry.class_keys)
             shifted = random_roll(images, stream, pixels=self.config.shift)
             return inversion_loss(teacher, shifted, labels, self.config.objective)[0]
 
@@ -152,7 +153,8 @@ class DynamicDataset(RecoveredImages):
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Take over what `state_dict` gave, in place of `begin`."""
-        self._place = {name: index for index, name in enumerate(state["class_names"])}
+        names = class_keys(tuple(state["class_names"]))  # Earlier versions have them as the members write them.
+        self._place = {name: index for index, name in enumerate(names)}
         self._hold(state["pixels"].to(device))
         self.optimizer.load_state_dict(state["optimizer"])
 

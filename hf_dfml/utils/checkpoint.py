@@ -159,6 +159,8 @@ def remove_folder(folder: Path | str) -> None:
 def atomic_write(path: Path | str, content: str | bytes) -> None:
     """Write a file that is seen complete or not at all.
 
+    In a text, what UTF-8 has no form for (names of files may have such bytes) is written as Python's escape of it.
+
     Raises:
         OSError: if it cannot be written, as on a full disk; an earlier file of that name stays as it is.
     """
@@ -166,7 +168,7 @@ def atomic_write(path: Path | str, content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         _flush(temporary)
         temporary.replace(path)
     except OSError as error:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may take."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -59,10 +61,11 @@ def available_memory() -> int | None:
         if limit != resource.RLIM_INFINITY:
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
             found.append(limit - pages * resource.getpagesize())
-        group = Path("/sys/fs/cgroup")
-        if (most := (group / "memory.max")).is_file() and most.read_text(encoding="ascii").strip() != "max":
-            used = int((group / "memory.current").read_text(encoding="ascii"))
-            found.append(int(most.read_text(encoding="ascii")) - used)
+        if (most := (CGROUP / "memory.max")).is_file() and most.read_text(encoding="ascii").strip() != "max":
+            used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+            parts = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines())
+            # Files that were read are kept for as long as nobody needs the room.
+            found.append(int(most.read_text(encoding="ascii")) - used + int(parts.get("inactive_file", 0)))
     except (ImportError, OSError, ValueError):
         pass
     return max(0, min(found)) if found else None

@@ -7,7 +7,9 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 
@@ -15,6 +17,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 _URL_QUERY = re.compile(r"(?<=\?)[^\s,?]+")
 _SECRET_OPTION = re.compile(r"--?[\w-]*(token|password|secret|api[-_]?key)[\w-]*", re.IGNORECASE)
+_NAMED_PLACE = re.compile(r"(dir:|lock:|file://)(.+)", re.DOTALL)
 HIDDEN = "HIDDEN"
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_DFML_SERVE_TOKEN")
 """Variables of the environment that hold tokens."""
@@ -58,10 +61,33 @@ def scrub_command(command: str) -> str:
         if equals and _SECRET_OPTION.fullmatch(option):
             clean.append(f"{option}={HIDDEN}")
             continue
-        # Pools may be several folders, separated by commas.
-        parts = [_scrub_word(part) for part in (value if equals else word).split(",")]
-        clean.append((option + equals if equals else "") + ",".join(parts))
+        clean.append((option + equals if equals else "") + _scrub_words(value if equals else word))
     return shlex.join(clean)
+
+
+def scrub_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the words among their values scrubbed as those of a command line are.
+
+    Examples:
+        >>> scrub_values({"images": "/home/ada/photos", "prior": None, "further": {"probe": "~/nets/a,timm/b"}})
+        {'images': 'photos', 'prior': None, 'further': {'probe': 'a,timm/b'}}
+    """
+    return {name: _scrub_value(value) for name, value in values.items()}
+
+
+def called(place: str) -> str:
+    """Folders, files or names (by comma) as they may be shown: of what is on this disk the last part of its path.
+
+    Examples:
+        >>> called("dir:/home/ada/pools/mine,org/name,~/zoo:x")
+        'dir:mine,org/name,zoo:x'
+        >>> called("..") == Path("..").resolve().name
+        True
+    """
+    return ",".join(
+        Path(part).expanduser().resolve().name if part and Path(part).expanduser().exists() else _scrub_word(part)
+        for part in place.split(",")
+    )
 
 
 def this_command() -> str:
@@ -92,8 +118,23 @@ def describe_machine(device: torch.device | str = "cpu") -> str:
     return text if device.type == "cpu" else f"{device.type}; {text}"
 
 
+def _scrub_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return scrub_values(value)
+    if isinstance(value, list | tuple):
+        return [_scrub_value(each) for each in value]
+    return _scrub_words(value) if isinstance(value, str) else value
+
+
+def _scrub_words(text: str) -> str:
+    """Pools may be several folders, separated by commas."""
+    return ",".join(map(_scrub_word, text.split(",")))
+
+
 def _scrub_word(word: str) -> str:
     word = _URL_SECRET.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, word))
+    if place := _NAMED_PLACE.fullmatch(word):
+        return place[1] + _scrub_word(place[2])
     if word.startswith(("/", "~")):
         path = PurePosixPath(word)
         ours = [position for position, part in enumerate(path.parts) if part in PUBLIC]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hf_dfml import Classifier, MetaModel
+from hf_dfml.classifier import answers
 from hf_dfml.classifier.answers import NONE, answer, lines, write_answers
-from tests.classifier.conftest import CLASSES, labels, pictures
+from tests.classifier.conftest import CLASSES, labels, make_meta, pictures
 
 
 @pytest.fixture
@@ -58,6 +59,14 @@ def test_tables(classifier: Classifier, folders: list[Path], tmp_path: Path) -> 
     assert [row["file"] for row in content["left_out"]] == [str(folders[0] / name) for name in ("b.png", "d.heic")]
     with pytest.raises(ValueError, match=r"answers\.xlsx ends in '\.xlsx': expected \.csv or \.json"):
         write_answers(tmp_path / "answers.xlsx", found)
+
+
+@pytest.mark.parametrize(("bn", "estimated"), [("running", True), ("support", False)])
+def test_an_estimate_that_would_take_minutes_is_not_made(monkeypatch, bn, estimated) -> None:
+    """Under statistics of the support set each image that is left out is a network of its own."""
+    monkeypatch.setattr(answers, "FITS", 5)
+    learnt = make_meta().adapt(pictures(0, 2), labels(2), head="prototype", bn=bn)
+    assert ("each left out in turn" in answers.estimate(learnt)) == estimated
 
 
 def test_none_of_these(classifier: Classifier, folders: list[Path]) -> None:

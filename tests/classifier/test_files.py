@@ -158,6 +158,8 @@ def test_published_and_loaded_it_answers_the_same(meta: MetaModel, hub: HubServe
     assert 'from_pretrained("me/insects")' in card.text and "hf-hub:me/insects" in card.text
     again = Classifier.from_pretrained("me/insects")
     assert torch.equal(again.predict_proba(QUERIES), classifier.predict_proba(QUERIES))
+    assert files.is_classifier("me/insects") and files.is_classifier("hf:me/insects")
+    assert not files.is_classifier("hf:me/birds") and not files.is_classifier("dir:me/insects")
 
 
 @pytest.mark.parametrize("count", [2, 11])
@@ -190,6 +192,7 @@ def test_large_members_are_referred_to(tmp_path: Path, hub: HubServer, monkeypat
     assert torch.equal(Classifier.from_pretrained(folder).predict_proba(QUERIES), classifier.predict_proba(QUERIES))
     with pytest.raises(ValueError, match="member m-0 is neither on the Hub nor small"):
         classifier.push_to_hub("me/both")
+    assert hub.repos == {}, "refused before anything is made"
 
 
 def test_a_published_classifier_on_members_brings_them(tmp_path: Path, hub: HubServer) -> None:

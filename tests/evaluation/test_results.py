@@ -59,7 +59,7 @@ def test_files_hold_the_agreed_keys_and_come_back(tmp_path: Path) -> None:
     path = write_results(tmp_path, rows)
     assert path == tmp_path / "results.json"
     keys = "method dataset ways shots bn head flips representation inner_steps inner_lr episodes metric mean ci95"
-    keys += " seed split seconds command image_size pool"
+    keys += " seed split seconds command image_size pool model"
     assert list(json.loads(path.read_text())[0]) == keys.split()
     assert read_results(tmp_path) == read_results(path) == rows
 
@@ -202,6 +202,8 @@ def test_rows_of_the_same_evaluation_are_replaced_and_others_stay() -> None:
     others = [replace(ROW, **change) for change in ({"shots": 5}, {"head": "prototype"}, {"episodes": 100})]
     again = replace(ROW, mean=40.0, ci95=0.7, seconds=1.0, command="another")
     assert merged([ROW, *others], [again]) == [*others, again]
+    elsewhere = replace(ROW, model="zoo:cub")
+    assert merged([ROW, elsewhere], [replace(again, model="zoo:cub")]) == [ROW, replace(again, model="zoo:cub")]
 
 
 def test_labels_of_bars_name_a_head_once(monkeypatch: pytest.MonkeyPatch) -> None:

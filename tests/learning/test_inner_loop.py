@@ -17,6 +17,7 @@ from hf_dfml.learning.inner_loop import (
     unroll,
 )
 from hf_dfml.networks import create_network, functional_forward
+from hf_dfml.networks.info import without_fused_attention
 
 WAYS, SHOTS, QUERIES, EPISODES = 3, 2, 4, 3
 
@@ -86,6 +87,28 @@ def test_meta_gradient_is_the_sum_over_episodes(model, episodes, bn, second_orde
     assert loss == pytest.approx(sum(entry[1] for entry in expected) / EPISODES)
     for position, gradient in enumerate(gradients.values()):
         assert torch.allclose(gradient, sum(entry[2][position] for entry in expected), atol=1e-9)
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_second_derivatives_through_layer_norm_are_the_same_side_by_side(episodes, arch):
+    """PyTorch's fused layer norm with its scale and shift gives others under vmap."""
+    small = {"embed_dim": 12, "depth": 2, "num_heads": 2, "patch_size": 16, "img_size": 32}
+    if arch.startswith("convnext"):
+        small = {"depths": (1, 1, 1, 1), "dims": (4, 6, 8, 12)}
+    large = {
+        name: getattr(episodes, name).repeat_interleave(2, -1).repeat_interleave(2, -2)
+        for name in ("support", "query")
+    }
+    episodes, generator = replace(episodes, **large), torch.Generator().manual_seed(0)
+    network = create_network(arch, num_classes=WAYS, image_size=32, generator=generator, **small).double().eval()
+    without_fused_attention(network)
+    with torch.no_grad():
+        for value in network.parameters():
+            value += 0.2 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    params, loop = dict(network.named_parameters()), InnerLoop(2, 0.5)
+    one, three = (meta_gradient(network, params, episodes, loop, chunk_size=size)[0] for size in (1, 3))
+    for name, gradient in one.items():
+        torch.testing.assert_close(three[name], gradient, rtol=1e-8, atol=1e-8, msg=name)
 
 
 def test_second_order_is_not_first_order(model, episodes):

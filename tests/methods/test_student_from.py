@@ -169,6 +169,7 @@ def test_a_folder_of_any_images_is_the_training_set(tmp_path, public, caplog):
     method = method_of(pool, public, images=str(folder), training_images="auto")
     method.setup(pool, context)
     assert method.images.shape == (64, 3, 16, 16) and not method.images[:, 1:].any(), "red ones and their mixtures"
+    assert method.unlabelled and method.pictures(tmp_path / "pictures") == [], "a card's pictures are published"
     with pytest.raises(FileNotFoundError, match="holds no image"):
         unlabelled_images(tmp_path / "pool", 4, 8, torch.Generator())
     shutil.rmtree(folder / "sub-0")
@@ -182,3 +183,9 @@ def test_a_network_without_a_middle_has_no_branch(tmp_path):
     method = PoolDistillation(PoolDistillationConfig(**TINY, train_student="beside"), create_network("conv4_16"))
     with pytest.raises(ValueError, match="conv4_16 does not give the maps of its middle"):
         method.setup(pool, make_context())
+
+
+def test_a_student_whose_last_layer_cannot_be_published_is_refused_before_any_work():
+    network = create_network("levit_128s", num_classes=3)
+    with pytest.raises(ValueError, match="levit_128s cannot be the student: The last layer of .* expected one Linear"):
+        PoolDistillation(PoolDistillationConfig(**TINY), network).check_model()

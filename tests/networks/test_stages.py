@@ -62,3 +62,24 @@ def test_only_the_head_is_trained_and_frozen_batch_norm_keeps_its_statistics():
 def test_another_part_is_refused():
     with pytest.raises(ValueError, match="expected head, last_stage or all"):
         trained_parameters(network("conv4"), "half")
+
+
+def test_nothing_is_dropped_at_random():
+    """Else a resumed run would go on with other numbers than one that was not stopped."""
+    network = create_network(
+        "vit_tiny_patch16_224",
+        num_classes=3,
+        image_size=16,
+        img_size=16,
+        patch_size=8,
+        embed_dim=12,
+        depth=2,
+        num_heads=2,
+        drop_rate=0.5,
+        drop_path_rate=0.5,
+    )
+    images = torch.rand(4, 3, 16, 16)
+    network.train()
+    assert not torch.equal(network(images), network(images))
+    train_mode(network)
+    assert torch.equal(network(images), network(images)) and network.training

@@ -69,6 +69,32 @@ def test_compiled_members_of_a_kind_share_one_function(images, float32, monkeypa
     assert len(compiled) == 2 and sizes == {8}
 
 
+def test_networks_of_other_arguments_share_no_function(images, float32, monkeypatch):
+    """Weights of the same shapes, which two or four heads of attention take."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(asking, "has_compiler", lambda: True)
+    monkeypatch.setattr(asking, "LONG", 0)
+    members = []
+    for heads in (2, 4):
+        args = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": heads}
+        generator, norm = torch.Generator().manual_seed(0), {"mean": (0.5,) * 3, "std": (0.3,) * 3}
+        network = create_network(
+            "vit_tiny_patch16_224", num_classes=3, image_size=16, generator=generator, **norm, **args
+        )
+        entry = PoolEntry(
+            id=f"heads-{heads}",
+            architecture="vit_tiny_patch16_224",
+            num_classes=3,
+            input_size=(3, 16, 16),
+            **norm,
+            model_args=args,
+        )
+        members.append(Teacher(entry, network))
+    ask = Asking(members[0], len(members), len(images))
+    for each in members:
+        torch.testing.assert_close(ask.probabilities(each, images), answers_of(each, images), rtol=0, atol=1e-5)
+
+
 def test_long_work_is_compiled_where_there_is_a_compiler(monkeypatch):
     first = member(0)
     many = 2 * int(asking.LONG / operations(first) / 10)

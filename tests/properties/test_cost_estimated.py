@@ -90,6 +90,16 @@ def test_more_members_classes_and_pixels_never_cost_less(place, method, what, fe
     assert found[1] > found[0] and (what == "members" or found[1][1] > found[0][1])
 
 
+@pytest.mark.parametrize(("method", "all_classes"), [("free", True), ("bidf_mkd", False)])
+def test_classes_that_are_not_recovered_at_once_cost_nothing(place, method, all_classes):
+    """BiDf-MKD recovers as many of a member's classes as an episode has: three."""
+    method_class, found = find_method(method), []
+    for classes in (3, 6):
+        pool = pool_of(place / f"2-{classes}-16", 2, classes, 16)
+        found.append(cost_of(method_class(method_class.Config(**TINY[method]), student(16)), pool, 0).memory)
+    assert found[1] == pytest.approx(found[0] * (2 if all_classes else 1), rel=0.1)
+
+
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> ModelPool:
     folder = tmp_path_factory.mktemp("mixed")
@@ -176,12 +186,15 @@ def test_a_run_that_does_not_fit_is_refused_before_its_first_file(place, tmp_pat
         assert not (tmp_path / "run").exists()
 
 
+FULL = {"bank_per_class": 3, "replay_shots": 1, "replay_queries": 2}
+
+
 @pytest.mark.parametrize("method", TINY)
 def test_a_checkpoint_takes_no_more_than_was_estimated(place, tmp_path, method):
     """With a bank that is full after the first step."""
     pool = pool_of(place / "small", 2, 3, 16)
     method_class = find_method(method)
-    options = dict(TINY[method], **({"bank_per_class": 3} if method in ("tgr", "free", "bidf_mkd") else {}))
+    options = dict(TINY[method], **(FULL if method in ("tgr", "free", "bidf_mkd") else {}))
     made = method_class(method_class.Config(**options), student(16))
     context = make_context()
     made.setup(pool, context)

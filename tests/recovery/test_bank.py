@@ -28,6 +28,18 @@ def test_classes_of_the_same_name_share_their_place():
     assert bank["dog"][:, 0, 0, 0].tolist() == [2, 2, 3, 3]
 
 
+def test_what_members_spell_otherwise_is_one_class_also_after_a_resume():
+    bank = MemoryBank(capacity=10)
+    bank.add(task(["Tabby", "dog"], [1, 2], member="a"))
+    bank.add(task(["n02123045", "Polar_bear"], [3, 4], member="b"))
+    again = MemoryBank(capacity=10)
+    again.load_state_dict(bank.state_dict())
+    for each in (bank, again):
+        each.add(task(["polar bear", "tabby"], [5, 6], member="c"))
+        assert each.class_names == ("Tabby", "dog", "Polar_bear")
+        assert each["Tabby"][:, 0, 0, 0].tolist() == [1, 1, 3, 3, 6, 6]
+
+
 def test_unsorted_labels_find_their_class():
     shuffled = task(["cat", "dog"], [1, 2])
     order = torch.tensor([3, 0, 2, 1])

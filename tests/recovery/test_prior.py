@@ -73,3 +73,8 @@ def test_members_with_batch_norm_keep_to_their_own(pool, prior):
 def test_a_prior_without_batch_norm_is_refused(pool):
     with pytest.raises(ValueError, match=r"without \(convnext_atto\) has no batch norm.*such as resnet18"):
         ImagePrior(pool.load("without"), 1.0)
+
+
+def test_the_priors_network_is_where_the_images_are(folders):
+    config = PoolImagesConfig(prior=str(folders / "public"), prior_weight=1.0)
+    assert image_prior(config, "meta").network.device == torch.device("meta")

@@ -79,6 +79,12 @@ def test_atomic_write_makes_folders_and_leaves_no_partial_file(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file.json"]
 
 
+def test_names_that_are_no_text_are_written_all_the_same(tmp_path):
+    """As from an archive that was packed in another encoding."""
+    atomic_write(tmp_path / "answers.csv", f"caf{chr(0xDCE9)}.jpg,ant\n")
+    assert (tmp_path / "answers.csv").read_text() == "caf\\udce9.jpg,ant\n"
+
+
 def test_stored_tensors_can_be_read_by_others(tmp_path):
     save_tree(tmp_path / "state", {"value": torch.ones(1)})
     assert (tmp_path / "state" / "tree.safetensors").stat().st_mode & 0o777 == 0o644

@@ -1,4 +1,4 @@
-"""What the C library does with freed memory."""
+"""What the C library does with freed memory, and how much of it there is in a container."""
 
 import os
 import platform
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+from hf_dfml.utils import memory
 
 PAGE_FAULTS = """
 import resource, sys, torch
@@ -38,3 +40,13 @@ def test_memory_that_was_freed_is_not_asked_for_again():
     # The heap may grow once more (a tensor here is 1,024 pages, 2 where pages are huge).
     assert faults["leave"] > 500
     assert faults["leave"] > 5 * faults["keep"]
+
+
+def test_files_that_were_read_are_no_memory_in_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 100000\nfile 800000\ninactive_file 700000\n")
+    assert memory.available_memory() == 800_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_memory() is None or memory.available_memory() > 800_000

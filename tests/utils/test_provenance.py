@@ -15,6 +15,10 @@ from hf_dfml.utils.provenance import describe_machine, scrub_command, this_comma
         ("x --config /home/hf_dfml/presets/tgr.yaml", "x --config hf_dfml/presets/tgr.yaml"),
         ("x --pool /a/pools/one,/b/two,org", "x --pool one,two,org"),
         ("x --data_dir ~/sets", "x --data_dir sets"),
+        (
+            "x --pool dir:/home/ada/a,lock:/r/pool.lock.json,dir:b --pool=dir:~/c --weights file:///home/ada/d",
+            "x --pool dir:a,lock:pool.lock.json,dir:b --pool=dir:c --weights file://d",
+        ),
         (r"x --data_dir 'C:\Users\ada\sets'", "x --data_dir sets"),
         ("x --token abc --hub-token=abc --seed 1", "x --token HIDDEN --hub-token=HIDDEN --seed 1"),
         ("x --note hf_AbCdEfGhIjKl --arch conv4", "x --note HIDDEN --arch conv4"),

@@ -22,7 +22,8 @@ USUAL_TOP_K = 5
 """Classes that an image-classification pipeline returns where it is not asked for more."""
 ALL_CLASSES = 100_000
 """More than any classifier has: what is asked for to learn its labels."""
-_HUGGING_FACE = ("huggingface.co", "huggingface.cloud", "hf.co", "hf.space")
+_HUGGING_FACE = ("huggingface.co", "huggingface.cloud", "hf.co")
+"""Not `hf.space`: code of whoever made the Space would read the token."""
 _NO_JSON = (400, 415, 422)
 
 

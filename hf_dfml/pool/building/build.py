@@ -110,7 +110,7 @@ def build_pool(
             settings |= asdict(recipe)
             settings = json.loads(json.dumps(settings))  # As it reads back: tuples are lists in JSON.
             if folder.is_dir():
-                _check_settings(folder, settings)
+                _check_settings(folder, settings, dataset)
                 continue
             accuracy = _build_member(folder, dataset, teacher or arch, recipe, settings, torch.device(device))
             bar.set_postfix(accuracy=f"{accuracy:.3f}")
@@ -207,9 +207,14 @@ def _train_and_held_out(
     return joined(parts[0]), joined(parts[1])
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    found = read_json(folder.name, folder / CONFIG_NAME).get("dfml", {}).get("build", {})
-    for name, wanted in settings.items():
+def _check_settings(folder: Path, settings: dict[str, Any], dataset: FewShotDataset) -> None:
+    config = read_json(folder.name, folder / CONFIG_NAME)
+    facts = config.get("dfml", {})
+    found = {**facts.get("build", {}), "split": facts.get("split"), "classes": config.get("label_names")}
+    # The same settings draw other classes from another split, or from a folder that has others now.
+    drawn = draw_classes(dataset, settings["ways"], fork(settings["seed"], "member", settings["index"]))
+    classes = [dataset.class_names[label] for label in drawn]
+    for name, wanted in {**settings, "split": dataset.split, "classes": classes}.items():
         if found.get(name) != wanted:
             raise ValueError(
                 f"{folder} was built with {name}={found.get(name)!r}, not {wanted!r}: give the settings it was built "

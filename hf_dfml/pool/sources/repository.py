@@ -15,6 +15,7 @@ from hf_dfml import zoo
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.sources.client import HubOptions, check_id, looking_for, retry
 from hf_dfml.pool.sources.download import download, resolve_revision
+from hf_dfml.pool.sources.local_cache import note_revision
 from hf_dfml.pool.sources.near import did_you_mean
 
 
@@ -49,6 +50,7 @@ def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = Fa
         raise MemberError(id, f"{error.reason} (and there is no folder of that name here)") from error
     config = download(id, CONFIG_NAME, sha, options, force=force)
     download(id, WEIGHTS_NAME, sha, options, force=force)
+    note_revision(id, options.revision or tag or None, sha, options)  # So that it is found offline.
     return config.parent, id, sha
 
 

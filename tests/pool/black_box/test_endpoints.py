@@ -280,6 +280,7 @@ def test_tokens_go_where_they_belong(members, monkeypatch, caplog):
     assert token_for("https://x.us-east-1.aws.endpoints.huggingface.cloud/y") == "hf_secret_of_the_user"
     for url in ("http://x.huggingface.cloud", "https://huggingface.cloud.evil.example", "https://evilhf.co"):
         assert token_for(url) == "t0ken"
+    assert token_for("https://somebody-classifier.hf.space/predict") == "t0ken", "a Space is code of whoever made it"
     assert "secret" not in caplog.text and "t0ken" not in caplog.text
 
 

@@ -92,6 +92,16 @@ def test_another_recipe_in_the_same_folder_is_refused(built, dataset):
         build_pool(dataset, output=built[0].location.parent, num_models=4, seed=1, **SETTINGS)
 
 
+def test_a_folder_of_another_split_or_of_other_classes_is_refused(built, dataset, monkeypatch):
+    monkeypatch.setattr("hf_dfml.pool.building.build.train_member", None)
+    test = replace(dataset, split="test")
+    with pytest.raises(ValueError, match="was built with split='train', not 'test'"):
+        build_pool(test, output=built[0].location.parent, num_models=4, **SETTINGS)
+    others = replace(dataset, class_names=tuple(f"shade-{index}" for index in range(7)))
+    with pytest.raises(ValueError, match=r"was built with classes=\['colour-.*, not \['shade-"):
+        build_pool(others, output=built[0].location.parent, num_models=4, **SETTINGS)
+
+
 def test_impossible_members_are_refused(dataset, tmp_path):
     with pytest.raises(ValueError, match=r"ways=8: data set 'colours' \(train\) has 7 classes"):
         build_pool(dataset, output=tmp_path, ways=8)

@@ -173,6 +173,8 @@ def test_a_member_that_is_there_is_not_replaced(tmp_path):
 
 def test_labels_come_from_a_list_or_from_files(tmp_path):
     assert read_labels("cat, dog,fox") == LABELS
+    many = [f"class number {index}" for index in range(100)]
+    assert read_labels(",".join(many)) == many, "longer than a name of a file may be"
     (tmp_path / "names.txt").write_text("cat\ndog\n\nfox\n")
     assert read_labels(str(tmp_path / "names.txt")) == LABELS
     for content in (LABELS, {"2": "fox", "0": "cat", "1": "dog"}):

@@ -44,6 +44,19 @@ def public(tmp_path_factory):
     return backbone(tmp_path_factory.mktemp("backbones") / "public")
 
 
+def test_a_network_that_was_resized_once_is_resized_again(tmp_path):
+    """A transformer that says its image size among its arguments takes no other by itself."""
+    arch, generator = "vit_tiny_patch16_224", torch.Generator().manual_seed(0)
+    args = {"img_size": 32, "embed_dim": 8, "depth": 1, "num_heads": 1, "patch_size": 8}
+    network = create_network(arch, num_classes=7, image_size=32, generator=generator, **args)
+    names = [f"n{index}" for index in range(7)]
+    config = member_config(network, arch, names, image_size=32, mean=MEAN, std=STD, model_args=args)
+    write_member(tmp_path / "vit", network, config)
+    start = open_backbone(str(tmp_path / "vit"))
+    network = started_from(start, num_classes=3, image_size=64, generator=generator)
+    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 3)
+
+
 @pytest.mark.parametrize("trained", ["head", "last_stage", "all"])
 def test_what_is_not_trained_is_the_backbones(public, dataset, tmp_path, trained):
     pool = build_pool(
