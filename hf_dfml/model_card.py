@@ -60,7 +60,7 @@ class Training:
         chosen: which checkpoint the weights are of ("step 120 of 200, the best of 10 on the validation classes").
         data_free: whether no real image was used (references that see data say False).
         unlabelled: whether real images without labels were used.
-        started_from: the public network that the meta-model started from.
+        started_from: the pretrained network that the meta-model started from (`--student_from`).
         answers: of black boxes, the kind of answers (`probs`, ...).
         queries: of black boxes, how many images they were sent.
         reference: the citation of the method's paper, as plain text.
@@ -185,7 +185,7 @@ def _sources_of_knowledge(training: Training) -> str:
     if training.unlabelled:
         sources.append("unlabelled images of whoever trained it")
     if training.started_from:
-        sources.append(f"the public network `{_cell(training.started_from)}`, from which it started")
+        sources.append(f"the network `{_cell(training.started_from)}`, from which it started")
     unused = "no labelled image" if training.unlabelled else "no training image"
     also = " and no weights were" if training.answers else " was"
     return f": {unused}{also} used, only {' and '.join(filter(None, [', '.join(sources[:-1]), sources[-1]]))}"

@@ -43,7 +43,7 @@ from hf_dfml.utils.memory import available_memory
 from hf_dfml.utils.pictures import learning_curves
 from hf_dfml.utils.processes import Processes
 from hf_dfml.utils.progress import whole_run
-from hf_dfml.utils.provenance import describe_machine, scrub_command, this_command
+from hf_dfml.utils.provenance import called, describe_machine, scrub_command, this_command
 from hf_dfml.utils.seeding import deterministic, fork
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def _publish(
         chosen=_chosen(outcome, method.num_steps, dataset),
         data_free=method.data_free,
         unlabelled=method.unlabelled,
-        started_from=config.student_from and scrub_command(config.student_from),
+        started_from=config.student_from and called(config.student_from),
         answers=pool.output,
         queries=pool.queries.total if pool.queries else None,
         reference=method.paper.citation if method.paper else None,

@@ -202,7 +202,7 @@ def test_without_an_evaluation_the_card_says_so(tmp_path: Path) -> None:
         (
             Training(answers="probs", unlabelled=True, started_from="timm/a"),
             "no labelled image and no weights were used, only answers of those classifiers (probs), unlabelled images "
-            "of whoever trained it and the public network `timm/a`, from which it started.",
+            "of whoever trained it and the network `timm/a`, from which it started.",
         ),
     ],
 )

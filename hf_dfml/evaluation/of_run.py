@@ -62,14 +62,16 @@ class RunEvaluation:
         Args:
             datasets: the classes.
             expect: is told after each validation how many seconds `evaluate` will take by its speed. It is not where
-                validations do not fine-tune, which say nothing of rows that do, or where there are rows of ICFIL.
+                only one of both fine-tunes, or where there are rows of ICFIL.
         """
         if not datasets:
             return None
         score = validation(datasets, self.validating, self.suits, self.processes)
-        if self.suits.head != "finetune" or self.config.icfil_episodes:
+        if self.suits.head != "finetune" or not self.config.finetuned_rows or self.config.icfil_episodes:
             return score
-        times = self.pieces(len(datasets)) * self.protocol.episodes / self.validating.episodes
+        # A validation is of all data sets, a piece of one.
+        pieces = self.pieces(len(datasets)) / len(datasets)
+        times = pieces * self.protocol.episodes / self.validating.episodes
 
         def timed(model: nn.Module) -> dict[str, float]:
             began = time.monotonic()

@@ -20,6 +20,7 @@ from hf_dfml.learning.replay import EpisodeConfig, check_episode
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.networks.info import network_info, without_fused_attention
+from hf_dfml.networks.stages import train_mode
 from hf_dfml.pool.black_box.pool import BlackBox
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.pool.teacher_pool import TeacherPool
@@ -63,8 +64,7 @@ class RecoveryMethod(Method):
     def __init__(self, config: Any, model: nn.Module, episode: EpisodeConfig, bank: RecoveredImages) -> None:
         super().__init__(config, model)
         without_fused_attention(model)
-        # Batch norm is told whose statistics to take; what is dropped at random would not come from the run's numbers.
-        model.eval()
+        train_mode(model)  # Batch norm is told whose statistics to take.
         self.episode_loop = episode.inner_loop
         self.size = network_info(model).image_size
         self.bank = bank

@@ -23,6 +23,7 @@ from hf_dfml.methods.base import Context, Method
 from hf_dfml.methods.paper import Paper
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.networks.info import network_info
+from hf_dfml.networks.stages import train_mode
 from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.settings import Settings, option
@@ -76,6 +77,7 @@ class MAML(Method):
 
     def __init__(self, config: MAMLConfig, model: nn.Module) -> None:
         super().__init__(config, model)
+        train_mode(model)
         self.optimizer = torch.optim.Adam(model.parameters(), config.outer_lr)
         self.eval_inner_loop = (config.inner_steps, config.inner_lr)
 

@@ -157,4 +157,8 @@ class PURER(RecoveryMethod):
     def load_state_dict(self, state: Tree, pool: TeacherPool, context: Context) -> None:
         """Take over what `state_dict` gave, in place of `setup`."""
         super().load_state_dict(state, pool, context)
+        # Checkpoints of earlier versions have the names themselves.
+        known = {key for entry in pool for key in entry.class_keys}
+        pairs = (pair for entry in pool for pair in zip(entry.class_names, entry.class_keys, strict=True))
+        self.bank.rename({name: key for name, key in pairs if name not in known})
         self.switch.load_state_dict(state["switch"])

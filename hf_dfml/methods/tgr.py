@@ -123,7 +123,12 @@ class TGR(InversionMethod):
         embedded = context.map_members("embedding", embed, pool, "Embedding the pool")
         if self.config.keep_embedded:
             found = zip(embedded, pool, strict=True)
-            self.remember([Task(part["images"], part["labels"], entry.class_names, entry.id) for part, entry in found])
+            self.remember(
+                [
+                    Task(part["images"], part["labels"], entry.class_names, entry.id, entry.class_keys)
+                    for part, entry in found
+                ]
+            )
         if by_answers:
             ask = partial(self._ask, embedded)
             asked = context.map_members("recognition", ask, pool, "Asking members about each other's images")

@@ -44,7 +44,7 @@ def batch_norm_from(model: nn.Module, source: Source, *, second_order: bool = Tr
         layer: partial(_normalise, layer, source=source, second_order=second_order)
         for layer in batch_norms(model).values()
     }
-    if source == "batch" and second_order:
+    if second_order and source in ("batch", "running") and torch.is_grad_enabled():
         forwards |= {layer: partial(_layer_norm, layer) for layer in _layer_norms(model)}
     # An instance attribute hides the class's forward; only inside another such block is there one already.
     before = {layer: vars(layer).get("forward") for layer in forwards}

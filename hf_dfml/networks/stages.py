@@ -19,8 +19,8 @@ from hf_dfml.networks.info import network_info
 Trained = Literal["head", "last_stage", "all"]
 """What is trained of a network: its classifier; also its last stage; everything."""
 
-DROP_PATHS = ("DropPath", "DropBlock2d", "PatchDropout", "StochasticDepth")
-"""Layers of timm, torchvision and transformers that drop whole parts in training mode."""
+DROP_PATHS = ("DropPath", "DropBlock2d", "PatchDropout", "PatchDropoutWithIndices", "StochasticDepth")
+"""Ends of the names of layers (of timm, torchvision, transformers) that drop whole parts in training mode."""
 
 LAST_SHARE = 0.25
 """The last stage is made of so many groups of layers, from the back, that it has this share of the weights."""
@@ -68,7 +68,7 @@ def train_mode(network: nn.Module) -> None:
     """
     network.train()
     for module in network.modules():
-        if isinstance(module, _DropoutNd) or type(module).__name__ in DROP_PATHS:
+        if isinstance(module, _DropoutNd) or type(module).__name__.endswith(DROP_PATHS):
             module.eval()
         if isinstance(module, _BatchNorm) and not any(value.requires_grad for value in module.parameters()):
             module.train(not module.affine)

@@ -131,7 +131,7 @@ class MemoryBank(RecoveredImages):
 
     def add(self, task: Task) -> None:
         """Store the images of `task` under their classes' names, or under what another member calls the same class."""
-        keys = class_keys(task.class_names)
+        keys = task.keys or task.class_names
         for index in task.labels.unique().tolist():
             name = self._names.setdefault(keys[index], task.class_names[index])
             new = to_uint8(task.images[task.labels == index])
@@ -144,11 +144,14 @@ class MemoryBank(RecoveredImages):
                 self._images[name] = images[-each:].clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """The stored images by class."""
-        return {"images": dict(self._images)}
+        """The stored images by class, and the names by what they are compared by."""
+        return {"images": dict(self._images), "names": dict(self._names)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Take over what `state_dict` gave."""
         self._images = {name: images.to(device) for name, images in state["images"].items()}
-        names = tuple(self._images)
-        self._names = dict(zip(class_keys(names), names, strict=True))
+        self._names = dict(state.get("names", {}))
+        if not self._names:  # Of an earlier version, which took other spellings for other classes.
+            for name in self._images:
+                key = name if "#" in name else class_keys((name,))[0]
+                self._names.setdefault(key, name)

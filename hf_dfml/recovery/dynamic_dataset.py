@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from hf_dfml.data.episodes import Episodes
-from hf_dfml.pool.names import class_keys
 from hf_dfml.pool.teacher import Teacher
 from hf_dfml.recovery.augment import random_roll
 from hf_dfml.recovery.bank import RecoveredImages
@@ -153,10 +152,16 @@ class DynamicDataset(RecoveredImages):
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Take over what `state_dict` gave, in place of `begin`."""
-        names = class_keys(tuple(state["class_names"]))  # Earlier versions have them as the members write them.
-        self._place = {name: index for index, name in enumerate(names)}
+        self._place = {name: index for index, name in enumerate(state["class_names"])}
         self._hold(state["pixels"].to(device))
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def rename(self, keys: Mapping[str, str]) -> None:
+        """Call classes by their keys; of two that are one class now, the first keeps its images."""
+        places: dict[str, int] = {}
+        for name, place in self._place.items():
+            places.setdefault(keys.get(name, name), place)
+        self._place = places
 
     def _hold(self, values: Tensor) -> None:
         self.pixels = Pixels(values, self.mean, self.std)

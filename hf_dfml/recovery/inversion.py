@@ -141,7 +141,8 @@ def recover(
 
     images = make(teacher, labels, config, size, generator, gradient_at)
     position = torch.arange(len(chosen), device=device).repeat_interleave(config.images_per_class)
-    return Task(images.float().clamp(0, 1), position, tuple(teacher.class_names[k] for k in chosen), teacher.entry.id)
+    names, keys = (tuple(every[k] for k in chosen) for every in (teacher.class_names, teacher.entry.class_keys))
+    return Task(images.float().clamp(0, 1), position, names, teacher.entry.id, keys)
 
 
 def _losses(

@@ -132,7 +132,9 @@ class MetaGenerator:
             loss.backward()
             optimizer.step()
         images = network(latent)
-        return Task(images.detach().float(), labels, teacher.class_names, teacher.entry.id), loss_of(images)
+        entry = teacher.entry
+        task = Task(images.detach().float(), labels, teacher.class_names, entry.id, entry.class_keys)
+        return task, loss_of(images)
 
     def state_dict(self) -> Tree:
         """The meta-generator and its optimiser."""

@@ -17,12 +17,14 @@ class Task:
         labels: `(B,)` class index in the order of the teacher's outputs.
         class_names: the teacher's class names in that order (anonymous ids where it has none).
         member: the id of the pool member.
+        keys: what the names are compared by with those of other members (`PoolEntry.class_keys`); empty: themselves.
     """
 
     images: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     member: str
+    keys: tuple[str, ...] = ()
 
     def restrict(self, classes: list[int]) -> Task:
         """The part of the task that shows `classes`, relabelled 0, 1, ... in that order."""
@@ -30,4 +32,5 @@ class Task:
         position[classes] = torch.arange(len(classes), device=self.labels.device)
         labels = position[self.labels]
         names = tuple(self.class_names[index] for index in classes)
-        return Task(self.images[labels >= 0], labels[labels >= 0], names, self.member)
+        keys = tuple(self.keys[index] for index in classes) if self.keys else ()
+        return Task(self.images[labels >= 0], labels[labels >= 0], names, self.member, keys)

@@ -17,7 +17,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 _URL_QUERY = re.compile(r"(?<=\?)[^\s,?]+")
 _SECRET_OPTION = re.compile(r"--?[\w-]*(token|password|secret|api[-_]?key)[\w-]*", re.IGNORECASE)
-_NAMED_PLACE = re.compile(r"(dir:|lock:|file://)(.+)", re.DOTALL)
+_NAMED_PLACE = re.compile(r"(dir:|lock:)(.+)", re.DOTALL)
 HIDDEN = "HIDDEN"
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_DFML_SERVE_TOKEN")
 """Variables of the environment that hold tokens."""
@@ -83,6 +83,8 @@ def called(place: str) -> str:
         'dir:mine,org/name,zoo:x'
         >>> called("..") == Path("..").resolve().name
         True
+        >>> called("https://host/v1?api_key=1")
+        'https://host/v1?HIDDEN'
     """
     return ",".join(
         Path(part).expanduser().resolve().name if part and Path(part).expanduser().exists() else _scrub_word(part)
@@ -133,6 +135,8 @@ def _scrub_words(text: str) -> str:
 
 def _scrub_word(word: str) -> str:
     word = _URL_SECRET.sub(f"{HIDDEN}@", _TOKEN.sub(HIDDEN, word))
+    if "://" in word:
+        return _URL_QUERY.sub(HIDDEN, word) if not word.startswith("file:") else "file://" + _scrub_word(word[7:])
     if place := _NAMED_PLACE.fullmatch(word):
         return place[1] + _scrub_word(place[2])
     if word.startswith(("/", "~")):

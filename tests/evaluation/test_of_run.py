@@ -16,9 +16,10 @@ from hf_dfml.utils.processes import ALONE
     [
         (Adaptation(), {}, 4),
         (Adaptation(), {"icfil_episodes": 2}, 0),
+        (Adaptation(), {"finetuned_rows": False}, 0),
         (Adaptation(head="prototype", bn="running"), {}, 0),
     ],
-    ids=["fine-tuned", "with ICFIL", "prototypes"],
+    ids=["fine-tuned", "with ICFIL", "rows of prototypes", "prototypes"],
 )
 def test_the_evaluation_takes_as_long_as_so_many_validations(monkeypatch, suits, changes, times):
     now, told = [0.0], []
@@ -37,3 +38,5 @@ def test_the_evaluation_takes_as_long_as_so_many_validations(monkeypatch, suits,
     # Each of its pieces has four times the episodes.
     assert told == [5.0 * times * evaluation.pieces(1)] * bool(times)
     assert evaluation.validation([], told.append) is None
+    evaluation.validation(["one", "two"], told.append)(nn.Identity())
+    assert told[1:] == [5.0 / 2 * times * evaluation.pieces(2)] * bool(times), "a validation is of both data sets"

@@ -89,8 +89,9 @@ def test_meta_gradient_is_the_sum_over_episodes(model, episodes, bn, second_orde
         assert torch.allclose(gradient, sum(entry[2][position] for entry in expected), atol=1e-9)
 
 
+@pytest.mark.parametrize("bn", ["support", "running"])
 @pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "convnext_atto"])
-def test_second_derivatives_through_layer_norm_are_the_same_side_by_side(episodes, arch):
+def test_second_derivatives_through_layer_norm_are_the_same_side_by_side(episodes, arch, bn):
     """PyTorch's fused layer norm with its scale and shift gives others under vmap."""
     small = {"embed_dim": 12, "depth": 2, "num_heads": 2, "patch_size": 16, "img_size": 32}
     if arch.startswith("convnext"):
@@ -105,7 +106,7 @@ def test_second_derivatives_through_layer_norm_are_the_same_side_by_side(episode
     with torch.no_grad():
         for value in network.parameters():
             value += 0.2 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
-    params, loop = dict(network.named_parameters()), InnerLoop(2, 0.5)
+    params, loop = dict(network.named_parameters()), InnerLoop(2, 0.5, bn)
     one, three = (meta_gradient(network, params, episodes, loop, chunk_size=size)[0] for size in (1, 3))
     for name, gradient in one.items():
         torch.testing.assert_close(three[name], gradient, rtol=1e-8, atol=1e-8, msg=name)

@@ -10,10 +10,12 @@ from hf_dfml.learning.fusion import average_state
 from hf_dfml.methods import purer
 from hf_dfml.methods.purer import PURER, PURERConfig
 from hf_dfml.networks import create_network
+from hf_dfml.pool import ModelPool
 from hf_dfml.settings import flat
 from hf_dfml.utils.checkpoint import load_tree, save_tree
 from hf_dfml.utils.seeding import spawn
 from tests.methods.pools import make_context, make_mixed_pool, make_model, make_pool, run_steps, without_seconds
+from tests.pool.members import write_member
 
 TINY = {"images_per_class": 4, "replay_queries": 3, "replay_batch": 2, "warmup": 2, "patience": 2, "shift": 1}
 
@@ -150,6 +152,23 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert torch.equal(second.bank.pixels.values, whole.bank.pixels.values)
     ours, theirs = second.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_classes_are_one_by_their_keys_and_those_without_names_stay_apart_after_a_resume(tmp_path):
+    for index, names in enumerate((["Polar_bear", "dog", "fox"], ["polar bear", "Cat", "cat"], None)):
+        write_member(tmp_path / "pool" / f"m-{index}", seed=index, label_names=names)
+    pool = ModelPool.from_dir(tmp_path / "pool")
+    method, context = method_of(pool)
+    # A member of two spellings of one class keeps its own names.
+    assert method.bank.class_names[:6] == ("polar bear", "dog", "fox", "Cat", "cat", "m-2#0")
+    state = method.state_dict()
+    for earlier in (False, True):
+        if earlier:
+            state["bank"]["class_names"][0] = "Polar_bear"
+        again, context = PURER(method.config, make_model()), make_context()
+        again.load_state_dict(state, pool, context)
+        assert again.bank.class_names == method.bank.class_names
+        again.step(context)
 
 
 def test_what_cannot_work_is_refused(tmp_path):

@@ -1,8 +1,11 @@
 """The bank: first in first out, names survive, episodes cross teachers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from hf_dfml.pool.names import class_keys
 from hf_dfml.recovery.bank import MemoryBank
 from hf_dfml.recovery.task import Task
 
@@ -30,13 +33,17 @@ def test_classes_of_the_same_name_share_their_place():
 
 def test_what_members_spell_otherwise_is_one_class_also_after_a_resume():
     bank = MemoryBank(capacity=10)
-    bank.add(task(["Tabby", "dog"], [1, 2], member="a"))
-    bank.add(task(["n02123045", "Polar_bear"], [3, 4], member="b"))
-    again = MemoryBank(capacity=10)
+    for names, values in ((["Tabby", "dog"], [1, 2]), (["n02123045", "Polar_bear"], [3, 4]), (["Cat", "cat"], [7, 8])):
+        bank.add(replace(task(names, values), keys=class_keys(tuple(names))))
+    bank.add(task(["m-1#0"], [9]))
+    again, older = MemoryBank(capacity=10), MemoryBank(capacity=10)
     again.load_state_dict(bank.state_dict())
-    for each in (bank, again):
-        each.add(task(["polar bear", "tabby"], [5, 6], member="c"))
-        assert each.class_names == ("Tabby", "dog", "Polar_bear")
+    older.load_state_dict({"images": bank.state_dict()["images"]})
+    known = ("Tabby", "dog", "Polar_bear", "Cat", "cat", "m-1#0")
+    for each in (bank, again, older):
+        each.add(replace(task(["polar bear", "tabby"], [5, 6]), keys=("polar bear", "tabby")))
+        each.add(task(["m_1#0"], [0]))
+        assert each.class_names == (*known, "m_1#0"), "two of one member, and those without names, stay apart"
         assert each["Tabby"][:, 0, 0, 0].tolist() == [1, 1, 3, 3, 6, 6]
 
 
