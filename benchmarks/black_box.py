@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from kept import claim
 from torch import nn
 
 from hf_dfml.arguments import parse_into
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise ValueError("No data set was named: an accuracy needs --dataset.")
     folder = Path(config.output_dir)
     pool = open_pool(config)
+    claim(folder, method, config, members=[entry.id for entry in pool])
     print(f"{len(pool)} members, {method.steps} steps; {describe_machine(pool.device)}.", flush=True)
     for row in (BEFORE, *chosen.rows):
         if not (folder / row / "row.json").is_file():

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from hf_dfml.data import FewShotDataset
-from hf_dfml.evaluation import EvaluationProtocol, write_results
+from hf_dfml.evaluation import RESULTS_NAME, EvaluationProtocol, merged, read_results, write_results
 from hf_dfml.evaluation.meta_testing import episode_accuracies
 from hf_dfml.evaluation.protocol import result_row
 from hf_dfml.evaluation.results import Result
@@ -66,12 +66,13 @@ class Measured(Generic[Options]):
         self.rows += part.rows
 
     def write(self, name: str, title: str) -> None:
-        """The rows and the table of what was measured so far, as a section of that title, if there is a folder."""
+        """The rows, beside those of earlier commands, and a section of that title, if there is a folder."""
         folder = self.options.output_dir
         if not folder:
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        write_results(folder, self.rows)
+        earlier = read_results(folder) if (Path(folder) / RESULTS_NAME).is_file() else []
+        write_results(folder, merged(earlier, self.rows))
         lines = [f"| `{each}` | {value:g} | {self.definitions[each]} |" for each, value in self.figures.items()]
         table = "\n".join(["| figure | value | what it is |", "|---|---|---|", *lines])
         write_section(folder, name, title, table)

@@ -153,7 +153,12 @@ def measure(settings: Options, show: Callable[[str], Any] = print) -> dict[str, 
     folder = Path(settings.output_dir)
     path = folder / "gpu.json"
     measured = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    about = {"device": describe_machine(device), "torch": torch.__version__, "quick": settings.quick}
+    about = {
+        "device": describe_machine(device),
+        "torch": torch.__version__,
+        "quick": settings.quick,
+        "pool": settings.pool,
+    }
     same = all(measured.get(name) == value for name, value in about.items())
     kept: dict[str, Any] = {
         name: part for name, part in measured.get("parts", {}).items() if same and "result" in part

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept import claim
 from measuring import GLYPHS, ON, Device, device_of, open_pool, table
 
 from hf_dfml.arguments import parse, parse_into, presets
@@ -84,8 +85,8 @@ ROWS = {
     "+FIVE, 1-shot": Row("free", "--replay_shots 1 --bell erm", "free with five", (1,)),
     "baseline, 1-shot": Row("free", "--replay_shots 1 --five false --bell none", "free baseline", (1,)),
     "FREE_2, 5-shot": Row("free", "--replay_shots 5 --adaptation_steps 2", "free-2", (5,)),
-    "PURER, 1-shot": Row("purer", "--replay_shots 1 --checkpoint_every 5000", "purer", (1,)),
-    "BiDf-MKD, 1-shot": Row("bidf-mkd", "--replay_shots 1 --checkpoint_every 5000", "bidf-mkd", (1,)),
+    "PURER, 1-shot": Row("purer", "--replay_shots 1 --checkpoint_every 500", "purer", (1,)),
+    "BiDf-MKD, 1-shot": Row("bidf-mkd", "--replay_shots 1 --checkpoint_every 500", "bidf-mkd", (1,)),
 }
 """In the order of their value: what FREE is said to be first, then its ablation, then what takes days of a CPU."""
 
@@ -220,6 +221,7 @@ def measure(settings: Options, show: Callable[[str], Any] = print) -> dict[str, 
     for name in settings.rows:
         rest, folder = end - time.monotonic(), folder_of(name, settings)
         words = command_of(name, settings)
+        claim(folder, *options_of(name, settings), of_a_run=True)
         found: dict[str, Any] = {"command": scrub_command(shlex.join(["hf-dfml", *words]))}
         rows[name] = found
         if not finished(folder):
@@ -264,7 +266,12 @@ def is_the_papers(row: Result) -> bool:
 
 def theirs(name: str, settings: Options, shots: int) -> float | None:
     """What the paper has."""
-    keys: dict[str, Any] = {"head": "finetune", "bn": "transductive", "pool": "one architecture"}
+    keys: dict[str, Any] = {
+        "head": "finetune",
+        "bn": "transductive",
+        "pool": "one architecture",
+        "architecture": "conv4",
+    }
     of_sizes = (
         published(ROWS[name].published_as, settings.dataset, 5, shots, image_size=size, **keys) for size in SIZES
     )

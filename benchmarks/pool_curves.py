@@ -8,7 +8,8 @@ of the schedule's steps of recovery, joint updates and images, so that the time 
 images, rates, seed and evaluation are the same for all. The last snapshot is judged by the validation classes, nothing
 is chosen. The `members` rows are the features, or the answers, of the same members side by side. The other options of
 recipes/pool_distillation.py are options here too. What one student has recovered is not recovered again for another,
-and a student that was interrupted goes on with the same command; delete its folder to repeat it.
+and a student that was interrupted goes on with the same command; delete its folder to repeat it. Other options than
+`--members` and `--budgets` need another --output_dir.
 
 Written into --output_dir: `results.json`, `pool_curves.json`, `pool_curves.png` and, with several budgets,
 `pool_budgets.png`, whose axis is the CPU minutes of recovery, asking and learning. The last line is a JSON object;

@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             raise ValueError(f"--kinds '{kind}': name a public network with batch norm, --prior NETWORK.")
         if "patches" in kind and not method.training_set.inversion.objective.patch_weight > 0:
             raise ValueError(f"--kinds '{kind}': expected a --patch_weight above 0, such as 0.1.")
-    config, pool = prepared(method, config)
+    config, pool = prepared(method, config, options, but=("kinds", "parts"))
     pool = of_architectures(pool, options.architectures)
     validation = Exam("validation", pool, config, options.photos_per_class)
     students: dict[str, Callable[[], nn.Module]] = {}
@@ -333,12 +333,7 @@ def of_architectures(pool: ModelPool, names: Sequence[str]) -> ModelPool:
 def images_of(
     kind: str, pool: ModelPool, method: PoolDistillationConfig, config: RunConfig
 ) -> tuple[PoolImages, Minutes]:
-    """Images of a kind with the members' answers, made once for all students; and what they took.
-
-    Raises:
-        ValueError: if those that are kept are of other members.
-    """
-    members = [entry.id for entry in pool]
+    """Images of a kind with the members' answers, made once for all students; and what all tries at them took."""
     folder = Path(config.output_dir) / "images" / kind.replace(" ", "-")
     if not folder.exists():
         began = time.process_time()
@@ -346,15 +341,18 @@ def images_of(
         cache = Path(str(config.recovery_cache))
         stages = Path(config.output_dir) / "images" / f"{kind.replace(' ', '-')}-parts"
         context = TimedContext(fork(config.seed, "run"), seed=config.seed, cache=cache, scratch=stages)
-        shown = learner.make_images(pool, context)
-        minutes = (time.process_time() - began) / 60
-        told = {"minutes": minutes - context.answering, "answering": context.answering, "members": members}
-        save_tree(folder, {**shown._asdict(), **told})
+        tries = folder.with_name(f"{folder.name}-minutes.json")
+        spent = json.loads(tries.read_text()) if tries.is_file() else {"minutes": 0.0, "answering": 0.0}
+        try:
+            shown = learner.make_images(pool, context)
+        finally:
+            spent["minutes"] += (time.process_time() - began) / 60 - context.answering
+            spent["answering"] += context.answering
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(tries, json.dumps(spent) + "\n")
+        save_tree(folder, {**shown._asdict(), **spent})
     tree = load_tree(folder)
-    # Folders of earlier versions do not hold these two.
-    taken, kept = Minutes(tree.pop("minutes"), tree.pop("answering", 0.0)), tree.pop("members", members)
-    if kept != members:
-        raise ValueError(f"{folder} holds answers of {len(kept)} other members: choose another --output_dir.")
+    taken = Minutes(tree.pop("minutes"), tree.pop("answering"))
     print(
         f"{kind}: {len(tree['images'])} images, {taken.images:.1f} core-minutes, and {taken.answers:.1f} for answers.",
         flush=True,

@@ -37,7 +37,7 @@ class Options(Measurement):
 
     method: str = option("free", "Whose schedule.", choices=[name.replace("_", "-") for name in METHODS])
     size: str = option("paper", "Preset of the method: tiny, small, cpu, gpu, paper, ...")
-    options: list[str] = option([], "Options in place of the preset's, NAME=VALUE each.")
+    options: list[str] | None = option(None, "Options in place of the preset's, NAME=VALUE each.")
     pool: str = option("", f"The teachers; by default glyph members, built in {GLYPHS}.")
     members: int = option(8, "Members of the default pool.", least=1)
     network: str = option("conv4", "Architecture of the meta-model.")
@@ -65,7 +65,8 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
     """Some steps of each kind, the table, and the object of the last line."""
     pool = open_pool(settings.pool, settings.members).to(device)
     kind = find_method(settings.method)
-    words = ["--preset", settings.size, *(f"--{text}" for text in settings.options)]
+    changes = settings.options or []
+    words = ["--preset", settings.size, *(f"--{text}" for text in changes)]
     config, run_config = parse(kind, RunConfig, words, program="schedule.py")
     size = max(entry.input_size[-1] for entry in pool if entry.input_size)
     stream = fork(settings.seed, "network")
@@ -86,7 +87,7 @@ def measure(settings: Options, device: torch.device) -> dict[str, Any]:
         done += len(spent)
         rows.append([name, f"{len(steps)}", f"{len(spent)}", f"{each[name]:.3f}", duration(len(steps) * each[name])])
         print(*rows[-1], sep=" | ", flush=True)
-    changed = f" ({', '.join(settings.options)})" if settings.options else ""
+    changed = f" ({', '.join(changes)})" if changes else ""
     about = (
         f"{method.name}, preset {settings.size}{changed}, {len(pool)} members at {size} pixels, in float32. Of "
         f"{method.num_steps} steps {done} were run; the whole would take {duration(whole)} without validation and "

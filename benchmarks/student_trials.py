@@ -10,7 +10,7 @@ not repeated: the same command goes on.
 
 Written into --output_dir: `student_trials.json` and `student_trials.md`. The last line is that object; `ratio` is the
 best trial's accuracy at the largest number of shots over that of the recipe as it is given, by features and predicted
-answers side by side and with flips.
+answers side by side and with flips (without after `--flip false`).
 """
 
 from __future__ import annotations
@@ -71,17 +71,17 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 continue
             began = time.process_time()
             trial = TRIALS[name](bench)
-            rows = judged(trial.train(), dataset, config)
+            rows = judged(trial.train(), dataset, config, bench.flip)
             minutes = (time.process_time() - began) / 60
             print(f"seed {seed}, {name}: {rows}, {minutes:.1f} core-minutes.", flush=True)
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(file, json.dumps({"accuracy": rows, "minutes": round(minutes, 1)}) + "\n")
-    return summary(folder, names, options.seeds, config)
+    return summary(folder, names, options.seeds, config, method.training_set.inversion.flip)
 
 
-def judged(model: nn.Module, dataset: FewShotDataset, config: RunConfig) -> dict[str, float]:
-    """Accuracies (%) on the validation classes, by how the student is seen."""
-    protocol = replace(prototypes(config, config.episodes), flips=True)
+def judged(model: nn.Module, dataset: FewShotDataset, config: RunConfig, flips: bool) -> dict[str, float]:
+    """Accuracies (%) on the validation classes, by how the student is seen; with flips where mirroring is allowed."""
+    protocol = replace(prototypes(config, config.episodes), flips=flips)
     each = [replace(protocol, representation=how) for how in REPRESENTATIONS]
     rows = evaluate_each(model, dataset, each, method="student", progress=False)
     return {
@@ -91,7 +91,9 @@ def judged(model: nn.Module, dataset: FewShotDataset, config: RunConfig) -> dict
     }
 
 
-def summary(folder: Path, names: Sequence[str], seeds: Sequence[int], config: RunConfig) -> dict[str, Any]:
+def summary(
+    folder: Path, names: Sequence[str], seeds: Sequence[int], config: RunConfig, flips: bool
+) -> dict[str, Any]:
     """Table and files; prints the last line."""
     found = {
         name: [json.loads((folder / f"seed-{seed}" / f"{name}.json").read_text()) for seed in seeds] for name in names
@@ -119,7 +121,7 @@ def summary(folder: Path, names: Sequence[str], seeds: Sequence[int], config: Ru
         "student_trials",
         "One thing changed at a time",
         f"Accuracy (%) with {shots} shots on the validation classes, {config.episodes} episodes, nearest class mean, "
-        f"flips; mean of {len(seeds)} seeds. {describe_machine('cpu')}.",
+        f"{'flips' if flips else 'no flips'}; mean of {len(seeds)} seeds. {describe_machine('cpu')}.",
         table(head, lines),
     )
     verdict = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from kept import claim
 from torch import nn
 
 from hf_dfml.data import FewShotDataset, load_dataset
@@ -21,6 +22,7 @@ from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillation
 from hf_dfml.methods.pool_images import PoolImages
 from hf_dfml.pipeline import RunConfig, open_pool
 from hf_dfml.pool import ModelPool, TeacherPool
+from hf_dfml.settings import Settings
 from hf_dfml.trainer import Trainer
 from hf_dfml.utils.checkpoint import atomic_write
 from hf_dfml.utils.provenance import describe_machine
@@ -54,8 +56,16 @@ class GivenImages(PoolDistillation):
         return self.shown
 
 
-def prepared(method: PoolDistillationConfig, config: RunConfig) -> tuple[RunConfig, ModelPool]:
-    """The options with a cache of recovered images, and the pool that they name.
+def prepared(
+    method: PoolDistillationConfig, config: RunConfig, *own: Settings, but: Collection[str] = ()
+) -> tuple[RunConfig, ModelPool]:
+    """The options with a cache of recovered images, and the pool that they name; the output folder is for these alone.
+
+    Args:
+        method: of the students.
+        config: of their runs.
+        own: the benchmark's options.
+        but: options whose values have folders of their own.
 
     Raises:
         ValueError: if no data set is named, or the members are to be black boxes.
@@ -68,6 +78,7 @@ def prepared(method: PoolDistillationConfig, config: RunConfig) -> tuple[RunConf
         torch.set_num_threads(config.num_threads)
     config = replace(config, recovery_cache=config.recovery_cache or str(Path(config.output_dir) / "recovered"))
     pool = open_pool(config).resolve()
+    claim(Path(config.output_dir), method, config, *own, members=[entry.id for entry in pool], but=but)
     print(f"{len(pool)} members, {method.steps} passes; {describe_machine(pool.device)}.", flush=True)
     return config, pool
 

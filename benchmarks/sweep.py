@@ -7,9 +7,10 @@
     python benchmarks/sweep.py free-cifar-fs-cpu --vary num_members=10,99 --vary bell=erm,paper --pool pools/x
 
 Further options are those of the method and of the run, as in its recipe. Several `--vary` are all combined; values of
-`seed` are averaged in the figure. Each run has a folder of its own below `--output_dir` (runs/sweep-PRESET); the same
-command goes on where it was stopped. Written there: sweep.csv, a line for each row of each evaluation, and sweep.png,
-the accuracy of the method's own adaptation against the first option varied. The last line is a JSON object.
+`seed` are averaged in the figure, with 95 % intervals by Student's t. Each run has a folder of its own below
+`--output_dir` (runs/sweep-PRESET); the same command goes on where it was stopped, and with other options a run needs
+another folder. Written there: sweep.csv, a line for each row of each evaluation, and sweep.png, the accuracy of the
+method's own adaptation against the first option varied. The last line is a JSON object.
 
     python benchmarks/sweep.py free-cifar-fs-cpu --vary bell=erm,released --curve gradient_inner_product --pool pools/x
 
@@ -27,10 +28,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from itertools import product
-from math import sqrt
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
+
+from kept import claim
+from scipy.stats import t as students_t
 
 from hf_dfml.arguments import parse, presets
 from hf_dfml.errors import errors_in_a_sentence
@@ -89,6 +92,7 @@ def sweep(
         runs.append((values, *parse(method, RunConfig, words, program="sweep.py")))
     for values, method_config, run_config in runs:
         own = folder_of(folder, values)
+        claim(own, method_config, run_config, of_a_run=True)
         if not (own / RESULTS_NAME).is_file() or not (own / "config.json").is_file():
             config = replace(run_config, output_dir=str(own), resume_from_checkpoint="latest")
             rows = run(method, method_config, config, show=ignore)
@@ -111,12 +115,14 @@ def as_csv(rows: Sequence[tuple[Mapping[str, str], Result]]) -> str:
 
 
 def lines_of(rows: Sequence[tuple[Mapping[str, str], Result]]) -> dict[str, list[tuple[str, float, float]]]:
-    """What is drawn: for each number of shots (and each value of the other options) value, mean, interval.
+    """What is drawn: for each data set, number of shots and value of the other options, value, mean and 95 % interval.
 
-    Of each run the first row of each number of shots, which is the method's own adaptation. Over several seeds the
-    mean, and as interval twice the standard deviation over their root.
+    Of each run the first row of each data set and number of shots, which is the method's own adaptation. Over several
+    seeds the mean, and the interval of Student's t. Where seeds alone vary, they are one point.
     """
-    first, grouped = next(iter(rows[0][0])), {}
+    names, grouped = list(rows[0][0]), {}
+    first = next((name for name in names if name != "seed"), "seed")
+    several = len({row.dataset for _, row in rows}) > 1
     seen: set[tuple] = set()
     for values, row in rows:
         key = (*values.items(), row.dataset, row.shots)
@@ -124,8 +130,9 @@ def lines_of(rows: Sequence[tuple[Mapping[str, str], Result]]) -> dict[str, list
             continue
         seen.add(key)
         others = [f"{name} {value}" for name, value in values.items() if name not in (first, "seed")]
-        line = ", ".join([f"{row.shots}-shot", *others])
-        grouped.setdefault(line, {}).setdefault(values[first], []).append(row)
+        line = ", ".join([f"{row.dataset}, {row.shots}-shot" if several else f"{row.shots}-shot", *others])
+        value = values[first] if first != "seed" else "mean over seeds"
+        grouped.setdefault(line, {}).setdefault(value, []).append(row)
     return {
         line: [(value, mean(row.mean for row in found), _interval(found)) for value, found in points.items()]
         for line, points in grouped.items()
@@ -135,9 +142,8 @@ def lines_of(rows: Sequence[tuple[Mapping[str, str], Result]]) -> dict[str, list
 def _interval(rows: Sequence[Result]) -> float:
     if len(rows) == 1:
         return rows[0].ci95
-    centre = mean(row.mean for row in rows)
-    variance = sum((row.mean - centre) ** 2 for row in rows) / (len(rows) - 1)
-    return 2 * sqrt(variance / len(rows))
+    spread = stdev(row.mean for row in rows) / len(rows) ** 0.5
+    return float(students_t.ppf(0.975, len(rows) - 1)) * spread
 
 
 def logged(folder: Path, metric: str) -> dict[int, float]:
@@ -233,7 +239,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         name: [[value, round(centre, 2), round(half, 2)] for value, centre, half in points]
         for name, points in lines_of(rows).items()
     }
-    best = {name: max(points, key=lambda point: point[1])[0] for name, points in lines.items()}
     print(f"Wrote {folder / 'sweep.csv'} and {folder / 'sweep.png'}.")
     summary = {
         "benchmark": "sweep",
@@ -241,7 +246,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "vary": options.vary,
         "unit": "accuracy (%)",
         "lines": lines,
-        "best": best,
         "options": shlex.join(rest),
     }
     print(json.dumps(summary))

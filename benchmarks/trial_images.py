@@ -76,10 +76,15 @@ class Bench:
             self.kept[name] = compute()
         return self.kept[name]
 
+    @property
+    def flip(self) -> bool:
+        """Whether images may be mirrored."""
+        return self.method.training_set.inversion.flip
+
     def mixtures(self) -> Tensor:
         """The images of the recipe as it is given."""
         options, found = self.method.training_set.mixing, self.recovered
-        return self.once("mixtures", lambda: mix_recovered(*found[:2], options, self.stream("mixing")))
+        return self.once("mixtures", lambda: mix_recovered(*found[:2], options, self.stream("mixing"), flip=self.flip))
 
     def given(self) -> PoolImages:
         """The same, with the answers."""
@@ -118,7 +123,9 @@ def cut_half(bench: Bench) -> Tensor:
     """The recipe's mixtures, every second one cut: a rectangle of one crop in place of a share of both."""
     mixing, found = bench.method.training_set.mixing, bench.recovered
     alone = replace(mixing, mix_alpha=0.0)
-    first, second = (mix_recovered(*found[:2], alone, bench.stream(name)) for name in ("first", "second"))
+    first, second = (
+        mix_recovered(*found[:2], alone, bench.stream(name), flip=bench.flip) for name in ("first", "second")
+    )
     stream, size = bench.stream("rectangles"), first.shape[-1]
     share = mixing_coefficients(len(first), 1.0, stream)
     side = ((1 - share).sqrt() * size).round().long()

@@ -210,7 +210,8 @@ class SecondRound(Trial):
         second = by_student(self.bench, self.bench.student(Trial))
         members = torch.cat([found.members, torch.full((len(second),), len(self.bench.pool) + 1)])
         stream = self.bench.stream("mixing")
-        return shown_to(self.bench, mix_recovered(torch.cat([found.images, second]), members, mixing, stream))
+        images = torch.cat([found.images, second])
+        return shown_to(self.bench, mix_recovered(images, members, mixing, stream, flip=self.bench.flip))
 
 
 class CoarseStart(Trial):
@@ -221,7 +222,8 @@ class CoarseStart(Trial):
         bench = self.bench
         found = recover_all(bench.pool, replace(bench.method, joint_coarse=0.5), bench.config)
         mixing = bench.method.training_set.mixing
-        return shown_to(bench, mix_recovered(found.images, found.members, mixing, bench.stream("mixing")))
+        mixed = mix_recovered(found.images, found.members, mixing, bench.stream("mixing"), flip=bench.flip)
+        return shown_to(bench, mixed)
 
 
 class EpisodicFinish(Trial):

@@ -44,7 +44,7 @@ class Options(Settings):
     members: int = option(2, "Members that are asked.")
     directions: list[int] = option([5, 10, 20, 100], "Numbers of directions (central: half of it).")
     mu: float = option(0.01, "Length of the differences, in pixels of [0, 1].")
-    reference: int = option(100, "Directions of the sphere that the ratio is about.")
+    reference: int = option(100, "Directions of the sphere that the ratio is about; one of --directions.")
     recovery_steps: int = option(30, "Steps of a recovery.", least=1)
     images_per_class: int = option(1, "Images recovered for each class.", least=1)
     recovery: str = option("pixels", "What is optimised: `pixels` or `generator`.")
@@ -52,7 +52,7 @@ class Options(Settings):
     recovered_directions: list[int] = option([10, 100], "Directions of the recoveries by estimates.")
     output: str = option("runs/zero_order.png", "Where the figure goes.")
     seed: int = option(0, "Seed of everything random.")
-    num_threads: int = option(1, "CPU threads.", least=0)
+    num_threads: int = option(1, "CPU threads.", least=1)
 
     @property
     def recipe(self) -> RecoveryConfig:
@@ -116,6 +116,9 @@ def queries_for(cosine: float, points: Sequence[tuple[float, float]]) -> float |
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print, draw, and give the object of the last line."""
     (settings,) = parse_into([Options], argv, __doc__)
+    if settings.reference not in settings.directions:
+        asked = ", ".join(map(str, settings.directions))
+        raise SystemExit(f"--reference {settings.reference}: expected one of --directions, {asked}.")
     torch.set_num_threads(settings.num_threads)
     pool = open_pool(settings.pool, max(8, settings.members))
     teachers = [pool.load(index) for index in range(min(settings.members, len(pool)))]

@@ -16,7 +16,8 @@ Random initialisation, average, best member, prototypes on members' features; op
 processes (MFGP, needs the extra `gp`), DRO offline and online; with --references also MAML and online MAML on the real
 training images, marked in the table: they are allowed to see what data-free methods are not.
 
-Rows are written as they come. The same command in the same folder goes on after the last contestant that was finished.
+Rows are written as they come, those of the pool itself together. The same command in the same folder goes on after the
+last contestant that was finished; rows of other commands stay beside. Several processes share the episodes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 
 from hf_dfml.arguments import parse_into
 from hf_dfml.data import open_data
@@ -39,11 +41,13 @@ from hf_dfml.evaluation import (
     Result,
     evaluate,
     evaluate_baselines,
+    merged,
     print_table,
     read_results,
     write_results,
 )
 from hf_dfml.evaluation.baselines import pool_kind
+from hf_dfml.evaluation.results import ignore
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.baselines import OTA, OTAConfig
 from hf_dfml.methods.dro import DRO, DROConfig
@@ -55,6 +59,7 @@ from hf_dfml.pipeline import meta_network, open_pool
 from hf_dfml.preflight import names_of_datasets
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import Settings, option, part
+from hf_dfml.utils.processes import Processes
 from hf_dfml.utils.provenance import scrub_command, this_command
 from hf_dfml.utils.seeding import fork
 
@@ -87,12 +92,13 @@ def contestants(config: BaselinesConfig, members: int) -> list[tuple[Any, Any]]:
     return chosen
 
 
-def measured_before(config: BaselinesConfig) -> list[Result]:
-    """Rows that the same command has left in the output folder before it was interrupted."""
+def measured_before(config: BaselinesConfig) -> tuple[list[Result], list[Result]]:
+    """Rows in the output folder: of the same command, which was interrupted, and of others."""
     if not (Path(config.run.output_dir) / RESULTS_NAME).is_file():
-        return []
+        return [], []
     command = scrub_command(this_command())
-    return [row for row in read_results(config.run.output_dir) if row.command == command]
+    found = read_results(config.run.output_dir)
+    return [row for row in found if row.command == command], [row for row in found if row.command != command]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
@@ -104,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         raise SystemExit("Baselines are there to be compared: give --dataset or --data, the images of the evaluation.")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processes = Processes(Accelerator())
+    device = processes.device
     pool = open_pool(config).to(device)
     require_same_network(pool)
     config = replace(config, arch=pool[0].architecture)
@@ -121,12 +128,20 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         label_column=config.label_column,
         needs=Needs(config.ways, max(config.shots), config.queries),
     )
-    rows = measured_before(options)
+    rows, others = measured_before(options)
+    show = print if processes.is_main else ignore
+
+    def write(measured: list[Result]) -> list[Result]:
+        if processes.is_main:
+            write_results(config.output_dir, merged(others, measured))
+        return measured
+
     if rows:
-        print(f"Kept what {config.output_dir} has: {', '.join(dict.fromkeys(row.method for row in rows))}.")
+        show(f"Kept what {config.output_dir} has: {', '.join(dict.fromkeys(row.method for row in rows))}.")
     else:
-        rows = evaluate_baselines(pool, dataset, protocol, device=device)
-        write_results(config.output_dir, rows)
+        rows = write(
+            evaluate_baselines(pool, dataset, protocol, device=device, processes=processes, progress=processes.is_main)
+        )
     for method_class, method_config in contestants(options, len(pool)):
         started = time.monotonic()
         method = method_class(method_config, meta_network(pool, config).to(device))
@@ -134,12 +149,14 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
             continue
         context = Context(generator=fork(config.seed, method.name), device=device, seed=config.seed)
         network = run_without_trainer(method, pool, context)
-        print(f"{method.name}: {time.monotonic() - started:.0f} seconds of training.", flush=True)
-        ours = evaluate(network, dataset, protocol, method=method.name)
-        rows += [replace(row, pool=pool_kind(pool)) for row in ours]
-        write_results(config.output_dir, rows)
-    print_table(rows)
-    print(f"Wrote {Path(config.output_dir) / RESULTS_NAME}.")
+        show(f"{method.name}: {time.monotonic() - started:.0f} seconds of training.")
+        ours = evaluate(
+            network, dataset, protocol, method=method.name, processes=processes, progress=processes.is_main
+        )
+        rows = write(rows + [replace(row, pool=pool_kind(pool)) for row in ours])
+    if processes.is_main:
+        print_table(rows)
+    show(f"Wrote {Path(config.output_dir) / RESULTS_NAME}.")
     return rows
 
 

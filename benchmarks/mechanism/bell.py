@@ -49,18 +49,22 @@ def measure_bell(found: Measured[Options], pool: ModelPool) -> None:
     run_epochs(start, context, 0, first)
     state, draws = copy.deepcopy(start.state_dict()), context.generator.get_state()
 
-    def share(**changes: Any) -> float:
+    def shares(**changes: Any) -> list[float]:
         method = FREE(replace(config, **changes), fresh_network(pool, options))
         method.load_state_dict(copy.deepcopy(state), pool, context)
         context.generator.set_state(draws)
-        return mean(row["bell_share"] for row in run_epochs(method, context, first, first + options.epochs))
+        return [row["bell_share"] for row in run_epochs(method, context, first, first + options.epochs)]
 
     of_movement = "length of BELL's movement of the weights in an epoch over that plus the replay's"
-    found.note("bell_share", share(), f"{of_movement}; --bell released, an Adam of its own")
-    found.note("bell_share_shared", share(bell_optimizer="shared"), "the same, in the replay's Adam (released code)")
-    found.note("bell_share_paper", share(bell="paper"), "the same, --bell paper: SGD steps of 0.1 and epsilon 1")
-    printed = {"bell": "paper", "bell_lr": 1e-3, "bell_epsilon": 1e-3}
-    found.note("bell_share_printed", share(**printed), "the same with the printed alpha = epsilon = 0.001")
+    released = shares()
+    found.note("bell_share", mean(released), f"{of_movement}; --bell released, an Adam of its own")
+    if len(released) > 1:
+        found.note("bell_share_ci95", interval(released), f"half the 95 % interval of it over {len(released)} epochs")
+    in_replay, paper = shares(bell_optimizer="shared"), shares(bell="paper")
+    found.note("bell_share_shared", mean(in_replay), "the same, in the replay's Adam (released code)")
+    found.note("bell_share_paper", mean(paper), "the same, --bell paper: SGD steps of 0.1 and epsilon 1")
+    printed = shares(bell="paper", bell_lr=1e-3, bell_epsilon=1e-3)
+    found.note("bell_share_printed", mean(printed), "the same with the printed alpha = epsilon = 0.001")
 
     params = {name: value.detach() for name, value in parameters_of(start.model).items()}
     generator, angles = fork(options.seed, "tasks"), []

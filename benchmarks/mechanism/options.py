@@ -18,7 +18,7 @@ class Options(Settings):
     data_dir: str | None = option(None, "Folder of local copies of the data sets.")
     only: list[str] = option(list(MECHANISMS), "Which mechanisms.", choices=MECHANISMS)
     members: int = option(60, "Members that are used.", least=2)
-    epochs: int = option(4, "FREE's epochs after the warm-up, and as many with each form of BELL.", least=1)
+    epochs: int = option(16, "FREE's epochs after the warm-up, and as many with each form of BELL.", least=1)
     draws: int = option(12, "Draws of four tasks for BELL's direction.", least=2)
     gammas: list[float] = option([0.5, 2.0, 10.0, 50.0], "DRO's prices.")
     dro_epochs: int = option(20, "DRO's epochs.", least=1)

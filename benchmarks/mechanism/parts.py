@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache, partial
 from itertools import repeat
 from multiprocessing import get_context
@@ -24,13 +24,14 @@ from mechanism.purer import measure_purer
 
 
 def measured_parts(options: Options) -> Iterator[Measured[Options]]:
-    """Of each mechanism that was asked for, in that order, as soon as it and those before it are measured."""
+    """Of each mechanism that was asked for, as soon as it is measured."""
     if options.processes == 1:
         yield from map(measure_part, options.only, repeat(options))
     else:
         # Started afresh: a forked process may hang in PyTorch's threads.
         with ProcessPoolExecutor(options.processes, get_context("spawn")) as processes:
-            yield from processes.map(measure_part, options.only, repeat(options))
+            parts = [processes.submit(measure_part, name, options) for name in options.only]
+            yield from (part.result() for part in as_completed(parts))
 
 
 def measure_part(name: str, options: Options) -> Measured[Options]:

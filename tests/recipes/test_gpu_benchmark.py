@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hf_dfml.arguments import parse_into
 from tests.recipes.test_inversion_recipes import glyph_pool
 
 
@@ -91,3 +92,20 @@ def test_what_was_measured_of_less_work_is_not_taken_for_the_whole(gpu, words):
 def test_a_device_that_there_is_not_is_named(script):
     with pytest.raises(SystemExit, match="--device cuda: PyTorch finds no CUDA device"):
         script("measuring").device_of("cuda")
+
+
+def test_the_words_of_every_part_can_be_read_by_its_script(gpu, script):
+    """The quick words are run; those of an accelerator are read at least."""
+    settings = gpu.module.Options(device="cpu", pool="pools/x")
+    for part in gpu.module.PARTS.values():
+        name, *words = gpu.module.command_of(part, settings, 100.0)
+        module = script(Path(name).stem)
+        (options,) = parse_into([module.Options], [*words, "--output_dir", "x"], module.__doc__)
+        assert options.output_dir == "x", name
+
+
+def test_parts_of_other_members_are_measured_again(gpu, words, tmp_path, capsys):
+    words = [*words, "--parts", "asking members"]
+    gpu.module.main(words)
+    gpu.module.main([*words, "--pool", str(glyph_pool(tmp_path / "other", 3))])
+    assert len(gpu.ran) == 2

@@ -147,9 +147,11 @@ def test_a_real_pool_is_judged_on_validation_and_meets_the_test_classes_once(scr
     with pytest.raises(ValueError, match="--kinds 'recovered with patches': expected a --patch_weight above 0"):
         benchmark.main([*words, "--kinds", "recovered with patches"])
     with pytest.raises(ValueError, match="--architectures resnet10: no member is of it; expected some of conv4"):
-        benchmark.main([*words, "--architectures", "resnet10"])
+        benchmark.main([*words, "--architectures", "resnet10", "--output_dir", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="what was measured with seed 42, not seed 1: name another --output_dir"):
+        benchmark.main([*words, "--seed", "1"])
     other = [*words[:-4], "--pool", str(glyph_pool(tmp_path / "other", 3)), *words[-2:]]
-    with pytest.raises(ValueError, match="holds answers of 2 other members: choose another --output_dir"):
+    with pytest.raises(SystemExit, match=r"holds what was measured with .*2 members \(m-0, ...\), not .*3 members"):
         benchmark.main(other)
 
 

@@ -3,9 +3,11 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from hf_dfml.evaluation import write_results
 from tests.evaluation.test_results import ROW
 from tests.recipes.test_free_recipe import glyph_pool
 
@@ -34,7 +36,9 @@ def test_the_figure_has_the_own_adaptation_and_the_mean_over_seeds(script):
         for gamma, seed, mean in (("1", "0", 40.0), ("1", "1", 44.0), ("2", "0", 50.0))
         for head in ("finetune", "prototype")
     ]
-    assert script("sweep").lines_of(rows) == {"1-shot": [("1", 42.0, pytest.approx(4.0)), ("2", 50.0, 0.8)]}
+    assert script("sweep").lines_of(rows) == {
+        "1-shot": [("1", 42.0, pytest.approx(2 * 12.706, abs=1e-3)), ("2", 50.0, 0.8)]
+    }
 
 
 def test_two_runs_become_a_table_and_are_not_run_again(script, tmp_path, capsys, monkeypatch):
@@ -97,3 +101,33 @@ def test_a_resumed_run_has_its_later_logs_values(script, tmp_path):
         path.rename(path.with_name("events.out.tfevents.1.first"))
     log_of(tmp_path / "a", {2: 5.0, 3: 6.0})
     assert script("sweep").logged(tmp_path / "a", "loss") == {1: 1.0, 2: 5.0, 3: 6.0}
+
+
+def test_seeds_alone_are_one_point_with_the_interval_of_students_t(script):
+    rows = [({"seed": seed}, replace(ROW, mean=mean)) for seed, mean in (("0", 40.0), ("1", 44.0), ("2", 45.0))]
+    # Standard deviation 2.6458 over the root of 3, times 4.3027.
+    assert script("sweep").lines_of(rows) == {"1-shot": [("mean over seeds", 43.0, pytest.approx(6.572, abs=1e-3))]}
+
+
+def test_data_sets_of_one_run_are_lines_of_their_own(script):
+    means = {"cub": 40.0, "glyphs": 60.0}
+    rows = [({"gamma": "1"}, replace(ROW, dataset=name, mean=mean)) for name, mean in means.items()]
+    lines = script("sweep").lines_of(rows)
+    assert {name.partition(",")[0]: points[0][1] for name, points in lines.items()} == means
+
+
+def test_other_options_do_not_find_the_runs_of_these(script, tmp_path, monkeypatch):
+    module = script("sweep")
+
+    def ended(method, config, run_config, show):
+        module.atomic_write(tmp_path / "out" / "gamma=1" / "config.json", "{}")
+        write_results(tmp_path / "out" / "gamma=1", [ROW])
+        return SimpleNamespace(exit_code=0)
+
+    monkeypatch.setattr(module, "run", ended)
+    words = ["dro-tiny", "--vary", "gamma=1", "--output_dir", str(tmp_path / "out"), "--num_threads", "1"]
+    module.main(words)
+    monkeypatch.setattr(module, "run", lambda *_, **__: pytest.fail("what has its results is run again"))
+    module.main([*words, "--num_threads", "2"])
+    with pytest.raises(SystemExit, match="holds what was measured with online False, not online True: name another"):
+        module.main([*words, "--online", "true"])

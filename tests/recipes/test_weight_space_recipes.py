@@ -82,6 +82,17 @@ def test_baselines(tmp_path, capsys, monkeypatch):
     )
     assert "DRO (online):" not in capsys.readouterr().out
     assert [row.method for row in read_results(tmp_path / "run")] == names
+    # Rows of another command in the same folder stay.
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "contestants", lambda *_: [])
+    monkeypatch.setattr(module, "this_command", lambda: "another command")
+    module.main([*options.split(), "--bn", "transductive", "--pool", str(pool), "--output_dir", str(tmp_path / "run")])
+    assert {(row.method, row.bn) for row in read_results(tmp_path / "run")} >= {
+        ("DRO", "support"),
+        ("OTA", "support"),
+        ("Average", "support"),
+        ("Average", "transductive"),
+    }
 
 
 def test_baselines_are_evaluated_on_the_classes_and_by_the_steps_that_are_asked_for(tmp_path, monkeypatch):

@@ -1,0 +1,74 @@
+"""What a folder was measured with, so that nothing that other settings have left is taken for what is asked now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_dfml.pool.entry import WEIGHTS_NAME
+from hf_dfml.settings import Settings, flat
+from hf_dfml.utils.checkpoint import atomic_write
+
+ASKED = "asked.json"
+CHANGES_NOTHING = {
+    "baselines",
+    "check_members",
+    "checkpoint_every",
+    "data_dir",
+    "device",
+    "finetuned_rows",
+    "keep_checkpoints",
+    "log_with",
+    "max_minutes",
+    "num_threads",
+    "output_dir",
+    "patience_minutes",
+    "pool_disk_gb",
+    "pool_memory_gb",
+    "private",
+    "push_to_hub",
+    "recovery_cache",
+    "resume_from_checkpoint",
+}
+"""Options that say where, how fast, and what is kept or shown beside."""
+
+
+def claim(
+    folder: Path, *settings: Settings, members: Sequence[str] = (), but: Collection[str] = (), of_a_run: bool = False
+) -> None:
+    """Note in a folder what is measured there. The same settings find it again, others are refused.
+
+    Args:
+        folder: of the benchmark, or of one of its parts; made where it is missing.
+        settings: all that the figures depend on.
+        members: ids of the pool's.
+        but: options whose values have folders of their own below it.
+        of_a_run: whether it is the folder of one run, which may have been begun by a recipe.
+
+    Raises:
+        SystemExit: if the folder holds what was measured with other settings, or a run that is no benchmark's.
+    """
+    left_out = CHANGES_NOTHING | set(but)
+    asked = {name: value for each in settings for name, value in flat(each).items() if name not in left_out}
+    asked = json.loads(json.dumps(asked | ({"members": list(members)} if members else {}), default=str))
+    note = folder / ASKED
+    if note.is_file():
+        before = json.loads(note.read_text(encoding="utf-8"))
+        changed = [name for name in {**before, **asked} if before.get(name) != asked.get(name)]
+        if changed:
+            kept = ", ".join(_said(name, before.get(name)) for name in changed)
+            now = ", ".join(_said(name, asked.get(name)) for name in changed)
+            raise SystemExit(f"{folder} holds what was measured with {kept}, not {now}: name another --output_dir.")
+        return
+    if not of_a_run and ((folder / WEIGHTS_NAME).is_file() or (folder / "checkpoints").is_dir()):
+        raise SystemExit(f"{folder} holds a run, whose results would be replaced: name another --output_dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(note, json.dumps(asked, indent=1) + "\n")
+
+
+def _said(name: str, value: Any) -> str:
+    if name == "members":
+        return f"{len(value or [])} members" + (f" ({value[0]}, ...)" if value else "")
+    return f"{name} {value}"
