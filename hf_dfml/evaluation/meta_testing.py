@@ -177,7 +177,7 @@ def _frozen_rows(
         network.train(was_training)
     seconds = (time.monotonic() - started) / len(protocols)
     found = [scorer.rows(method, seconds, command) for scorer in scorers]
-    return [[replace(row, image_size=size[-1]) for row in rows] for rows in found]
+    return [[replace(row, image_size=size[-1], architecture=_architecture(network)) for row in rows] for rows in found]
 
 
 def _episode_rows(
@@ -205,7 +205,8 @@ def _episode_rows(
         )
         seconds, size = (time.monotonic() - started) / len(protocols), _input_size(network)[-1]
         for rows, protocol, values in zip(found, protocols, accuracies, strict=True):
-            rows.append(result_row(dataset, protocol, shots, method, values, seconds, command, size))
+            row = result_row(dataset, protocol, shots, method, values, seconds, command, size)
+            rows.append(replace(row, architecture=_architecture(network)))
     return found
 
 
@@ -314,6 +315,10 @@ def _episode_logits(
         groups = list(zip(*(part.split(at_once) for part in rows), strict=True))
         parts = thread_map(lambda: partial(some, copy.deepcopy(heads)), groups)
         return [torch.cat(logits) for logits in zip(*parts, strict=True)]
+
+
+def _architecture(network: nn.Module) -> str:
+    return network_info(network).settings.get("architecture") or type(network).__name__
 
 
 def _input_size(network: nn.Module) -> tuple[int, int]:

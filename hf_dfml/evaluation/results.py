@@ -53,6 +53,7 @@ class Result:
         image_size: pixels of a side of the images; None where an older file does not say.
         pool: what kind of pool the row is over (`pool_kind`); None for none, and where that is not known.
         model: which model or pool was evaluated, where a file has rows of several; None where it is clear.
+        architecture: of the one network that was evaluated; None for several side by side, and where it is not known.
     """
 
     method: str
@@ -76,6 +77,7 @@ class Result:
     image_size: int | None = None
     pool: str | None = None
     model: str | None = None
+    architecture: str | None = None
 
     @property
     def how(self) -> str:
@@ -99,6 +101,7 @@ class Result:
         if self.split != "test" or self.flips or self.representation != "features":
             return None
         keys = {"head": self.head, "bn": self.bn, "image_size": self.image_size, "pool": self.pool}
+        keys |= {"architecture": self.architecture}
         return published(self.method, self.dataset, self.ways, self.shots, **keys)  # type: ignore[arg-type]
 
     @property
@@ -136,7 +139,7 @@ def merged(earlier: Iterable[Result], newer: Iterable[Result]) -> list[Result]:
 
 def _contestant(row: Result) -> tuple:
     """Who was evaluated how: all of a row but what came out, what it cost, and what the contestant is made of."""
-    outcome = ("mean", "ci95", "seconds", "command", "image_size", "pool")
+    outcome = ("mean", "ci95", "seconds", "command", "image_size", "pool", "architecture")
     return tuple(getattr(row, each.name) for each in fields(row) if each.name not in outcome)
 
 

@@ -45,6 +45,7 @@ ROW = Result(
     "python x.py",
     image_size=32,
     pool="one architecture",
+    architecture="conv4",
 )
 
 
@@ -59,7 +60,7 @@ def test_files_hold_the_agreed_keys_and_come_back(tmp_path: Path) -> None:
     path = write_results(tmp_path, rows)
     assert path == tmp_path / "results.json"
     keys = "method dataset ways shots bn head flips representation inner_steps inner_lr episodes metric mean ci95"
-    keys += " seed split seconds command image_size pool model"
+    keys += " seed split seconds command image_size pool model architecture"
     assert list(json.loads(path.read_text())[0]) == keys.split()
     assert read_results(tmp_path) == read_results(path) == rows
 
@@ -86,8 +87,8 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
         (("Random init", "cifar-fs", 5, 1), (28.59, 0.56)),
         (("Average, 60 of 100 members", "cifar-fs", 5, 1), (23.96, 0.53)),
         (("DRO", "cifar-fs", 5, 1), (30.43, 0.43)),
-        (("DRO (online)", "cifar-fs", 5, 10), (49.18, 1.2)),
-        (("OML", "cifar-fs", 5, 20), (49.87, None)),
+        (("DRO (online)", "cifar-fs", 5, 10, {"architecture": "conv4_16"}), (49.18, 1.2)),
+        (("OML", "cifar-fs", 5, 20, {"architecture": "conv4_16"}), (49.87, None)),
         (("MAML", "sinusoid", None, 10), (1.303, 0.05)),
         (("TGR", "cifar-fs", 5, 1), None),
         (("FREE", "cifar-fs", 10, 1), None),
@@ -97,19 +98,31 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
         (("PURER", "mini-imagenet", 5, 1), None),
         (("PURER", "mini-imagenet", 5, 1, {"image_size": 84}), (31.14, 0.63)),
         (("BiDf-MKD", "cub", 5, 5, {"image_size": 84}), (44.32, 0.69)),
-        (("DRO", "mini-imagenet", 10, 20, {"image_size": 84}), (32.68, 1.7)),
+        (("DRO", "mini-imagenet", 10, 20, {"image_size": 84, "architecture": "conv4_16"}), (32.68, 1.7)),
         (("FREE", "cifar-fs", 5, 1, {"head": "prototype"}), None),
         (("FREE", "cifar-fs", 5, 1, {"head": "linear"}), None),
         (("FREE", "cifar-fs", 5, 1, {"bn": "support"}), None),
+        (("FREE", "cifar-fs", 5, 1, {"architecture": "resnet12"}), None),
+        (("DRO", "cifar-fs", 5, 10), None),
         (("FREE", "cifar-fs", 5, 1, {"pool": None}), None),
         (("FREE", "cifar-fs", 5, 1, {"pool": "three architectures"}), (39.63, 0.82)),
         (("FREE", "cifar-fs", 5, 1, {"pool": "several domains"}), None),
-        (("FREE", "cifar-fs, cub, mini-imagenet", 5, 5, {"pool": "several domains"}), (44.04, 0.66)),
+        (
+            (
+                "FREE",
+                "cifar-fs, cub, mini-imagenet",
+                5,
+                5,
+                {"pool": "several domains", "architecture": "conv4_global"},
+            ),
+            (44.04, 0.66),
+        ),
     ],
 )
 def test_published_figures(question: tuple, answer: tuple | None) -> None:
     *names, changes = question if isinstance(question[-1], dict) else (*question, {})
-    keys = {"head": "finetune", "bn": "transductive", "image_size": 32, "pool": "one architecture", **changes}
+    keys = {"head": "finetune", "bn": "transductive", "image_size": 32, "pool": "one architecture"}
+    keys |= {"architecture": "conv4", **changes}
     found = published(*names, **keys)
     assert (found and found[:2]) == answer
 
@@ -154,8 +167,9 @@ def test_rows_that_differ_in_steps_or_flips_are_rows_of_their_own() -> None:
 
 def test_several_domains_have_their_mean_beside_the_papers() -> None:
     names = ("cub", "cifar-fs", "mini-imagenet")
+    several = replace(ROW, pool="several domains", image_size=84, architecture="conv4_global")
     rows = [
-        replace(ROW, dataset=name, mean=mean, ci95=0.6, pool="several domains", image_size=84)
+        replace(several, dataset=name, mean=mean, ci95=0.6)
         for name, mean in zip(names, (30.0, 33.0, 36.0), strict=True)
     ]
     text = markdown_table(rows)
@@ -165,12 +179,12 @@ def test_several_domains_have_their_mean_beside_the_papers() -> None:
 
 
 def test_rows_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    new = {"flips", "inner_steps", "inner_lr", "image_size", "pool"}
+    new = {"flips", "inner_steps", "inner_lr", "image_size", "pool", "architecture"}
     old = {name: value for name, value in asdict(ROW).items() if name not in new}
     (tmp_path / "results.json").write_text(json.dumps([{**old, "head": "mirrored"}, old]))
     mirrored, plain = read_results(tmp_path)
     assert (mirrored.head, mirrored.flips, mirrored.how) == ("prototype", True, "prototype, flips")
-    assert plain == replace(ROW, image_size=None, pool=None) and plain.paper is None
+    assert plain == replace(ROW, image_size=None, pool=None, architecture=None) and plain.paper is None
 
 
 def test_different_evaluations_are_different_tables() -> None:

@@ -46,6 +46,7 @@ def published(
     bn: str | None = None,
     image_size: int | None = None,
     pool: str | None = None,
+    architecture: str | None = None,
 ) -> Published | None:
     """The figure that a paper reports for the same thing, or None (TGR: no figure was reachable).
 
@@ -61,9 +62,11 @@ def published(
         bn: of the queries.
         image_size: in pixels.
         pool: what kind of pool the row is over.
+        architecture: of the network that was evaluated.
 
     Examples:
         >>> keys = {"head": "finetune", "bn": "transductive", "image_size": 32, "pool": "one architecture"}
+        >>> keys |= {"architecture": "conv4"}
         >>> published("FREE", "cifar-fs", 5, 1, **keys)[:2]
         (39.13, 0.85)
         >>> published("FREE", "cifar-fs", 5, 1, **{**keys, "head": "prototype"}) is None
@@ -72,6 +75,7 @@ def published(
     key = method.split(",")[0].strip().lower()
     key = ALIASES.get(key, key)
     wanted = {"dataset": dataset, "ways": ways, "head": head, "bn": bn, "image_size": image_size, "pool": pool}
+    wanted |= {"architecture": architecture}
     for table in _tables():
         matches = all(table[name] in (None, value) for name, value in wanted.items())
         if matches and shots in table["shots"] and key in table["figures"]:
