@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.recovery.information import questions
 from hf_dfml.recovery.objective import OF_A_BATCH
 from hf_dfml.settings import options_of
+from hf_dfml.utils.clock import now
 from hf_dfml.utils.memory import bytes_for_backward
 from hf_dfml.utils.progress import duration
 
@@ -257,19 +257,13 @@ def _speed(network: Any, device: torch.device, size: int) -> tuple[float, float,
     if isinstance(network, nn.Module):
         network.eval()
     for _ in range(2):  # The first one warms up.
-        started = _now(device)
+        started = now(device)
         with torch.enable_grad():
             total = network(images).sum()
-        between = _now(device)
+        between = now(device)
         torch.autograd.grad(total, images)
-        best = min(best[0], between - started), min(best[1], _now(device) - between)
+        best = min(best[0], between - started), min(best[1], now(device) - between)
     kept = bytes_for_backward(network, size, device)
     if isinstance(network, nn.Module):
         network.train(was_training)
     return best[0] / PROBED_IMAGES, best[1] / PROBED_IMAGES, kept
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -34,9 +34,11 @@ def apply_gradients(optimizer: torch.optim.Optimizer, model: nn.Module, gradient
 def calibrate_batch_norm(model: nn.Module, images: Tensor, batch_size: int = 100) -> nn.Module:
     """Set the running statistics of `model` to those of `images` (`(B, 3, H, W)` in [0, 1]) and return it.
 
+    Every batch is of images from all of them: batches of one class would lose the variance between classes.
     Meta-training uses batch statistics only, so the stored ones would otherwise be those of the initialisation.
     """
-    update_bn(list(normalise(model, images).split(batch_size)), model)
+    pixels, batches = normalise(model, images), max(1, -(-len(images) // batch_size))
+    update_bn([pixels[first::batches] for first in range(batches)], model)
     return model
 
 

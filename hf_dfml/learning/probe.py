@@ -30,7 +30,7 @@ def load_probe(name: str, pool: TeacherPool, size: int = 0) -> Teacher:
             weights such as `resnet34.tv_in1k` (the paper's probe), or the folder of a network in timm's layout.
         pool: members are taken from here; where a timm model's weights cannot be had, the pool's average takes its
             place (the first member in a pool of several architectures), and a warning says so.
-        size: height and width at which the probe sees images; 0: those of the pool's first member, or a member's own.
+        size: height and width at which the probe sees images; 0: the largest of the members', or a member's own.
 
     Raises:
         ValueError: if `name` is neither a member, nor a folder, nor a model that timm has weights for.
@@ -55,8 +55,9 @@ def _probe(name: str, pool: TeacherPool) -> Teacher:
 
 
 def _at_the_members_size(probe: Teacher, pool: TeacherPool) -> Teacher:
-    """Tasks are embedded at their own size; a probe trained on larger pictures accepts it."""
-    return Teacher(replace(probe.entry, input_size=pool[0].input_size), probe.network)
+    """Tasks are embedded at the largest size that a member sees; a probe trained on larger pictures accepts it."""
+    sizes = [entry.input_size for entry in pool if entry.input_size]
+    return Teacher(replace(probe.entry, input_size=max(sizes, key=lambda size: size[-1])), probe.network)
 
 
 def check_probe(name: str, pool: TeacherPool) -> str | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hf_dfml.data.episodes import Episodes
 from hf_dfml.learning.inner_loop import InnerLoop, Parameters, episodes_at_once, meta_gradient
 from hf_dfml.learning.optimisation import apply_gradients, parameters_of
-from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.networks.functional import BatchStatistics
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool.formats.checks import one_line
 from hf_dfml.recovery.bank import RecoveredImages
@@ -23,8 +23,8 @@ class EpisodeConfig(Settings):
     inner_lr: float = option(0.01, "Learning rate of the inner SGD steps.", above=0)
     inner_steps: int = option(5, "Inner SGD steps in meta-training.", least=0)
     second_order: bool = option(True, "MAML (True) or first-order MAML (False).")
-    bn: BatchNorm = option(
-        "transductive", "Batch norm of the replayed queries: `transductive` as the papers, `support` or `running`."
+    bn: BatchStatistics = option(
+        "transductive", "Batch norm of the replayed queries: `transductive` as the papers, or `support`."
     )
     replay_shots: int = option(1, "Support images a class in a replayed episode.", least=1)
     replay_queries: int = option(15, "Query images a class in a replayed episode.", least=1)

@@ -24,7 +24,7 @@ class Ball(Settings):
     )
     ball_noise: float = option(0.01, "Standard deviation of the start of e' around e.")
     ball_radius: float = option(
-        1.0, "Largest distance of e' from e: binds where gamma is below the curvature of l, and should not above."
+        1.0, "Largest distance of e' from e: reached where gamma is below the curvature of l, and at times above."
     )
 
 
@@ -80,8 +80,14 @@ def wasserstein2(first: Tensor, second: Tensor) -> float:
 
 
 def largest_curvature(weight: Tensor) -> float:
-    """Largest eigenvalue of `W^T W` for `W` `(P, D)`: the gamma above which the search has a finite maximum."""
-    return float(torch.linalg.eigvalsh((weight.detach().T @ weight.detach()).double())[-1])
+    """Largest eigenvalue of `W^T W` for `W` `(P, D)`: the gamma above which the search has a finite maximum.
+
+    The largest number of their type for weights that have grown out of all bounds.
+    """
+    products = weight.detach().T @ weight.detach()
+    if not torch.isfinite(products).all():
+        return torch.finfo(products.dtype).max
+    return float(torch.linalg.eigvalsh(products.double())[-1])
 
 
 def _into_ball(point: Tensor, center: Tensor, radius: float) -> Tensor:

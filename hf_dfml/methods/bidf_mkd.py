@@ -15,7 +15,6 @@ Of a pool of black boxes (`ModelPool.as_black_box`, a served pool) gradients are
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -43,6 +42,7 @@ from hf_dfml.recovery.objective import BoundaryLoss, FurtherTerm, boundary_terms
 from hf_dfml.recovery.task import Task
 from hf_dfml.settings import Settings, option, part
 from hf_dfml.utils.checkpoint import Tree
+from hf_dfml.utils.clock import now
 from hf_dfml.utils.seeding import spawn
 
 
@@ -169,13 +169,13 @@ class BiDfMKD(InversionMethod):
 
     def _api_episode(self, step: int, generator: torch.Generator) -> tuple[Parameters, dict[str, float], list[Task]]:
         """Gradient of the outer distillation loss with respect to the meta-model, metrics, and what was recovered."""
-        config, recovery = self.config, self.config.inversion
+        config, recovery, device = self.config, self.config.inversion, next(self.model.parameters()).device
         teacher = self.pool.load(int(torch.randint(len(self.pool), (), generator=generator)))
         outputs = choose_outputs(teacher.num_classes, self.ways, generator)
         self._afford(len(outputs) * recovery.images_per_class)
-        started = time.monotonic()
+        started = now(device)
         support = recover(teacher, recovery, self.size, generator, outputs=outputs, source=self.source)
-        seconds = time.monotonic() - started
+        seconds = now(device) - started
         leaves = {name: value.detach().requires_grad_() for name, value in parameters_of(self.model).items()}
         inner = distillation_of(self.model, teacher, support, outputs, config.distillation, recovery, generator)
         adapted = unroll(
@@ -189,9 +189,9 @@ class BiDfMKD(InversionMethod):
         renewed = (
             boundary_held(self.model, adapted, outputs, config.boundary_weight, config.boundary_loss) if hard else None
         )
-        started = time.monotonic()
+        started = now(device)
         query = recover(teacher, recovery, self.size, generator, renewed=renewed, outputs=outputs, source=self.source)
-        seconds += time.monotonic() - started
+        seconds += now(device) - started
         loss = distillation_of(self.model, teacher, query, outputs, config.distillation, recovery, generator)(adapted)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         metrics = {"kd_loss": loss.item(), "boundary": float(hard), "recovery_seconds": seconds}

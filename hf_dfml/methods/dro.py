@@ -116,7 +116,6 @@ class DRO(Method):
 
     def step(self, context: Context) -> dict[str, float]:
         """Offline one epoch, as many iterations of Algorithm 1 as there are training members; online one arrival."""
-        self.ball = self._priced_ball()
         if self.config.online:
             i = self.training[context.step]
             target = self._load(self.pool, i)  # the only time that this member is read
@@ -128,23 +127,26 @@ class DRO(Method):
                 losses.append(self.iterate(i, self.targets[i], context.generator))
         self._write_model()
         inner, outer = (sum(values) / len(losses) for values in zip(*losses, strict=True))
-        raw = self.embeddings[self.validation]
+        raw, moved = self.embeddings[self.validation], self.displacements[self.validation]
         return {
             "inner_loss": inner,
             "outer_loss": outer,
-            "wasserstein": wasserstein2(raw, raw + self.displacements[self.validation]),
-            # Below this gamma (in units of the likelihood) the search is bounded by the radius alone.
-            "bounding_gamma": self._curvature(),
+            "wasserstein": wasserstein2(raw, raw + moved),
+            # Below this gamma (in units of the likelihood) the search has no maximum, and ends at the radius.
+            "bounding_gamma": self._curvature(self.hyper.weight),
+            "at_radius": (moved.norm(dim=1) > 0.999 * self.config.ball.ball_radius).float().mean().item(),
         }
 
-    def _curvature(self) -> float:
-        """Largest curvature of the loss in e'."""
-        return largest_curvature(self.hyper.weight) / self.config.sigma**2
+    def _curvature(self, weight: Tensor) -> float:
+        """Largest curvature of the loss in e' under a hyper-network of this weight."""
+        return largest_curvature(weight) / self.config.sigma**2
 
-    def _priced_ball(self) -> Ball:
-        """The ball with gamma in units of the likelihood, under the hyper-network as it stands."""
+    def _priced_ball(self, weight: Tensor) -> Ball:
+        """The ball with gamma in units of the likelihood, under a hyper-network of this weight."""
         ball = self.config.ball
-        return replace(ball, gamma=ball.gamma * self._curvature()) if self.config.gamma_unit == "curvature" else ball
+        if self.config.gamma_unit == "likelihood" or not ball.ball_steps:
+            return ball
+        return replace(ball, gamma=ball.gamma * self._curvature(weight))
 
     def iterate(self, i: int, target: Tensor, generator: torch.Generator) -> tuple[float, float]:
         """Steps 1 to 3 with training member `i` and a validation member at random; the inner and the outer loss."""
@@ -160,7 +162,8 @@ class DRO(Method):
         def loss(embedding: Tensor) -> Tensor:
             return self._loss(adapted, embedding, self.targets[j])
 
-        worst = worst_embedding(loss, self.embeddings[j], self.ball, generator)
+        # The curvature grows tenfold within the first epoch: each search has its own price.
+        worst = worst_embedding(loss, self.embeddings[j], self._priced_ball(adapted["weight"]), generator)
         self.displacements[j] = worst - self.embeddings[j]
         outer_loss, gradient, pull = self._descent(adapted, worst, self.targets[j])
         if not torch.isfinite(outer_loss):
@@ -212,7 +215,6 @@ class DRO(Method):
     def _begin(self, pool: TeacherPool, known: Sequence[int]) -> None:
         """Read the members that may be kept, validation members first."""
         self.pool = pool
-        self.ball = self._priced_ball()
         if self.config.online:
             self.num_steps = len(self.training)
         self.groups = channel_groups(self.model, input_size(pool)) if self.config.align else []

@@ -21,7 +21,7 @@ from hf_dfml.learning.optimisation import apply_gradients, calibrate_batch_norm
 from hf_dfml.learning.replay import divided_meta_gradient
 from hf_dfml.methods.base import Context, Method
 from hf_dfml.methods.paper import Paper
-from hf_dfml.networks.functional import BatchNorm
+from hf_dfml.networks.functional import BatchStatistics
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.stages import train_mode
 from hf_dfml.pool.entry import PoolEntry
@@ -44,7 +44,7 @@ class MAMLConfig(Settings):
     inner_lr: float = option(0.01, "Learning rate of the inner SGD steps.", above=0)
     inner_steps: int = option(5, "Inner SGD steps in training.", least=0)
     second_order: bool = option(True, "MAML (True) or first-order MAML (False).")
-    bn: BatchNorm = option("transductive", "Batch norm of the queries in training.")
+    bn: BatchStatistics = option("transductive", "Batch norm of the queries in training.")
     train_shots: int = option(5, "Support images a class in training.", least=1)
     train_queries: int = option(15, "Query images a class in training.", least=1)
     meta_batch: int = option(4, "Episodes an outer step.", least=1)

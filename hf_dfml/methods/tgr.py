@@ -51,7 +51,7 @@ class TGRConfig(Settings):
     )
     probe_size: int = option(
         0,
-        "Height and width at which the probe sees the images; 0: the members' (a public network wants more).",
+        "Height and width at which the probe sees images; 0: the members' largest (a public network wants more).",
         least=0,
     )
     embedding: Literal["task2vec", "filters", "answers"] = option(

@@ -20,6 +20,9 @@ from hf_dfml.utils.images import to_unit
 BatchNorm = Literal["support", "running", "transductive"]
 """Whose statistics normalise the queries of an episode: the support set's, the stored ones, all queries' together."""
 
+BatchStatistics = Literal["support", "transductive"]
+"""Those of them that an episode has itself: while a network learns, nothing moves the stored ones."""
+
 Source = Literal["running", "batch"] | int
 """Statistics of one forward pass: the stored ones, the batch's, or those of the first `n` images of the batch."""
 

@@ -76,7 +76,8 @@ class EstimationConfig(Settings):
         """Make sure that the gradient of a recovery's objective can be estimated, if it is to be.
 
         Raises:
-            ValueError: if the objective has terms that cannot be estimated image by image.
+            ValueError: if the objective has terms that cannot be estimated image by image, or images move between the steps
+                of an estimator that remembers.
         """
         weights = vars(recovery.objective).items()
         found = [f"{name} {weight:g}" for name, weight in weights if weight and name != "ce_weight"]
@@ -84,6 +85,12 @@ class EstimationConfig(Settings):
             raise ValueError(
                 "A zero-order gradient (black boxes have no other) is estimated image by image: set terms of the "
                 f"whole batch to 0, found {', '.join(found)}."
+            )
+        moves = recovery.shift > 0 or recovery.flip
+        if self.gradient == "zero_order" and self.zero_order_estimator == "memory" and moves:
+            raise ValueError(
+                "--zero_order_estimator memory goes on from the last step's estimate, which is of the same pixels: add "
+                "--shift 0 --flip false, or choose another estimator."
             )
 
     def source(self) -> GradientSource:

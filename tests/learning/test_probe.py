@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from hf_dfml.learning.probe import load_probe
 from hf_dfml.pool import ModelPool
+from tests.pool.members import config_of, write_member
 from tests.recipes.test_inversion_recipes import glyph_pool
 
 NAME = "test_resnet.r160_in1k"
@@ -35,6 +36,13 @@ def test_a_probe_of_timm_is_read_from_the_hub_and_sees_images_of_the_pool_s_size
     images = torch.rand(2, 3, *pool[0].input_size[1:])
     with torch.no_grad():
         assert probe(images).allclose(network((images - 0.5) / 0.25), atol=1e-5)
+
+
+def test_tasks_of_several_sizes_are_seen_at_the_largest(hub, tmp_path):
+    publish(hub, timm.create_model("test_resnet"))
+    write_member(tmp_path / "a-small")
+    write_member(tmp_path / "b-large", pretrained_cfg=config_of()["pretrained_cfg"] | {"input_size": [3, 24, 24]})
+    assert load_probe(NAME, ModelPool.open(str(tmp_path)).resolve()).entry.input_size == (3, 24, 24)
 
 
 def test_where_there_are_no_safe_weights_the_pool_s_average_is_the_probe(hub, pool, caplog):

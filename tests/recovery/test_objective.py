@@ -65,3 +65,12 @@ def test_terms_of_a_batch_cannot_be_estimated_image_by_image(name):
     estimation.check_objective(RecoveryConfig(**none))
     with pytest.raises(ValueError, match=f"set terms of the whole batch to 0, found {name} 0.5"):
         estimation.check_objective(RecoveryConfig(**none | {name: 0.5}))
+
+
+@pytest.mark.parametrize("moves", [{"shift": 2, "flip": False}, {"shift": 0, "flip": True}])
+def test_an_estimator_that_remembers_is_refused_where_images_move(moves):
+    none = dict.fromkeys(objective.OF_A_BATCH, 0.0)
+    estimation = EstimationConfig(gradient="zero_order", zero_order_estimator="memory")
+    estimation.check_objective(RecoveryConfig(**none, shift=0, flip=False))
+    with pytest.raises(ValueError, match="memory goes on from the last step's estimate.* --shift 0 --flip false"):
+        estimation.check_objective(RecoveryConfig(**none, **moves))
