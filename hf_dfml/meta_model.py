@@ -30,9 +30,9 @@ from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import read_json
 from hf_dfml.pool.formats.loading import build_network, load_teacher
 from hf_dfml.pool.formats.reading import read_entry
-from hf_dfml.pool.sources.client import HubOptions, retry
+from hf_dfml.pool.sources.client import HubOptions
 from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock
-from hf_dfml.pool.sources.repository import create_repository, locate, put_together
+from hf_dfml.pool.sources.repository import create_repository, locate, put_together, upload
 from hf_dfml.utils.checkpoint import atomic_write, save_tensors
 from hf_dfml.utils.inputs import Images
 from hf_dfml.utils.text import counted
@@ -116,8 +116,8 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         """Load a meta-model from a folder or from the Hub. Only safetensors is opened.
 
         Args:
-            pretrained_model_name_or_path: a folder, `org/name`, `org/name@revision`, or `zoo:NAME` for a model that
-                comes with the library (`hf_dfml.zoo.manifest`).
+            pretrained_model_name_or_path: a folder, `org/name`, `org/name@revision`, the address of its page on the
+                Hub, or `zoo:NAME` for a model that comes with the library (`hf_dfml.zoo.manifest`).
             revision: branch, tag or commit on the Hub; it is resolved to a commit once, so that config and weights are
                 of the same one.
             token: of the user; None or True: the stored one; False: none is sent.
@@ -234,9 +234,12 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
         commit_message: str | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
         config: Any = None,
-        **upload: Any,
+        **further: Any,
     ) -> str:
         """Publish weights, config, card, pictures, results and lock file in one commit; the repository's address.
+
+        What an earlier push has left there and this one lacks, such as its results, is deleted. The history of the
+        repository keeps it.
 
         Args:
             repo_id: `org/name`; the repository is made if it does not exist.
@@ -248,14 +251,14 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
             commit_message: of the commit.
             model_card_kwargs: of `generate_model_card`, where the folder has no card.
             config: what the mixin passes on; the model's own config is published.
-            **upload: further options of `HfApi.upload_folder`, such as `create_pr`.
+            **further: options of `HfApi.upload_folder`, such as `create_pr`.
 
         Raises:
             ValueError: if `repo_id` is not valid, or the repository is public and a private one was asked for.
         """
-        api = HubOptions(token=token).api()
+        options = HubOptions(token=token)
         source = Path(folder) if folder is not None else self.folder
-        upload |= {
+        further |= {
             "revision": branch,
             "commit_message": commit_message or f"Meta-model ({self.config.method or LIBRARY_NAME})",
         }
@@ -265,11 +268,11 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
             copy = MetaModel(self.network, self.config)
             copy.save_pretrained(staged, model_card_kwargs=model_card_kwargs)
             # The repository is made when there is something to put into it.
-            address = create_repository(api, repo_id, private)
+            address = create_repository(options.api(), repo_id, private)
             # The card was written before it was known where it would be published.
             card = (staged / CARD_NAME).read_text(encoding="utf-8").replace(THIS_REPOSITORY, str(address.repo_id))
             atomic_write(staged / CARD_NAME, card)
-            retry(lambda: api.upload_folder(repo_id=address.repo_id, folder_path=staged, **upload))
+            upload(address.repo_id, staged, options, **further)
         return str(address)
 
 

@@ -30,9 +30,9 @@ from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.model_card import Training, write_card
 from hf_dfml.networks.info import network_info
 from hf_dfml.pool import ModelPool, TeacherPool, opening
-from hf_dfml.preflight import check_disk, check_folder, check_names, check_push, evaluation_data
+from hf_dfml.preflight import check_disk, check_folder, check_names, check_outputs, check_push, evaluation_data
 from hf_dfml.recovery.soundness import unsound_members
-from hf_dfml.resuming import check_options, refuse_other_run
+from hf_dfml.resuming import check_options, members_of_run, refuse_other_run
 from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.trackers import TrackedAccelerator, hyper_parameters
@@ -134,6 +134,7 @@ def _run(
     network = meta_network(pool, config, choice).to(processes.device)
     method = method_class(method_config, network)
     method.check_model()
+    check_outputs(method, pool)
     shared = f", divided among {processes.count} processes" if processes.count > 1 else ""
     accelerator.print(f"{method.name}: {_teachers(pool)}, {method.num_steps} steps on {processes.device}{shared}.")
     if config.mixed_precision:
@@ -282,19 +283,19 @@ def open_pool(config: RunConfig, before_asking: Callable[[ModelPool], None] | No
     """
     pool = ModelPool.open(config.pool)
     pool = pool.with_limits(memory_gb=config.pool_memory_gb, disk_gb=config.pool_disk_gb or None).resolve()
-    if config.num_members:
-        pool = pool[: config.num_members]
-    usable = pool.usable()
+    usable = pool[: config.num_members or None].usable()
     if config.check_members and config.black_box == "none":
         if before_asking:
             before_asking(usable)
-        usable = sound(usable, config.seed)
+        usable = members_of_run(usable, config) or sound(usable, config.seed)
     return usable.pinned()
 
 
 def sound(pool: ModelPool, seed: int) -> ModelPool:
     """The members worth learning from; a warning says of each other why not. Not asked: those not on this disk yet."""
     asked = pool.filter(lambda entry: entry.on_disk)
+    if away := len(pool) - len(asked):
+        logger.warning("Not checked, as their weights are not on this disk yet: %d of %d members.", away, len(pool))
     found = unsound_members(asked, fork(seed, "soundness")) if len(asked) > 1 else {}
     for id, reason in found.items():
         logger.warning("Pool member left out: %s: %s. --check_members false keeps it.", id, reason)

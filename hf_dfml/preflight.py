@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,14 @@ from hf_dfml.data.few_shot import FewShotDataset, local_copy
 from hf_dfml.data.folders import Needs, folder_of, open_data, own_splits
 from hf_dfml.data.registry import dataset_info
 from hf_dfml.evaluation.protocol import EvaluationProtocol, check_episodes
+from hf_dfml.methods.base import Method
+from hf_dfml.methods.pool_distillation import PoolDistillation
 from hf_dfml.networks.build import check_architecture
 from hf_dfml.pool.backbone import find_backbone
 from hf_dfml.pool.entry import WEIGHTS_NAME
+from hf_dfml.pool.formats.timm_layout import MAX_CLASSES
 from hf_dfml.pool.sources.client import USUAL, check_id, retry
+from hf_dfml.pool.teacher_pool import TeacherPool
 from hf_dfml.run_config import AUTO, RunConfig
 from hf_dfml.settings import meant
 
@@ -201,6 +206,23 @@ def check_folder(folder: Path) -> None:
     if (folder / WEIGHTS_NAME).exists() and not any((folder / "checkpoints").glob("step-*")):
         raise FileExistsError(
             f"{folder} already holds a model ({WEIGHTS_NAME}) and no checkpoint of a run: choose another --output_dir."
+        )
+
+
+def check_outputs(method: Method, pool: TeacherPool) -> None:
+    """Make sure that a student with an output for each class of each member is not too large to be loaded again.
+
+    Raises:
+        ValueError: if it is; says how many members are few enough.
+    """
+    if not isinstance(method, PoolDistillation) or method.config.train_student == "beside":
+        return
+    outputs = list(accumulate(entry.num_classes or 0 for entry in pool))
+    if outputs[-1] > MAX_CLASSES:
+        raise ValueError(
+            f"The student would have {outputs[-1]:,} outputs, one for each class of each of {len(pool)} members, and "
+            f"none of more than {MAX_CLASSES:,} can be loaded again: use fewer members (--num_members "
+            f"{sum(each <= MAX_CLASSES for each in outputs)} or less), or --train_student beside."
         )
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_dfml.pool.model_pool import ModelPool
+from hf_dfml.pool.sources.lock import LOCK_NAME, locked_members
+from hf_dfml.run_config import RunConfig
 from hf_dfml.settings import flat
 from hf_dfml.utils.checkpoint import load_values, newest_sound
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
@@ -87,3 +93,49 @@ def check_options(folder: Path, asked: str | None, config: Any) -> None:
         return
     checkpoint = folder / CHECKPOINTS / newest_sound(folder / CHECKPOINTS)[0] if asked == LATEST else Path(asked)
     refuse_other_options(checkpoint, load_values(checkpoint, "method_config"), config)
+
+
+def refuse_other_origin(checkpoint: Path, stored: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Make sure that a run goes on with its own seed, members and network.
+
+    Args:
+        checkpoint: the folder.
+        stored: what it was written with, by the name that the error has for it.
+        ours: the same of this run.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    for what, value in ours.items():
+        if stored.get(what, value) == value:
+            continue
+        lock = checkpoint.parent.parent / LOCK_NAME
+        remedy = f" Its members as they were: --pool {lock}." if what == "members" and lock.is_file() else ""
+        raise ValueError(
+            f"{checkpoint} was written with other {what}: a run goes on with its own "
+            f"(--seed, --pool, --num_members, --ways, --arch), or give the new one another --output_dir.{remedy}"
+        )
+
+
+def members_of_run(pool: ModelPool, config: RunConfig) -> ModelPool | None:
+    """The members of a pool that the run which is resumed was begun with, as its lock file has them.
+
+    A warning names each other member: it was left out when the run began, or was not in the pool yet. None where no
+    run is resumed, its members are not known, or one of them is not in the pool any more.
+
+    Args:
+        pool: the members that can be used now.
+        config: the run; `resume_from_checkpoint` says which one it goes on from.
+    """
+    asked = config.resume_from_checkpoint
+    run = Path(config.output_dir) if asked == LATEST else Path(asked or "").parent.parent
+    lock = run / LOCK_NAME
+    if not asked or not lock.is_file():
+        return None
+    begun = locked_members(lock)
+    if not begun <= {(entry.id, entry.revision) for entry in pool}:
+        return None
+    for entry in pool:
+        if (entry.id, entry.revision) not in begun:
+            logger.warning("Pool member left out: %s: the run in %s was begun without it.", entry.id, run)
+    return pool.filter(lambda entry: (entry.id, entry.revision) in begun)

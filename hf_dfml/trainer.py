@@ -30,6 +30,7 @@ from hf_dfml.resuming import (
     held_options,
     newest_checkpoint,
     refuse_other_options,
+    refuse_other_origin,
     refuse_other_run,
     superseded,
 )
@@ -280,12 +281,7 @@ class Trainer:
         """
         state = load_tree(folder)
         refuse_other_options(folder, state["method_config"], self.method.config)
-        for what, ours in self._origin().items():
-            if state.get("origin", {}).get(what, ours) != ours:
-                raise ValueError(
-                    f"{folder} was written with other {what}: a run goes on with its own "
-                    "(--seed, --pool, --num_members, --ways, --arch), or give the new one another --output_dir."
-                )
+        refuse_other_origin(folder, state.get("origin", {}), self._origin())
         self.progress = Progress(**state["progress"])
         self._before = self.progress.seconds
         self.context.generator.set_state(state["generator"])

@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from hf_dfml import Classifier, FewShotClassifier, MetaModel, ModelPool, adapt
+from hf_dfml.classifier.files import is_classifier
 from hf_dfml.evaluation.heads import Adaptation, class_means
 from tests.classifier.conftest import CLASSES, labels, make_meta, pictures
+from tests.hub_server import HubServer
 from tests.pool.members import write_member, write_pool
 
 QUERIES = pictures(1, 2)
@@ -40,6 +42,23 @@ def test_each_is_adapted_by_its_name_and_by_itself(pool: ModelPool, tmp_path: Pa
     assert adapt(pool[:1], *support).origin.name == "m-0"
     both = f"dir:{tmp_path / 'pool' / 'm-0'},{tmp_path / 'pool' / 'm-2'}"
     assert adapt(both, *support).origin.name == "dir:m-0,m-2"
+
+
+@pytest.mark.parametrize("named", ["{hub}/{id}", "{hub}/{id}/tree/v1", "https://huggingface.co/{id}", "hf-hub:{id}"])
+def test_the_address_of_a_page_names_a_meta_model_and_a_classifier(hub: HubServer, named: str) -> None:
+    meta = make_meta()
+    meta.push_to_hub("me/tgr")
+    classifier = meta.adapt(pictures(0, 2), labels(2))
+    classifier.push_to_hub("me/insects")
+    for repo in hub.repos.values():
+        repo.tags["v1"] = repo.branches["main"]
+    address = named.format(hub=hub.url, id="me/tgr")
+    assert torch.equal(MetaModel.from_pretrained(address).network.fc.bias, meta.network.fc.bias)
+    by_address = adapt(address, pictures(0, 2), labels(2))
+    assert by_address.origin.name == "me/tgr" and not is_classifier(address)
+    assert torch.equal(by_address.predict_proba(QUERIES), classifier.predict_proba(QUERIES))
+    address = named.format(hub=hub.url, id="me/insects")
+    assert is_classifier(address) and Classifier.from_pretrained(address).classes == classifier.classes
 
 
 @pytest.mark.parametrize("representation", ["features", "answers"])

@@ -168,7 +168,7 @@ def world(tmp_path: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> It
         hub.add_repo(id, files_of(write_member(tmp_path / id)))
     for seed, name in enumerate(("mine", "tgr", "quickstart")):
         MetaModel.of(network_of(seed), method="TGR").save_pretrained(home / "runs" / name)
-    photos(home / "photos" / "train", CLASSES, 7, 0)
+    photos(home / "photos" / "train", CLASSES, 10, 0)
     photos(home / "photos" / "test", CLASSES, 20, 1)
     photos(home / "photos" / "new", ("1", "a", "b"), 1, 2)
     photos(home / "photos" / "more", ("c",), 1, 3)

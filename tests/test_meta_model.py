@@ -453,3 +453,20 @@ def test_unknown_repository_is_named(hub: HubServer) -> None:
 def test_a_name_that_cannot_be_looked_for_may_be_a_folder_mistyped() -> None:
     with pytest.raises(ConnectionError, match="There is no folder runs/qickstart, and the Hub .* be reached to look"):
         MetaModel.from_pretrained("runs/qickstart")
+
+
+def test_a_second_push_leaves_nothing_of_the_first(meta: MetaModel, hub: HubServer, tmp_path: Path) -> None:
+    folder = saved(meta, tmp_path / "run")
+    (folder / "pictures").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "pictures" / "recovered.png")
+    (folder / "pool.lock.json").write_text('{"members": []}')
+    (folder / "results.json").write_text("[]")
+    (folder / "support.safetensors").write_bytes(b"photos")
+    hub.add_repo("org/tgr", {"support.safetensors": b"photos", "notes.md": b"mine"})
+    meta.push_to_hub("org/tgr")
+    assert {".eval_results/cifar-fs.yaml", "pool.lock.json", "results.json", "pictures/recovered.png"} <= set(
+        hub.repos["org/tgr"].at("main").files
+    )
+    MetaModel.of(meta.network, method="DRO").push_to_hub("org/tgr")
+    files = hub.repos["org/tgr"].at("main").files
+    assert set(files) - {".gitattributes"} == {"config.json", "model.safetensors", "README.md", "notes.md"}

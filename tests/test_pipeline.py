@@ -18,9 +18,10 @@ from hf_dfml.methods.purer import PURER, PURERConfig
 from hf_dfml.pipeline import adaptation_of, run
 from hf_dfml.run_config import RunConfig
 from hf_dfml.trackers import trackers_of
+from tests.hub_server import HubServer
 from tests.methods.own import Nudge, NudgeConfig
 from tests.methods.pools import make_model
-from tests.pool.members import write_pool
+from tests.pool.members import files_of, ids, write_pool
 
 pytestmark = pytest.mark.usefixtures("few_glyphs")
 
@@ -224,3 +225,69 @@ def test_a_model_carries_the_inner_loop_of_its_meta_training(members, tmp_path):
     mine = [row for row in rows if row.method == "PURER" and row.head == "finetune"]
     ours = [(row.inner_steps, row.inner_lr, row.bn) for row in mine]
     assert ours[0] == (2, 0.3, "support") and {(10, 0.01, "support"), (10, 0.01, "transductive")} <= set(ours)
+
+
+@pytest.fixture
+def with_a_copy(hub: HubServer, members: Path) -> HubServer:
+    """An organisation whose member m-2 has the weights of m-1; nothing of it is on this disk."""
+    for index, source in enumerate((0, 1, 1)):
+        hub.add_repo(f"org/m-{index}", files_of(members / f"m-{source}"))
+    return hub
+
+
+class Loading(Nudge):
+    """Loads its members, as methods do; the run is broken off in the setup where `broken` is set."""
+
+    broken = False
+    taught_by: list[list[str]] = []
+
+    def setup(self, pool, context):
+        super().setup(pool, context)
+        context.begin()  # As before the first file of a setup.
+        for _ in pool.stream():
+            pass
+        self.taught_by.append(ids(pool))
+        if self.broken:
+            raise ConnectionError("broken off")
+
+
+@pytest.mark.parametrize("in_setup", [True, False])
+def test_a_run_of_a_hub_pool_goes_on_with_its_members_when_their_weights_are_there(
+    with_a_copy, tmp_path, monkeypatch, caplog, in_setup
+):
+    """Soundness is asked of members on this disk: none of a cold cache, all of a warm one."""
+    everyone = ["org/m-0", "org/m-1", "org/m-2"]
+    monkeypatch.setattr(Loading, "taught_by", [])
+    monkeypatch.setattr(Loading, "broken", in_setup)
+    config = config_of("org", tmp_path / "run", dataset=None)
+    if in_setup:
+        with pytest.raises(ConnectionError, match="broken off"):
+            run(Loading, NudgeConfig(), config, argv=["test"])
+    else:
+        run(Loading, NudgeConfig(), config, argv=["test"])
+    assert Loading.taught_by == [everyone] and "not on this disk yet: 3 of 3 members" in caplog.text
+    monkeypatch.setattr(Loading, "broken", False)
+    resumed = replace(config, resume_from_checkpoint="latest")
+    run(Loading, NudgeConfig(steps=4), resumed, argv=["test"])
+    assert Loading.taught_by == [everyone] * (1 + in_setup)
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["hf_dfml"]
+    assert [row["id"] for row in stored["pool"]] == everyone and stored["method_config"]["steps"] == 4
+    # A new run asks the members that the first one has brought here.
+    run(Loading, NudgeConfig(), replace(config, output_dir=str(tmp_path / "new")), argv=["test"])
+    assert Loading.taught_by[-1] == ["org/m-0", "org/m-1"]
+
+
+def test_a_run_goes_on_without_members_that_are_new_and_says_where_those_are_that_changed(
+    with_a_copy, members, tmp_path, caplog
+):
+    config = config_of("org", tmp_path / "run", dataset=None)
+    run(Nudge, NudgeConfig(), config, argv=["test"])
+    with_a_copy.add_repo("org/m-9", files_of(members / "m-2"))
+    resumed = replace(config, resume_from_checkpoint="latest")
+    run(Nudge, NudgeConfig(steps=3), resumed, argv=["test"])
+    assert f"org/m-9: the run in {tmp_path / 'run'} was begun without it" in caplog.text
+    with_a_copy.add_repo("org/m-1", {"README.md": b"new"})
+    lock = tmp_path / "run" / "pool.lock.json"
+    with pytest.raises(ValueError, match=rf"written with other members: .* as they were: --pool {lock}\."):
+        run(Nudge, NudgeConfig(steps=4), resumed, argv=["test"])
+    run(Nudge, NudgeConfig(steps=4), replace(resumed, pool=str(lock)), argv=["test"])

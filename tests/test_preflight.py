@@ -2,19 +2,24 @@
 
 import shutil
 from collections import namedtuple
+from contextlib import nullcontext
 
 import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 
 from hf_dfml.evaluation import EvaluationProtocol
+from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.pipeline import run
-from hf_dfml.preflight import check_disk, check_folder, check_push, evaluation_data
+from hf_dfml.pool.entry import MemberError, PoolEntry
+from hf_dfml.pool.formats import timm_layout
+from hf_dfml.pool.formats.timm_layout import MAX_CLASSES
+from hf_dfml.preflight import check_disk, check_folder, check_outputs, check_push, evaluation_data
 from hf_dfml.run_config import RunConfig
 from tests.hub_server import Answer
 from tests.methods.own import Nudge, NudgeConfig
 from tests.methods.pools import make_model
-from tests.pool.members import write_pool
+from tests.pool.members import config_of, write_pool
 
 
 class Untouched(Nudge):
@@ -133,3 +138,39 @@ def test_a_run_gives_its_baselines_images_of_their_own_size(tmp_path):
     rows = run(Nudge, NudgeConfig(), config, argv=["test"])
     sizes = {row.method: row.image_size for row in rows}
     assert sizes[Nudge.name] == 12 and sizes["All 2 members + prototype"] == 16
+
+
+class UntouchedStudent(PoolDistillation):
+    """Fails the test if it is asked to do anything."""
+
+    def setup(self, pool, context):
+        raise AssertionError("work has begun")
+
+
+def test_a_student_of_more_outputs_than_are_loaded_again(members, tmp_path, monkeypatch):
+    """Two members of three classes each; in earnest, 101 members of ImageNet's thousand."""
+    config = {
+        "pool": str(members),
+        "arch": "conv4_16",
+        "ways": 3,
+        "output_dir": str(tmp_path / "r"),
+        "log_with": "none",
+    }
+    monkeypatch.setattr("hf_dfml.preflight.MAX_CLASSES", 5)
+    with pytest.raises(ValueError, match="6 outputs, .* of 2 members, .* more than 5 .*--num_members 1 or less"):
+        run(UntouchedStudent, PoolDistillationConfig(), RunConfig(**config), argv=["test"])
+    assert not (tmp_path / "r").exists()
+    for few in ({"num_members": 1}, {"student_from": str(members / "m-0")}):
+        hyper = PoolDistillationConfig(train_student="beside" if "student_from" in few else "all")
+        with pytest.raises(AssertionError, match="work has begun"):
+            run(UntouchedStudent, hyper, RunConfig(**{**config, **few}), argv=["test"])
+
+
+def test_the_largest_student_is_loaded_and_a_larger_one_is_not():
+    for outputs, problem in ((MAX_CLASSES, None), (MAX_CLASSES + 1, "expected 2 to 100000 classes")):
+        pool = [PoolEntry(id="m-0", num_classes=outputs - 1000), PoolEntry(id="m-1", num_classes=1000)]
+        method = PoolDistillation(PoolDistillationConfig(), make_model(3))
+        with pytest.raises(ValueError, match="100,001 outputs") if problem else nullcontext():
+            check_outputs(method, pool)
+        with pytest.raises(MemberError, match=problem) if problem else nullcontext():
+            assert timm_layout.read("m", None, None, config_of(num_classes=outputs, label_names=[], dfml={}))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_dfml.networks.info import Representation, set_input
+from hf_dfml.pool.entry import MemberError
 from hf_dfml.pool.teacher_pool import TeacherPool
 
 MANY = 10
@@ -28,6 +29,7 @@ class AllMembers(nn.Module):
 
     Raises:
         ValueError: if features of black boxes are asked for.
+        MemberError: if a member cannot be used, such as one whose folder is gone.
     """
 
     def __init__(self, pool: TeacherPool, seen: Representation | None = None, *, resident: bool = False) -> None:
@@ -35,6 +37,9 @@ class AllMembers(nn.Module):
         if pool.answers_only and seen in ("features", "both"):
             raise ValueError("Black boxes show no features: use seen='answers'.")
         self.pool = pool.resolve()
+        for entry in self.pool:
+            if entry.problem is not None:
+                raise MemberError(entry.id, entry.problem)
         self.seen: Representation = seen or ("answers" if pool.answers_only or len(pool) >= MANY else "features")
         self.members = nn.ModuleList(self.pool.stream()) if resident else None
         self.num_classes = 0

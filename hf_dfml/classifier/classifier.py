@@ -10,7 +10,8 @@ classifier.save_pretrained("my-classifier"); Classifier.from_pretrained("my-clas
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +26,7 @@ from hf_dfml.evaluation.heads import HEADS, Adaptation, Adapted, Head
 from hf_dfml.networks.functional import functional_forward
 from hf_dfml.networks.info import network_info
 from hf_dfml.networks.linear_on_features import LinearOnFeatures
-from hf_dfml.utils.inputs import Images, Labels, as_batch, labelled_batch
+from hf_dfml.utils.inputs import Images, Labels, in_batches, labelled_batch, labelled_batches
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,7 +126,7 @@ class Classifier:
         """Load what `save_pretrained` or `push_to_hub` wrote. Only safetensors is opened.
 
         Args:
-            name: a folder, `org/name`, or `org/name@revision`.
+            name: a folder, `org/name`, `org/name@revision`, or the address of its page on the Hub.
             device: where it goes.
             **hub: `token`, `revision`, `cache_dir`, `local_files_only`, as in huggingface_hub.
 
@@ -193,11 +194,11 @@ class Classifier:
 
     def logits(self, images: Images) -> Tensor:
         """What the probabilities are the softmax of, `(B, N)` on the CPU; images as in `predict`."""
-        return self._pass(as_batch(images, self.size))
+        return self._pass(in_batches(images, self.size, self._at_once))
 
     def features(self, images: Images) -> Tensor:
         """The network's penultimate features of images, `(B, D)` on the CPU; images as in `predict`."""
-        return self._pass(as_batch(images, self.size), features=True).flatten(1)
+        return self._pass(in_batches(images, self.size, self._at_once), features=True).flatten(1)
 
     def nearest(self, images: Images, k: int = 3) -> list[list[tuple[int, float]]]:
         """The `k` support images most like each image (all, where there are fewer), with their similarity.
@@ -212,10 +213,12 @@ class Classifier:
             raise ValueError("The support images were not stored: call save_pretrained(folder, store_support=True).")
         if k < 1:
             raise ValueError(f"k={k}: expected 1 or more.")
-        queries, support = as_batch(images, self.size), self.support
-        features = self._pass(torch.cat([queries, support.to(queries.device)]), features=True)
-        unit = F.normalize(features.flatten(1), dim=-1)
-        values, rows = (unit[: len(queries)] @ unit[len(queries) :].T).topk(min(k, len(support)))
+        queries = in_batches(images, self.size, self._at_once)
+        batches: Iterable[Tensor] = chain(queries, self.support.split(QUERIES_AT_ONCE))
+        if self._at_once is None:
+            batches = [torch.cat([each.to(self.device) for each in batches])]
+        unit = F.normalize(self._pass(batches, features=True).flatten(1), dim=-1)
+        values, rows = (unit[: -len(self.support)] @ unit[-len(self.support) :].T).topk(min(k, len(self.support)))
         return [list(zip(*row, strict=True)) for row in zip(rows.tolist(), values.tolist(), strict=True)]
 
     def top_k(self, images: Images, k: int = 5) -> list[list[tuple[Any, float]]]:
@@ -244,13 +247,14 @@ class Classifier:
         Raises:
             ValueError: if there is no image, or a label is not one of `classes`.
         """
-        queries, names = labelled_batch(images, labels, self.size)
-        unknown = [name for name in dict.fromkeys(names) if name not in self.classes]
+        listed, batches = labelled_batches(images, labels, self.size, self._at_once)
+        unknown = [name for name in dict.fromkeys(listed) if name not in self.classes]
         if unknown:
             shown = ", ".join(map(repr, self.classes[:10]))
             raise ValueError(f"Label {unknown[0]!r} is not one of the classifier's {len(self.classes)}: {shown}.")
-        found = self.predict(queries)
-        return Accuracy(sum(ours == name for ours, name in zip(found, names, strict=True)), len(names))
+        rows = ((self.predict(queries), names) for queries, names in batches)
+        right = [ours == name for row in rows for ours, name in zip(*row, strict=True)]
+        return Accuracy(sum(right), len(right))
 
     @torch.inference_mode(False)
     def leave_one_out(self) -> Accuracy:
@@ -330,7 +334,8 @@ class Classifier:
             token: a token with write access; by default the one that `hf auth login` stored.
             branch: an existing branch; None: the default branch.
             commit_message: of the commit.
-            store_support: whether the support images are published too.
+            store_support: whether the support images are published too. A later push without them deletes them from
+                the branch, and so all else that it lacks of an earlier one; the repository's history keeps them.
 
         Raises:
             ValueError: if `repo_id` is not valid, or the repository is public and a private one was asked for.
@@ -362,20 +367,26 @@ class Classifier:
 
         return export_onnx(self, Path(path).expanduser())
 
+    @property
+    def _at_once(self) -> int | None:
+        """How many queries are decoded and answered at once; None: all, whose statistics the network takes."""
+        return None if self.how.bn == "transductive" else QUERIES_AT_ONCE
+
     @torch.no_grad()
-    def _pass(self, images: Tensor, *, features: bool = False) -> Tensor:
-        """Logits, or penultimate features, of a batch in [0, 1], on the CPU."""
-        queries = images.to(self.device)
-        parts = [queries] if self.how.bn == "transductive" else queries.split(QUERIES_AT_ONCE)
-        try:
-            return torch.cat([self._of(part, features) for part in parts]).cpu()
-        except ValueError as error:
-            if self.how.bn != "transductive" or len(queries) > 1:
-                raise
-            raise ValueError(
-                "bn='transductive' takes its statistics from all queries together, and this network cannot from one "
-                "image: give two or more at once, or adapt with bn='support'."
-            ) from error
+    def _pass(self, batches: Iterable[Tensor], *, features: bool = False) -> Tensor:
+        """Logits, or penultimate features, of batches in [0, 1], on the CPU."""
+        parts = []
+        for queries in batches:
+            try:
+                parts.append(self._of(queries.to(self.device), features).cpu())
+            except ValueError as error:
+                if self.how.bn != "transductive" or len(queries) > 1:
+                    raise
+                raise ValueError(
+                    "bn='transductive' takes its statistics from all queries together, and this network cannot from "
+                    "one image: give two or more at once, or adapt with bn='support'."
+                ) from error
+        return torch.cat(parts)
 
     def _of(self, queries: Tensor, features: bool) -> Tensor:
         if self.network is None:

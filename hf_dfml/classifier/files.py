@@ -30,10 +30,11 @@ from hf_dfml.pool.formats.checks import is_count, read_json, reading_block
 from hf_dfml.pool.formats.loading import load_teacher
 from hf_dfml.pool.formats.reading import is_transformers, read_entry
 from hf_dfml.pool.model_pool import ModelPool
-from hf_dfml.pool.sources.client import HubOptions, looking_for, retry
+from hf_dfml.pool.sources.client import HubOptions, looking_for
 from hf_dfml.pool.sources.download import download, resolve_revision
-from hf_dfml.pool.sources.lock import LOCK_NAME, published_lock, write_lock
-from hf_dfml.pool.sources.repository import create_repository, locate, put_together
+from hf_dfml.pool.sources.ids import without_page
+from hf_dfml.pool.sources.lock import LOCK_NAME, files_beside, is_folder_name, published_lock, write_lock
+from hf_dfml.pool.sources.repository import create_repository, locate, put_together, upload
 from hf_dfml.utils.checkpoint import atomic_write, replace_folder, save_tensors
 from hf_dfml.utils.images import to_uint8, to_unit
 from hf_dfml.version import __version__
@@ -50,11 +51,14 @@ SUPPORT_NAME = "support.safetensors"
 SMALL = 100 << 20
 """Bytes of a pool's members in folders up to which they are stored with the classifier; more are referred to."""
 _HUB_ID = re.compile(r"[\w.\-]+/[\w.\-]+(@.+)?")
-_MEMBER_FOLDER = re.compile(r"\w[\w.\- ]*")
 
 
-def write(classifier: Classifier, folder: Path, *, store_support: bool = False) -> Path:
-    """`Classifier.save_pretrained`."""
+def write(classifier: Classifier, folder: Path, *, store_support: bool = False, for_elsewhere: bool = False) -> Path:
+    """`Classifier.save_pretrained`; `for_elsewhere`: so that it can be loaded on any machine.
+
+    Raises:
+        ValueError: as `Classifier.save_pretrained`, or if a member that it works with can be had on this machine only.
+    """
     check_folder(folder)
     if classifier.network is None:
         raise ValueError(
@@ -66,6 +70,8 @@ def write(classifier: Classifier, folder: Path, *, store_support: bool = False) 
     temporary.mkdir()
     try:
         _write_into(temporary, classifier, folder.name, store_support)
+        if for_elsewhere and (temporary / LOCK_NAME).is_file():
+            _forget_this_machine(temporary)
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -118,29 +124,26 @@ def publish(
     store_support: bool,
 ) -> str:
     """`Classifier.push_to_hub`."""
-    api = HubOptions(token=token).api()
+    options = HubOptions(token=token)
     with put_together(repo_id) as place:
         # First what can fail here; the repository is made when there is something to put into it.
-        folder = write(classifier, place / repo_id.split("/")[-1], store_support=store_support)
-        if (folder / LOCK_NAME).is_file():
-            missing = _members_elsewhere(folder)
-            if missing:
-                raise ValueError(
-                    f"The pool's member {missing[0]} is neither on the Hub nor small: push the pool first."
-                )
-            atomic_write(folder / LOCK_NAME, published_lock(folder / LOCK_NAME))
-        address = create_repository(api, repo_id, private)
+        folder = place / repo_id.split("/")[-1]
+        write(classifier, folder, store_support=store_support, for_elsewhere=True)
+        address = create_repository(options.api(), repo_id, private)
         atomic_write(folder / CARD_NAME, make_card(classifier, str(address.repo_id)))
-        upload: dict[str, Any] = {"revision": branch, "commit_message": message}
-        retry(lambda: api.upload_folder(repo_id=address.repo_id, folder_path=folder, **upload))
+        upload(address.repo_id, folder, options, revision=branch, commit_message=message)
     return str(address)
 
 
 def is_classifier(name: str) -> bool:
-    """Whether a folder, `org/name` or `org/name@revision` (with `hf:` before it or not) is a stored classifier.
+    """Whether a folder, `org/name`, `org/name@revision` (with `hf:` before it or not) or page is a stored classifier.
 
     Of the Hub one file is fetched.
+
+    Raises:
+        ValueError: for a page of the Hub that is none of a model, user or collection.
     """
+    name = without_page(name)
     on_hub = name.removeprefix("hf:")
     if on_hub == name and Path(name).expanduser().is_dir():
         return _is_classifier(Path(name).expanduser())
@@ -271,7 +274,10 @@ def _transformers_config(classifier: Classifier, network: Any, folder: Path) -> 
     }
     atomic_write(folder / PREPROCESSOR_NAME, json.dumps(preprocessor, indent=1) + "\n")
     named = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    return network.config.to_dict() | {"architectures": [info.architecture], **named}
+    config = network.config.to_dict()
+    # Where it was loaded from: a folder of this machine, or nothing that a reader could use.
+    config.pop("_name_or_path", None)
+    return config | {"architectures": [info.architecture], **named}
 
 
 def _on_members(classifier: Classifier) -> dict[str, Any]:
@@ -291,7 +297,7 @@ def _write_members(members: AllMembers, folder: Path) -> None:
         (id, name): path / name
         for id, path in local.items()
         for name in (CONFIG_NAME, WEIGHTS_NAME, PREPROCESSOR_NAME)
-        if _MEMBER_FOLDER.fullmatch(id) and (path / name).is_file()
+        if is_folder_name(id) and (path / name).is_file()
     }
     entries = list(pool)
     if sum(path.stat().st_size for path in files.values()) <= SMALL:
@@ -318,18 +324,20 @@ def _read_on_members(
 
 def _fetch_members(id: str, sha: str, options: HubOptions) -> None:
     """Download the lock file and the members that are stored beside it."""
-    rows = read_json(id, download(id, LOCK_NAME, sha, options)).get("members")
-    for row in rows if isinstance(rows, list) else []:
-        member = row.get("id") if isinstance(row, dict) and "revision" not in row else None
-        if isinstance(member, str) and _MEMBER_FOLDER.fullmatch(member):
-            for name in (CONFIG_NAME, WEIGHTS_NAME, PREPROCESSOR_NAME):
-                if name in row.get("sha256", {}):
-                    download(id, f"{member}/{name}", sha, options)
+    for name in files_beside(id, download(id, LOCK_NAME, sha, options)):
+        download(id, name, sha, options)
 
 
-def _members_elsewhere(folder: Path) -> list[str]:
-    rows = read_json(folder.name, folder / LOCK_NAME)["members"]
-    return [row["id"] for row in rows if "revision" not in row and not (folder / row["id"]).is_dir()]
+def _forget_this_machine(folder: Path) -> None:
+    """Make the lock file one for other machines."""
+    lock = folder / LOCK_NAME
+    for row in read_json(folder.name, lock)["members"]:
+        if "revision" not in row and not (folder / row["id"]).is_dir():
+            raise ValueError(
+                f"The pool's member {row['id']} is neither on the Hub nor small: push the pool first (`hf-dfml pool "
+                "push`), and adapt it by its name there."
+            )
+    atomic_write(lock, published_lock(lock))
 
 
 def _is_classifier(folder: Path) -> bool:

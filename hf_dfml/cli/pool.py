@@ -222,7 +222,8 @@ def pool_push(
     organisation: Annotated[str, typer.Argument(help="Hub user or organisation; each member becomes a repository.")],
     private: Annotated[bool, typer.Option(help="Make new repositories private.")] = False,
     overwrite: Annotated[
-        bool, typer.Option(help="Replace the weights of repositories that hold other members of these names.")
+        bool,
+        typer.Option(help="Replace what repositories of these names hold: other members or models, and README files."),
     ] = False,
 ) -> None:
     """Publish every member of a local pool; files that are already there are not sent again."""

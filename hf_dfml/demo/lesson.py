@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_dfml.adapting import adapt
 from hf_dfml.classifier import Classifier
+from hf_dfml.classifier.files import write
 from hf_dfml.demo.subject import Subject
 from hf_dfml.utils.images import read_image, to_uint8
 
@@ -150,15 +151,15 @@ def classify(lesson: Lesson, files: Sequence[Path | str], top_k: int = 5) -> tup
 
 
 def pack(classifier: Classifier, folder: Path, *, store_support: bool = False) -> Path:
-    """A zip in `folder` of what `save_pretrained` writes; one is packed anew for each call.
+    """A zip in `folder` of what `save_pretrained` writes, for any machine; one is packed anew for each call.
 
     Raises:
-        ValueError: if the classifier cannot be stored.
+        ValueError: if the classifier cannot be stored, or needs members that are on this machine only.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(dir=folder)) / f"{FOLDER}.zip"
     with tempfile.TemporaryDirectory() as place:
-        saved = classifier.save_pretrained(Path(place) / FOLDER, store_support=store_support)
+        saved = write(classifier, Path(place) / FOLDER, store_support=store_support, for_elsewhere=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        target = Path(tempfile.mkdtemp(dir=folder)) / f"{FOLDER}.zip"
         with zipfile.ZipFile(target, "w") as archive:  # Stored: weights cannot be compressed.
             for file in sorted(path for path in saved.rglob("*") if path.is_file()):
                 archive.write(file, file.relative_to(place))

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_dfml.classifier import Classifier
 from hf_dfml.classifier.answers import estimate
 from hf_dfml.demo import html
 from hf_dfml.demo.lesson import Lesson, classify, learn, pack, stored_lesson
@@ -111,9 +112,11 @@ def build_page(subject: Subject) -> Any:
             "## Keep the classifier\n\nUnpack the file: `hf-dfml classify my-classifier photos/` and "
             "`hf-dfml serve my-classifier` use the folder in it."
         )
-        file = start and str(pack(start.classifier, actions.cache, store_support=bool(start.thumbnails)))
+        file, refusal = actions.pack(start.classifier, bool(start.thumbnails)) if start else (None, "")
+        if refusal:
+            gr.HTML(html.message(refusal))
         download = gr.DownloadButton(
-            "Download the classifier (.zip)", value=file, interactive=bool(start), elem_id="download"
+            "Download the classifier (.zip)", value=file, interactive=file is not None, elem_id="download"
         )
         together: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
         ask.click(actions.classify, [lesson, files], answers, api_name="classify", **together)
@@ -148,12 +151,16 @@ class _Actions:
         except Exception as error:
             nothing = self.gr.update(value=None, interactive=False)
             return None, html.error(_sentence(error)), nothing, html.message(NOTHING_YET)
-        try:
-            file = str(pack(lesson.classifier, self.cache, store_support=keep))
-        except ValueError as error:
-            file, said = None, f"{said} It cannot be downloaded: {error}"
+        file, refusal = self.pack(lesson.classifier, keep)
         download = self.gr.update(value=file, interactive=file is not None)
-        return lesson, html.learnt(lesson, said), download, html.message(READY)
+        return lesson, html.learnt(lesson, f"{said} {refusal}".rstrip()), download, html.message(READY)
+
+    def pack(self, classifier: Classifier, store_support: bool) -> tuple[str | None, str]:
+        """The file of the download, or None and why there is none."""
+        try:
+            return str(pack(classifier, self.cache, store_support=store_support)), ""
+        except ValueError as error:
+            return None, f"It cannot be downloaded: {error}"
 
 
 def _learning_part(gr: Any) -> tuple[list[Any], Any, Any]:

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hf_dfml.classifier.files import write
 from hf_dfml.demo.page import gradio
 from hf_dfml.demo.subject import Subject, open_subject
 from hf_dfml.meta_model import MetaModel
@@ -71,7 +72,7 @@ def write_space(name: str, folder: Path, device: str = "cpu") -> Path:
 def _copy(subject: Subject, folder: Path) -> None:
     """The files of a classifier, its support pictures included where it has them, or of a meta-model."""
     if subject.classifier:
-        subject.classifier.save_pretrained(folder, store_support=subject.classifier.support is not None)
+        write(subject.classifier, folder, store_support=subject.classifier.support is not None, for_elsewhere=True)
     elif isinstance(subject.model, MetaModel):
         subject.model.save_pretrained(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,33 @@ from hf_dfml.utils.text import counted
 if TYPE_CHECKING:
     from rich.table import Table
 
+logger = logging.getLogger(__name__)
+
 SHOWN = 3
 """Members that are named beside a class."""
 
 
 def check_pool(pool: ModelPool) -> list[tuple[PoolEntry, str | None]]:
-    """Load every member safely; each comes back with one line that says why it cannot be used, or None."""
+    """Load every member safely; each comes back with one line that says why it cannot be used, or None.
+
+    A warning names members whose classes have numbers for names, which tie them together.
+    """
     pool = pool.fetch()
     order = progress(pool.walk(), description="Checking members", total=len(pool), unit="member")
-    return [(pool[index], pool.check(index)) for index in order]
+    checked = [(pool[index], pool.check(index)) for index in order]
+    numbered = [entry.id for entry, problem in checked if not problem and _has_numbers_for_names(entry)]
+    if len(numbered) > 1:
+        logger.warning(
+            "%s and %s call their classes by numbers alone, and equal numbers are one class: if theirs are different "
+            "classes, give them names (label_names of timm, id2label of transformers).",
+            numbered[0],
+            counted(len(numbered) - 1, "other member"),
+        )
+    return checked
+
+
+def _has_numbers_for_names(entry: PoolEntry) -> bool:
+    return bool(entry.label_names) and all(name.isdecimal() for name in entry.label_names)
 
 
 def class_table(pool: TeacherPool) -> Table:

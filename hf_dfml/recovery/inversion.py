@@ -76,8 +76,8 @@ class EstimationConfig(Settings):
         """Make sure that the gradient of a recovery's objective can be estimated, if it is to be.
 
         Raises:
-            ValueError: if the objective has terms that cannot be estimated image by image, or images move between the steps
-                of an estimator that remembers.
+            ValueError: if the objective has terms that cannot be estimated image by image, or images move between
+                the steps of an estimator that remembers.
         """
         weights = vars(recovery.objective).items()
         found = [f"{name} {weight:g}" for name, weight in weights if weight and name != "ce_weight"]
@@ -89,8 +89,8 @@ class EstimationConfig(Settings):
         moves = recovery.shift > 0 or recovery.flip
         if self.gradient == "zero_order" and self.zero_order_estimator == "memory" and moves:
             raise ValueError(
-                "--zero_order_estimator memory goes on from the last step's estimate, which is of the same pixels: add "
-                "--shift 0 --flip false, or choose another estimator."
+                "--zero_order_estimator memory goes on from the last step's estimate, which is of the same pixels: "
+                "add --shift 0 --flip false, or choose another estimator."
             )
 
     def source(self) -> GradientSource:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ Images = Tensor | np.ndarray | Sequence[ImageLike] | ImageLike
 Labels = Sequence[Hashable] | Tensor | np.ndarray
 """One label an image."""
 
+Row = TypeVar("Row")
+
 SUFFIXES = tuple(
     ".png .apng .jpg .jpeg .jpe .jfif .mpo .jp2 .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
@@ -53,19 +56,45 @@ def as_batch(images: Images, size: tuple[int, int]) -> Tensor:
         TypeError: for anything but an image.
         FileNotFoundError: for a path where there is nothing.
     """
+    (batch,) = in_batches(images, size)
+    return batch
+
+
+def in_batches(images: Images, size: tuple[int, int], count: int | None = None) -> Iterator[Tensor]:
+    """`as_batch`, in batches of `count` images (None: all in one), each decoded when it is asked for."""
     if isinstance(images, str | Path) and Path(images).is_dir():
-        return read_files(list_images(images), size)[0]
+        for part in _in_parts(_readable(list_images(images), size), count):
+            yield torch.stack([image for image, _ in part])
+    else:
+        yield from _decoded(*_listed(images), size, count)
+
+
+def _listed(images: Images) -> tuple[Tensor | list[Any], str]:
+    """A batch or a list of images, and what errors call the one of an index."""
     if isinstance(images, np.ndarray):
         images = images.tolist() if images.dtype.kind in "OUS" else channels_first(images)
     if isinstance(images, Tensor) and images.dim() == 4:
-        return to_unit(read_pixels(images, size, "The batch"))
-    single = isinstance(images, Tensor | Image.Image | str | Path | bytes | Mapping)
-    items: list[Any] = [images] if single else list(images)  # type: ignore[arg-type]
+        return images, "The batch"
+    if isinstance(images, Tensor | Image.Image | str | Path | bytes | Mapping):
+        return [images], "The image"
+    return list(images), "Image {}"
+
+
+def _decoded(items: Tensor | list[Any], name: str, size: tuple[int, int], count: int | None) -> Iterator[Tensor]:
+    if isinstance(items, Tensor):
+        # As a whole: what integers stand for is seen from all of them. uint8 stays uint8.
+        pixels = read_pixels(items, size, name)
+        yield from map(to_unit, pixels.split(count or len(pixels)))
+        return
     if not items:
         raise ValueError("There are no images: expected at least one.")
-    names = ["The image"] if single else [f"Image {index}" for index in range(len(items))]
-    read = (read_image(item, size, name=name) for item, name in zip(items, names, strict=True))
-    return torch.stack([to_unit(image) for image in read])
+    read = (to_unit(read_image(item, size, name=name.format(index))) for index, item in enumerate(items))
+    yield from map(torch.stack, _in_parts(read, count))
+
+
+def _in_parts(rows: Iterator[Row], count: int | None) -> Iterator[list[Row]]:
+    while part := list(islice(rows, count)):
+        yield part
 
 
 def as_labels(labels: Labels) -> list[Any]:
@@ -115,17 +144,31 @@ def labelled_batch(images: Images, labels: Labels | None, size: tuple[int, int])
         ValueError: as `as_batch` and `as_labels`, and if there are more or fewer labels than images, labels are
             missing, or a class folder has no readable image.
     """
+    ((batch, names),) = labelled_batches(images, labels, size)[1]
+    return batch, names
+
+
+def labelled_batches(
+    images: Images, labels: Labels | None, size: tuple[int, int], count: int | None = None
+) -> tuple[list[Any], Iterator[tuple[Tensor, list[Any]]]]:
+    """All labels, and `labelled_batch` in batches of `count` images (None: all in one).
+
+    No image is decoded before its batch is asked for. The labels are those of all files of class folders, also of
+    files that turn out not to be readable.
+    """
     if labels is None:
         if not isinstance(images, str | Path):
             raise ValueError("Labels are missing: give one for each image, or a folder with a folder for each class.")
-        return _read_class_folders(images, size)
+        files, names = list_class_folders(images)
+        return names, _read_class_folders(Path(images), files, names, size, count)
     if isinstance(images, str | Path) and Path(images).is_dir():
         images = list_images(images)  # Each has a label, so that none may be left out.
-    batch = as_batch(images, size)
+    items, name = _listed(images)
     names = as_labels(labels)
-    if len(names) != len(batch):
-        raise ValueError(f"There are {len(batch)} images but {len(names)} labels: expected one label an image.")
-    return batch, names
+    if len(names) != len(items):
+        raise ValueError(f"There are {len(items)} images but {len(names)} labels: expected one label an image.")
+    left = iter(names)
+    return names, ((batch, list(islice(left, len(batch)))) for batch in _decoded(items, name, size, count))
 
 
 def read_files(files: Sequence[Path], size: tuple[int, int]) -> tuple[Tensor, list[Path]]:
@@ -142,18 +185,24 @@ def read_files(files: Sequence[Path], size: tuple[int, int]) -> tuple[Tensor, li
         ValueError: if none can be read.
         FileNotFoundError: if one does not exist.
     """
-    batches, kept = [], []
-    problem = "there are none"
+    images, kept = zip(*_readable(files, size), strict=True)
+    return torch.stack(images), list(kept)
+
+
+def _readable(files: Sequence[Path], size: tuple[int, int]) -> Iterator[tuple[Tensor, Path]]:
+    """`read_files`, one after the other."""
+    found, problem = False, "there are none"
     for file in files:
         try:
-            batches.append(as_batch([file], size))
-            kept.append(file)
+            image = as_batch([file], size)[0]
         except ValueError as error:
             problem = str(error)
             logger.warning("Left out: %s", problem)
-    if not batches:
+            continue
+        found = True
+        yield image, file
+    if not found:
         raise ValueError(f"None of the {len(files)} image files can be read: {problem}")
-    return torch.cat(batches), kept
 
 
 class FolderContent(NamedTuple):
@@ -262,13 +311,14 @@ def list_class_folders(folder: Path | str) -> tuple[list[Path], list[str]]:
     return files, labels
 
 
-def _read_class_folders(folder: Path | str, size: tuple[int, int]) -> tuple[Tensor, list[str]]:
+def _read_class_folders(
+    folder: Path, files: Sequence[Path], labels: Sequence[str], size: tuple[int, int], count: int | None
+) -> Iterator[tuple[Tensor, list[str]]]:
     """The images below a folder of class folders that can be read, and the class of each."""
-    files, labels = list_class_folders(folder)
-    images, kept = read_files(files, size)
-    class_of = dict(zip(files, labels, strict=True))
-    names = [class_of[file] for file in kept]
-    lost = sorted(set(labels) - set(names))
-    if lost:
+    class_of, seen = dict(zip(files, labels, strict=True)), set()
+    for part in _in_parts(_readable(files, size), count):
+        names = [class_of[file] for _, file in part]
+        seen.update(names)
+        yield torch.stack([image for image, _ in part]), names
+    if lost := sorted(set(labels) - seen):
         raise ValueError(f"Class '{lost[0]}' has no readable image in {folder}: add one, or remove its folder.")
-    return images, names

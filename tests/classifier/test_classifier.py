@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from hf_dfml import Classifier, MetaModel, adapt
+from hf_dfml.classifier import classifier as classifier_module
 from hf_dfml.evaluation.heads.icfil import ICFIL, ICFILConfig
 from hf_dfml.networks import create_network
-from hf_dfml.networks.functional import functional_forward
+from hf_dfml.networks.functional import BatchNorm, functional_forward
+from hf_dfml.utils import inputs
+from hf_dfml.utils.images import read_image
 from hf_dfml.utils.inputs import as_batch
 from tests.classifier.conftest import CLASSES, labels, pictures
 from tests.pool.members import write_pool
@@ -54,6 +58,59 @@ def test_accuracy_on_other_images(meta: MetaModel) -> None:
     assert classifier.evaluate(pictures(1), ["bee", "ant", "cow"]) == (1, 3)
     with pytest.raises(ValueError, match="Label 'cat' is not one of the classifier's 3: 'ant', 'bee', 'cow'"):
         classifier.evaluate(pictures(1), ["cat", "ant", "cow"])
+
+
+@pytest.mark.parametrize("bn", ["running", "transductive"])
+def test_no_more_images_are_decoded_at_once_than_are_answered_at_once(
+    meta: MetaModel, tmp_path: Path, monkeypatch, bn: BatchNorm
+) -> None:
+    """But where all queries give the statistics; a file that cannot be read makes no batch smaller."""
+    classifier = meta.adapt(pictures(0, 3), labels(3), head="prototype", bn=bn)
+    for number, (name, picture) in enumerate(zip(labels(3), pictures(1, 3), strict=True)):
+        for file in (tmp_path / "test" / name / f"{number}.png", tmp_path / "all" / f"{number}.png"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file)
+    for folder in ("test/bee", "all"):
+        (tmp_path / folder / "35.png").write_bytes(b"no image")
+    files = sorted(tmp_path.glob("all/?.png"))
+    at_once = 9 if bn == "transductive" else 4
+    whole = as_batch(files, (16, 16))
+    expected = torch.cat([classifier.predict_proba(part) for part in whole.split(at_once)])
+    features = torch.cat([classifier.features(part) for part in whole.split(at_once)])
+    monkeypatch.setattr(classifier_module, "QUERIES_AT_ONCE", 4)
+    decoded, answered = [], []
+
+    def read(*given, **options):
+        image = read_image(*given, **options)
+        decoded.append(image)
+        return image
+
+    def answer(queries, features):
+        answered.append(len(decoded))
+        decoded.clear()
+        return Classifier._of(classifier, queries, features)
+
+    monkeypatch.setattr(inputs, "read_image", read)
+    monkeypatch.setattr(classifier, "_of", answer)
+
+    def most() -> int:
+        found = max(answered)
+        assert sum(answered) == 9 and not decoded
+        answered.clear()
+        return found
+
+    for images in (tmp_path / "all", files, np.array([str(file) for file in files])):
+        assert torch.equal(classifier.predict_proba(images), expected) and most() == at_once
+    assert torch.equal(classifier.features(files), features) and most() == at_once
+    assert len(classifier.nearest(files, 1)) == 9 and most() == at_once
+    right = sum(CLASSES[way] == name for way, name in zip(expected.argmax(1).tolist(), labels(3), strict=True))
+    assert classifier.evaluate(tmp_path / "test") == (right, 9) and most() == at_once
+    assert classifier.evaluate(files, labels(3)) == (right, 9) and most() == at_once
+    with pytest.raises(ValueError, match="Label 'cat' is not one"):
+        classifier.evaluate(files, [*labels(3)[:8], "cat"])
+    with pytest.raises(ValueError, match="There are 9 images but 3 labels"):
+        classifier.evaluate(files, labels())
+    assert not decoded, "labels are compared before the first image is decoded"
 
 
 def test_moving_it_leaves_the_meta_model_where_it_is(meta: MetaModel) -> None:

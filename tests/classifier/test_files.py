@@ -79,15 +79,32 @@ def test_support_images_are_stored_on_demand(meta: MetaModel, tmp_path: Path) ->
     assert torch.equal(again.support, fine.support), "pixels between two levels stay as they are"
 
 
-def test_what_else_belongs_to_it_comes_from_the_hub_too(tmp_path: Path, hub: HubServer) -> None:
+def write_resnet(folder: Path) -> Path:
+    """A tiny member of transformers with two classes."""
     import transformers
 
     config = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], id2label={0: "x", 1: "y"}
     )
-    transformers.ResNetForImageClassification(config).eval().save_pretrained(tmp_path / "resnet")
-    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "resnet")
-    classifier = adapt(tmp_path / "resnet", pictures(0, 2), labels(2), head="finetune")
+    transformers.ResNetForImageClassification(config).eval().save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_no_file_says_where_a_member_of_transformers_lay(tmp_path: Path) -> None:
+    classifier = adapt(write_resnet(tmp_path / "resnet"), pictures(0, 2), labels(2), head="finetune")
+    # As transformers has it of a network that it read from a folder.
+    classifier.network.config.name_or_path = str(tmp_path / "resnet")
+    folder = classifier.save_pretrained(tmp_path / "mine")
+    assert "_name_or_path" not in json.loads((folder / "config.json").read_text())
+    for file in folder.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    again = Classifier.from_pretrained(folder)
+    assert torch.equal(again.predict_proba(QUERIES), classifier.predict_proba(QUERIES))
+
+
+def test_what_else_belongs_to_it_comes_from_the_hub_too(tmp_path: Path, hub: HubServer) -> None:
+    classifier = adapt(write_resnet(tmp_path / "resnet"), pictures(0, 2), labels(2), head="finetune")
     classifier.push_to_hub("me/insects", store_support=True)
     again = Classifier.from_pretrained("me/insects")
     assert torch.equal(again.predict_proba(QUERIES), classifier.predict_proba(QUERIES))
@@ -193,6 +210,9 @@ def test_large_members_are_referred_to(tmp_path: Path, hub: HubServer, monkeypat
     with pytest.raises(ValueError, match="member m-0 is neither on the Hub nor small"):
         classifier.push_to_hub("me/both")
     assert hub.repos == {}, "refused before anything is made"
+    shutil.rmtree(tmp_path / "pool")
+    with pytest.raises(MemberError, match="^m-0 has no folder .* or beside the lock file$"):
+        Classifier.from_pretrained(folder)
 
 
 def test_a_published_classifier_on_members_brings_them(tmp_path: Path, hub: HubServer) -> None:
@@ -203,3 +223,23 @@ def test_a_published_classifier_on_members_brings_them(tmp_path: Path, hub: HubS
     again = Classifier.from_pretrained("me/both")
     assert torch.equal(again.predict_proba(QUERIES), classifier.predict_proba(QUERIES))
     assert str(tmp_path) not in hub.repos["me/both"].at("main").files["pool.lock.json"].content.decode()
+
+
+def test_a_second_push_leaves_nothing_of_the_first_and_all_of_others(
+    meta: MetaModel, tmp_path: Path, hub: HubServer
+) -> None:
+    usual = {"config.json", "model.safetensors", "README.md"}
+
+    def published() -> set[str]:
+        return set(hub.repos["me/insects"].at("main").files) - {".gitattributes"}
+
+    of_others = {"photos/support.safetensors.txt": b"mine", "m-2/model.safetensors": b"mine", "LICENSE": b"mine"}
+    hub.add_repo("me/insects", of_others)
+    classifier = meta.adapt(pictures(0, 2), labels(2))
+    classifier.push_to_hub("me/insects", store_support=True)
+    assert published() == usual | {"support.safetensors", *of_others}
+    adapt(ModelPool.from_dir(write_pool(tmp_path / "pool", 2)), pictures(0, 2), labels(2)).push_to_hub("me/insects")
+    members = {f"m-{index}/{name}" for index in range(2) for name in ("config.json", "model.safetensors")}
+    assert published() == usual | {"pool.lock.json", *members, *of_others}
+    classifier.push_to_hub("me/insects")
+    assert published() == usual | set(of_others)

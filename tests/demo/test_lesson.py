@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from hf_dfml import Classifier, MetaModel
+from hf_dfml.classifier import files
 from hf_dfml.classifier.answers import estimate
 from hf_dfml.demo import html
 from hf_dfml.demo.lesson import classify, learn, pack, read_pictures, stored_lesson
@@ -107,6 +109,21 @@ def test_a_whole_pool_is_taught_too(photos: Photos, tmp_path: Path) -> None:
     lesson = learn(open_subject(str(tmp_path / "my-pool")), [(name, photos[name]) for name in CLASSES])
     assert lesson.classifier.origin.name == "my-pool" and len(classify(lesson, photos["new"])[0][0].nearest) == 3
     assert zipfile.ZipFile(pack(lesson.classifier, tmp_path / "packed")).testzip() is None
+
+
+def test_a_download_works_elsewhere_or_is_refused(photos: Photos, tmp_path: Path, monkeypatch) -> None:
+    write_pool(tmp_path / "home" / "my-pool", 2)
+    lesson = learn(open_subject(str(tmp_path / "home" / "my-pool")), [(name, photos[name]) for name in CLASSES])
+    packed = zipfile.ZipFile(pack(lesson.classifier, tmp_path / "packed"))
+    assert b"home" not in packed.read("my-classifier/pool.lock.json")
+    packed.extractall(tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "home")
+    again = Classifier.from_pretrained(tmp_path / "elsewhere" / "my-classifier")
+    assert again.predict_proba(photos["new"]).equal(lesson.classifier.predict_proba(photos["new"]))
+    monkeypatch.setattr(files, "SMALL", 1000)
+    with pytest.raises(ValueError, match="member m-0 is neither on the Hub nor small: push the pool first"):
+        pack(again, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_thumbnails_are_small_and_upright(tmp_path: Path) -> None:

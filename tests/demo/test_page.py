@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
-from hf_dfml import Classifier
+from hf_dfml import Classifier, adapt
+from hf_dfml.classifier import files
 from hf_dfml.cli import main
 from hf_dfml.demo import page as demo
 from hf_dfml.demo.subject import open_subject
-from tests.classifier.conftest import CLASSES
+from tests.classifier.conftest import CLASSES, labels, pictures
+from tests.pool.members import write_pool
 
 gradio = pytest.importorskip("gradio", reason="the extra `demo` is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -63,6 +65,22 @@ def test_every_input_has_a_label_of_its_own(meta_folder: Path, classifier_folder
         inputs = [block for block in blocks if isinstance(block, gradio.File | gradio.Textbox | gradio.Checkbox)]
         labels = [block.label for block in inputs]
         assert all(labels) and len(set(labels)) == len(labels) and "Pictures to classify" in labels
+
+
+def test_a_classifier_that_works_on_this_machine_alone_is_no_download(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "SMALL", 1000)
+    classifier = adapt(write_pool(tmp_path / "pool", 2), pictures(0, 2), labels(2))
+    folder = classifier.save_pretrained(tmp_path / "mine")
+    blocks = demo.build_page(open_subject(str(folder))).blocks.values()
+    (download,) = [block for block in blocks if isinstance(block, gradio.DownloadButton)]
+    assert download.value is None and not download.interactive
+    said = [block.value for block in blocks if isinstance(block, gradio.HTML)]
+    assert any(
+        "cannot be downloaded: The pool&#x27;s member m-0 is neither on the Hub nor small" in html for html in said
+    )
+    with pytest.raises(SystemExit, match="m-0 is neither on the Hub nor small"):
+        main(["demo", str(folder), "--space", str(tmp_path / "space")])
+    assert not list(tmp_path.glob("space/*"))
 
 
 def test_nothing_is_sent_elsewhere_and_nothing_is_shared(meta_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

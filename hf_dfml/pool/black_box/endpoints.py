@@ -31,7 +31,7 @@ from hf_dfml.pool.black_box.remote_model import RemoteModel, is_hugging_face
 from hf_dfml.pool.black_box.service import NoServedPoolError, Service
 from hf_dfml.pool.black_box.wire import PNG_STEP
 from hf_dfml.pool.entry import MemberError, PoolEntry
-from hf_dfml.pool.formats.checks import check_input, check_labels
+from hf_dfml.pool.formats.checks import check_input, check_labels, is_placeholder
 from hf_dfml.pool.queries import Output, QueryCount
 from hf_dfml.pool.sources.fetching import resolve
 from hf_dfml.pool.sources.ids import HubIds
@@ -154,6 +154,8 @@ def _endpoint(row: dict[str, Any], queries: QueryCount, options: dict[str, Any])
             queries.spend(id, 1)
             labels = model.discover(shape[1:])
         names = check_labels(id, list(labels), len(labels))
+        # LABEL_0 of two endpoints is not one class; `model` knows its answers by the names that they have there.
+        names = tuple(f"{id}#{name}" if is_placeholder(name) else name for name in names)
     except MemberError as error:
         raise ValueError(f"The endpoint {error}.") from error
     entry = PoolEntry(id=id, num_classes=len(names), input_size=shape, label_names=names)

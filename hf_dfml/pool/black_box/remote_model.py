@@ -34,7 +34,7 @@ class RemoteModel:
 
     Args:
         url: of an Inference Endpoint, or of one member of a served pool.
-        labels: the names of its classes; empty: `discover` asks for them.
+        labels: the names of its classes in its answers; empty: `discover` asks for them.
         token: bearer token; None: the user's Hugging Face token for Hugging Face's own hosts, that of
             `HF_DFML_SERVE_TOKEN` for others.
         concurrency: requests at a time.
@@ -68,11 +68,13 @@ class RemoteModel:
     def ask(self, entry: PoolEntry, images: Tensor) -> Tensor:
         """Answers `(B, C)` to images `(B, 3, h, w)`, which are rounded to 8 bits; zero for classes not returned.
 
+        Columns are in the order of `labels`, which the entry may give other names.
+
         Raises:
             ServiceError: if it cannot be reached, or its answers are not those of the member.
         """
         rows = self._sender.map(lambda file: self._classify(file, len(self.labels)), as_png(images))
-        return answers_of(rows, len(images), entry.class_names, self.url).to(images.device)
+        return answers_of(rows, len(images), self.labels, self.url).to(images.device)
 
     def discover(self, size: tuple[int, int]) -> tuple[str, ...]:
         """Ask for the names of its classes, with one grey image, in alphabetical order.

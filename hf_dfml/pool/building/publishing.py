@@ -11,6 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_dfml.pool.building.member_card import member_card
 from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, PoolEntry
+from hf_dfml.pool.formats.loading import PICKLE_SUFFIXES
 from hf_dfml.pool.model_pool import ModelPool
 from hf_dfml.pool.sources.client import USUAL, models_of, retry
 from hf_dfml.pool.sources.parallel import quiet_uploads
@@ -19,6 +20,8 @@ from hf_dfml.utils.progress import progress
 logger = logging.getLogger(__name__)
 
 README_NAME = "README.md"
+_WEIGHTS = (*PICKLE_SUFFIXES, ".safetensors", ".h5", ".keras", ".msgpack", ".onnx", ".gguf", ".pb", ".tflite")
+"""How the names of files with weights end, whatever wrote them."""
 
 
 def push_pool(
@@ -37,9 +40,9 @@ def push_pool(
     Args:
         pool: members in folders or of the Hub; unusable ones are left out with a warning.
         org: the user or organisation whose repositories they become.
-        private: whether the repositories may be read by `org` alone.
-        overwrite: whether repositories of these names that hold other weights are given these. Their earlier commits
-            stay, and a warning names them.
+        private: whether the repositories may be read by `org` alone; if not, new ones are as `org` has set for itself.
+        overwrite: whether repositories of these names that hold other models are given these members, and README files
+            that are there already are replaced. Their earlier commits stay, and a warning names them.
         message: the commits' message.
 
     Returns:
@@ -48,7 +51,7 @@ def push_pool(
     Raises:
         ValueError: if two members would get one repository name, or `private` is asked for and a repository of that
             name is public already.
-        FileExistsError: if a repository of such a name holds other weights, without `overwrite`; nothing is sent.
+        FileExistsError: if a repository of such a name holds another model, without `overwrite`; nothing is sent.
     """
     api = USUAL.api()
     pool = pool.usable(weights=True)
@@ -67,16 +70,22 @@ def push_pool(
             )
         pairs = list(zip(pool, targets, strict=True))
         stored = {target: _stored(api, target) for target in targets if target in there}
-        replaced = [target for entry, target in pairs if target in stored and _differs(pool, entry, stored[target])]
+        replaced = [
+            target
+            for entry, target in pairs
+            if target in stored and _differs(pool, entry, stored[target], there[target])
+        ]
         if replaced and not overwrite:
             more = f" (and {len(replaced) - 1} more)" if len(replaced) > 1 else ""
             raise FileExistsError(
-                f"{replaced[0]}{more} holds another member's weights already: replace them with --overwrite, or push "
-                "to another organisation, or give the members' folders other names."
+                f"{replaced[0]}{more} holds another member's weights or another model already: replace it with "
+                "--overwrite, or push to another organisation, or give the members' folders other names."
             )
         for entry, target in progress(pairs, description=f"Pushing to {org}", total=len(pool), unit="member"):
             with pool.on_disk(entry) as here:
                 files = _files(here, target)
+            if not overwrite and README_NAME in stored.get(target, {}):
+                files.pop(README_NAME, None)  # Its owner may have written more into it.
             old = there.get(target)
             shas.append(_push_member(api, files, target, old, stored.get(target), private=private, message=message))
             if target in replaced and old:
@@ -92,13 +101,19 @@ def _stored(api: HfApi, target: str) -> dict[str, RepoFile]:
     return {file.path: file for file in known if isinstance(file, RepoFile)}
 
 
-def _differs(pool: ModelPool, entry: PoolEntry, stored: dict[str, RepoFile]) -> bool:
-    """Whether a repository has weights, and others than the member."""
-    if WEIGHTS_NAME not in stored:
+def _differs(pool: ModelPool, entry: PoolEntry, stored: dict[str, RepoFile], there: ModelInfo) -> bool:
+    """Whether a repository holds another model: other weights, or without `model.safetensors` another config.
+
+    A config alone may change: of a member whose weights are there, it is a correction.
+    """
+    if WEIGHTS_NAME not in stored and any(file.rfilename.endswith(_WEIGHTS) for file in there.siblings or []):
+        return True
+    name = WEIGHTS_NAME if WEIGHTS_NAME in stored else CONFIG_NAME
+    if name not in stored:
         return False
     with pool.on_disk(entry) as here:
         assert here.location is not None
-        return not _is_same((here.location / WEIGHTS_NAME).read_bytes(), stored[WEIGHTS_NAME])
+        return not _is_same((here.location / name).read_bytes(), stored[name])
 
 
 def _push_member(
@@ -112,7 +127,8 @@ def _push_member(
     message: str,
 ) -> str:
     if there is None or stored is None:
-        retry(lambda: api.create_repo(target, private=private, exist_ok=True))
+        # None, not False: False would make it public whatever the organisation's setting is.
+        retry(lambda: api.create_repo(target, private=private or None, exist_ok=True))
     else:
         files = {name: content for name, content in files.items() if not _is_same(content, stored.get(name))}
         if not files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from hf_dfml.pool.entry import MemberError
 from hf_dfml.utils import json_files
 
-_PLACEHOLDER = re.compile(r"LABEL_\d+")
+_PLACEHOLDER = re.compile(r"(label|class)[_ -]?\d+", re.IGNORECASE)
 _LFS_START = b"version https://git-lfs"
 
 
@@ -62,11 +63,29 @@ def check_labels(id: str, names: list[Any], num_classes: int) -> tuple[str, ...]
     return tuple(names)
 
 
+def is_placeholder(name: Any) -> bool:
+    """Whether a class name says nothing of the class: `LABEL_0`, `class 1`.
+
+    Examples:
+        >>> is_placeholder("Class-12"), is_placeholder("class of 12")
+        (True, False)
+    """
+    return isinstance(name, str) and _PLACEHOLDER.fullmatch(name) is not None
+
+
 def member_labels(id: str, names: list[Any], num_classes: int) -> tuple[str, ...]:
-    """A member's class names, checked; none where all are missing or placeholders (`LABEL_0`), which name nothing."""
-    if all(isinstance(name, str) and _PLACEHOLDER.fullmatch(name) for name in names):
+    """A member's class names, checked; none where all are missing or placeholders (`LABEL_0`), which name nothing.
+
+    Classes of one name, as ImageNet's two called 'crane', get names that no other member has: `<id>#<index>`.
+    """
+    if all(map(is_placeholder, names)):
         return ()
-    return check_labels(id, names, num_classes)
+    times = Counter(name for name in names if isinstance(name, str))
+    distinct = [
+        f"{id}#{index}" if isinstance(name, str) and name and times[name] > 1 else name
+        for index, name in enumerate(names)
+    ]
+    return check_labels(id, distinct, num_classes)
 
 
 def check_problem_type(id: str, config: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ def load_teacher(entry: PoolEntry) -> Teacher:
     # Constructors draw initial weights; the caller's random numbers must not depend on which members were loaded.
     with torch.random.fork_rng(devices=[]):
         if entry.library == "transformers":
-            network = _load_transformers(entry, shapes)
+            network = _load_transformers(entry, weights, shapes)
         else:
             network = _load_timm(entry, weights, shapes)
     for name, tensor in network.state_dict().items():
@@ -175,7 +175,7 @@ def _has_meta_tensors(network: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in held)
 
 
-def _load_transformers(entry: PoolEntry, shapes: Shapes) -> nn.Module:
+def _load_transformers(entry: PoolEntry, weights: Path, shapes: Shapes) -> nn.Module:
     with torch.device("meta"):
         network = transformers_members.build(entry)
     # transformers renames old tensors while loading, so only the sizes can be compared beforehand.
@@ -187,7 +187,8 @@ def _load_transformers(entry: PoolEntry, shapes: Shapes) -> nn.Module:
     outputs = getattr(network.config, "num_labels", None)
     if outputs != entry.num_classes:
         raise MemberError(entry.id, f"has {entry.num_classes} label names but {outputs} classes")
-    return transformers_members.load(entry)
+    state = _read_tensors(entry.id, weights, network.state_dict())
+    return transformers_members.load(entry, network, state)
 
 
 def _read_shapes(id: str, path: Path) -> Shapes:
@@ -201,18 +202,24 @@ def _read_shapes(id: str, path: Path) -> Shapes:
         raise MemberError(id, f"{path.name} is damaged or cut off ({one_line(error)})") from error
 
 
-def _read_tensors(id: str, path: Path, wanted: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors in the network's own precision (float32), copied out of the file's memory map."""
+def _read_tensors(id: str, path: Path, like: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors, those of floating point in float32, copied out of the file's memory map."""
+    state = {}
     try:
         with safe_open(path, framework="pt") as file:
-            names = [name.removeprefix(prefix) for name in file.keys()]  # noqa: SIM118
-            return {
-                name: file.get_tensor(prefix + name).to(wanted[name].dtype, copy=True)
-                for name in names
-                if name in wanted
-            }
+            for stored in file.keys():  # noqa: SIM118
+                name, tensor = stored.removeprefix(prefix), file.get_tensor(stored)
+                wanted = like.get(name, tensor)  # Of some names transformers makes others.
+                if wanted.is_floating_point() and not tensor.is_floating_point():
+                    kind = str(tensor.dtype).removeprefix("torch.")
+                    reason = f"tensor {name} in {path.name} is {kind}, expected floating-point numbers"
+                    raise MemberError(id, f"{reason} (quantised weights are not supported)")
+                state[name] = tensor.to(torch.float32 if wanted.is_floating_point() else wanted.dtype, copy=True)
+    except MemberError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise MemberError(id, f"{path.name} cannot be read ({one_line(error)})") from error
+    return state
 
 
 def misfit(wanted: Shapes, stored: Shapes) -> str | None:

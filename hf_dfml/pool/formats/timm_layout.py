@@ -29,7 +29,8 @@ _OWN_SETTINGS = default_settings("fc", "").keys() | {"crop_mode", "labels"}
 _DEPTH_ARG = re.compile(r"(?:.*_)?(?:depths?|layers|blocks|block_config|stages|repeats)")
 _MAX_ARG = 65_536
 _MAX_DEPTH = 1000
-_MAX_CLASSES = 100_000
+MAX_CLASSES = 100_000
+"""Outputs of a network that is loaded."""
 
 
 def read(id: str, folder: Path | None, revision: str | None, config: dict[str, Any]) -> PoolEntry:
@@ -59,8 +60,8 @@ def read(id: str, folder: Path | None, revision: str | None, config: dict[str, A
     labels = config.get("label_names") or settings.get("label_names") or settings.get("labels") or []
     count = len(labels) if isinstance(labels, list) else None
     num_classes: Any = config.get("num_classes", settings.get("num_classes", count or None))
-    if not is_count(num_classes) or not 2 <= num_classes <= _MAX_CLASSES:
-        raise MemberError(id, f"num_classes is {num_classes!r}, expected 2 to {_MAX_CLASSES} classes")
+    if not is_count(num_classes) or not 2 <= num_classes <= MAX_CLASSES:
+        raise MemberError(id, f"num_classes is {num_classes!r}, expected 2 to {MAX_CLASSES} classes")
     hints = config.get("dfml", {})
     if not isinstance(hints, dict):
         raise MemberError(id, "dfml in config.json is not an object")

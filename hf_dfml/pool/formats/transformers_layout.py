@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hf_dfml.networks.info import set_input
-from hf_dfml.pool.entry import PREPROCESSOR_NAME, MemberError, PoolEntry
+from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, MemberError, PoolEntry
 from hf_dfml.pool.formats.checks import check_problem_type, is_count, member_labels, one_line, read_json
 from hf_dfml.pool.formats.processors import preprocessing
 
@@ -27,6 +27,9 @@ _FORBIDDEN_KEYS = {
     "use_pretrained_backbone": "is built around a second model (use_pretrained_backbone), which is not supported",
     "backbone": "is built around a second model (backbone), which is not supported",
     "backbone_config": "is built around a second model (backbone_config), which is not supported",
+    "transformers_weights": "names a weights file of its own (transformers_weights), which is not supported",
+    "configuration_files": "names further configs (configuration_files), which are not supported",
+    "fusion_config": "asks for fused layers (fusion_config), which are not supported",
 }
 _DEPTH_KEYS = ("num_hidden_layers", "depths", "depth", "num_layers", "encoder_layers")
 _MAX_DEPTH = 1000
@@ -67,10 +70,18 @@ def build(entry: PoolEntry) -> nn.Module:
     Raises:
         MemberError: if transformers has no such model or cannot build it.
     """
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import CONFIG_MAPPING, AutoModelForImageClassification
 
+    assert entry.location is not None
+    content = read_json(entry.id, entry.location / CONFIG_NAME)
+    _check_keys(entry.id, content)
+    kind = content.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        reason = f"transformers cannot build '{entry.architecture}' as configured"
+        raise MemberError(entry.id, f"{reason}: it knows no model_type {str(kind)[:80]!r}")
     try:
-        config = AutoConfig.from_pretrained(str(entry.location), local_files_only=True, trust_remote_code=False)
+        # Not `AutoConfig.from_pretrained`, which reads another file where config.json says so.
+        config = CONFIG_MAPPING[kind].from_dict(content)
         network = AutoModelForImageClassification.from_config(config, attn_implementation="eager")
     except Exception as error:  # A config of unknown origin makes a model's constructor raise anything at all.
         raise MemberError(
@@ -84,20 +95,23 @@ def build(entry: PoolEntry) -> nn.Module:
     return network
 
 
-def load(entry: PoolEntry) -> nn.Module:
+def load(entry: PoolEntry, like: Any, state: dict[str, Tensor]) -> nn.Module:
     """The member's network with its weights, in float32.
+
+    Args:
+        entry: the member.
+        like: what `build` gives of it.
+        state: the tensors of its weights file, under the names that they have there.
 
     Raises:
         MemberError: if the weights do not fit the config.
     """
-    from transformers import AutoModelForImageClassification
-
     try:
-        network, report = AutoModelForImageClassification.from_pretrained(
-            str(entry.location),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
+        # No folder: transformers would look for further files in it, and open them.
+        network, report = type(like).from_pretrained(
+            None,
+            config=like.config,
+            state_dict=state,
             output_loading_info=True,
             attn_implementation="eager",
             dtype=torch.float32,

@@ -10,12 +10,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from huggingface_hub import HfApi, ModelInfo, constants
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx, validate_repo_id
 
 from hf_dfml.pool.entry import MemberError
@@ -40,6 +47,9 @@ TRIES = 8
 LONGEST_WAIT = 300
 """Seconds that a server may make us wait before a call is repeated."""
 _NOT_NOW = (408, 429, 500, 502, 503, 504)
+_REFUSED = (403, 410, 451)
+_WINDOW = re.compile(r";\s*t\s*=\s*(\d{1,6})\b")
+"""Seconds after which requests are let through again, in a `RateLimit` header such as `"api";r=0;t=55`."""
 _SHA = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"\w[\w.\-/]{0,254}")
 Result = TypeVar("Result")
@@ -150,8 +160,8 @@ def looking_for(name: str) -> Iterator[None]:
 def retry(call: Callable[[], Result], tries: int = TRIES) -> Result:
     """`call()`, made again where the server says "not now" (429, 503, ...) or the connection breaks.
 
-    Waits as long as the server asks (`Retry-After`), else 1, 2, 4, 8, 8, ... seconds. The client repeats some calls by
-    itself and others not, and which ones changes with its version.
+    Waits as long as the server asks (`Retry-After`, or of 429 the end of its `RateLimit` window), else 1, 2, 4, 8, 8,
+    ... seconds. The client repeats some calls by itself and others not, and which ones changes with its version.
 
     Raises:
         Exception: what `call` raised last, after so many `tries`, or at once if asking again cannot help.
@@ -176,7 +186,12 @@ def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
         if error.response.status_code not in _NOT_NOW:
             return None
         asked = error.response.headers.get("Retry-After", "")
-        return min(float(asked), LONGEST_WAIT) if asked.isdecimal() else usual
+        if asked.isdecimal():
+            return min(float(asked), LONGEST_WAIT)
+        window = _WINDOW.search(error.response.headers.get("RateLimit", ""))
+        if window and error.response.status_code == 429:
+            return min(float(window[1]) + 1, LONGEST_WAIT)
+        return usual
     if isinstance(error, httpx.TransportError):
         # Where nobody listens, nobody will listen in a few seconds.
         return None if isinstance(error, httpx.ConnectError) else usual
@@ -205,6 +220,20 @@ def models_of(author: str, options: HubOptions = USUAL) -> list[ModelInfo]:
         page = retry(partial(ask, following))
         rows += page.json()
     return [ModelInfo(**{"siblings": None, **row}) for row in rows]
+
+
+def why_refused(error: BaseException | None) -> str | None:
+    """One line where the Hub refuses one repository (403, 410, 451), as a disabled one; None for any other error.
+
+    Of a file's first request the client says "check your connection" instead, with the answer as the cause.
+    """
+    if isinstance(error, LocalEntryNotFoundError):
+        error = error.__cause__
+    if not isinstance(error, HfHubHTTPError) or error.response.status_code not in _REFUSED:
+        return None
+    status = HTTPStatus(error.response.status_code)
+    said = error.response.headers.get("X-Error-Message", status.phrase).rstrip(".")[:160]
+    return f"cannot be read: {endpoint()} answers {status.value} ({said})"
 
 
 def why_not_found(error: Exception) -> str:

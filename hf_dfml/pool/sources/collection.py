@@ -23,8 +23,13 @@ class HubCollection(HubIds):
         return name.startswith(PREFIX) or _SLUG.fullmatch(name.removeprefix("hf:")) is not None
 
     def entries(self, name: str) -> list[PoolEntry]:
-        """Its models, each pinned to a commit now by one request."""
+        """Its models, each pinned to a commit now by one request. Offline it cannot be listed."""
         slug = name.removeprefix("hf:").removeprefix(PREFIX)
+        if self.options.offline:
+            raise FileNotFoundError(
+                f"The collection '{slug}' cannot be listed, since HF_HUB_OFFLINE or local_files_only is set and only "
+                "the Hub knows what is in it: name its members (org/name) or a lock file (pool.lock.json)."
+            )
         try:
             collection = retry(lambda: self.options.api().get_collection(slug))
         except HfHubHTTPError as error:

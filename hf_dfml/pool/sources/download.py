@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -27,6 +28,7 @@ from hf_dfml.pool.sources.client import (
     is_sha,
     retry,
     why_not_found,
+    why_refused,
 )
 from hf_dfml.pool.sources.digests import git_sha1_of
 from hf_dfml.pool.sources.local_cache import blob_of, cached_file, cached_revision, discard
@@ -62,6 +64,10 @@ def resolve_revision(id: str, revision: str | None = None, options: HubOptions =
         info = retry(lambda: options.api().model_info(id, revision=revision))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise MemberError(id, why_not_found(error)) from error
+    except HfHubHTTPError as error:
+        if reason := why_refused(error):
+            raise MemberError(id, reason) from error
+        raise
     if info.sha is None or not is_sha(info.sha):
         raise MemberError(id, f"the Hub gives the revision '{info.sha}', expected a commit sha")
     if info.id != id:
@@ -130,6 +136,8 @@ def _download(id: str, name: str, revision: str, options: HubOptions, meter: typ
             retry(lambda: options.api().hf_hub_download(id, name, revision=revision, tqdm_class=meter, **where))
         )
     except LocalEntryNotFoundError as error:
+        if reason := why_refused(error):
+            raise MemberError(id, reason) from error
         if not options.offline:
             raise  # The connection failed: that is not the member's fault.
         raise MemberError(id, f"{name} is not in the local cache, and {_OFFLINE}") from error
@@ -137,6 +145,10 @@ def _download(id: str, name: str, revision: str, options: HubOptions, meter: typ
         raise MemberError(id, f"has no {name}") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise MemberError(id, why_not_found(error)) from error
+    except HfHubHTTPError as error:
+        if reason := why_refused(error):
+            raise MemberError(id, reason) from error
+        raise
 
 
 def _meter(id: str, name: str, limit: int, admit: Admit | None) -> type[tqdm]:

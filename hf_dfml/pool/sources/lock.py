@@ -66,6 +66,31 @@ def published_lock(path: Path) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
+def files_beside(id: str, path: Path) -> list[str]:
+    """The files of members that lie beside a published lock file, such as `m-0/model.safetensors`.
+
+    Args:
+        id: the repository, for errors.
+        path: the lock file.
+
+    Raises:
+        MemberError: if it is not JSON.
+    """
+    rows = read_json(id, path).get("members")
+    return [
+        f"{row['id']}/{name}"
+        for row in (rows if isinstance(rows, list) else [])
+        if isinstance(row, dict) and "revision" not in row and is_folder_name(row.get("id"))
+        for name in _FILES
+        if isinstance(row.get("sha256"), dict) and name in row["sha256"]
+    ]
+
+
+def is_folder_name(id: Any) -> bool:
+    """Whether a member's folder may have its id as name: an id such as '../x' would lead out of the lock's folder."""
+    return isinstance(id, str) and re.fullmatch(r"\w[\w.\- ]*", id) is not None
+
+
 class LockFile(HubIds):
     """The members of a lock file, in its order: the very pool of the run that wrote it. Nothing is asked of the Hub.
 
@@ -91,23 +116,7 @@ class LockFile(HubIds):
             ValueError: if it is no lock file that this version reads, or locks nothing.
         """
         path = Path(name.removeprefix(PREFIX)).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no lock file {path}.")
-        try:
-            content = read_json(path.name, path)
-        except MemberError as error:
-            raise ValueError(f"{path} is no lock file: {error.reason}.") from error
-        rows = content.get("members")
-        if content.get(_KEY) != FORMAT or not isinstance(rows, list):
-            expected = f"expected '{_KEY}': {FORMAT} and a list 'members'"
-            raise ValueError(f"{path} is no lock file of this version: {expected}.")
-        for row in rows:
-            if not isinstance(row, dict) or not isinstance(row.get("id"), str):
-                found = f"expected objects with 'id', found {str(row)[:80]}"
-                raise ValueError(f"{path} has a member without an id: {found}.")
-        if not rows:
-            raise ValueError(f"{path} locks no members.")
-        return [self._entry(row, path.parent) for row in rows]
+        return [self._entry(row, path.parent) for row in _rows(path)]
 
     def _entry(self, row: dict[str, Any], base: Path) -> PoolEntry:
         revision, hashes = row.get("revision"), row.get("sha256", {})
@@ -130,6 +139,36 @@ class LockFile(HubIds):
             return replace(entry, problem=error.reason)
         # The commit is named, and so none is noted as the present one.
         return replace(entry, revision=revision, source=HubIds(replace(self.options, revision=revision)))
+
+
+def locked_members(path: Path) -> set[tuple[str, str | None]]:
+    """Ids and commits (None: of a folder) of the members of a lock file; none of them is looked at.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no lock file that this version reads, or locks nothing.
+    """
+    return {(printable(row["id"]), row.get("revision")) for row in _rows(path)}
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no lock file {path}.")
+    try:
+        content = read_json(path.name, path)
+    except MemberError as error:
+        raise ValueError(f"{path} is no lock file: {error.reason}.") from error
+    rows = content.get("members")
+    if content.get(_KEY) != FORMAT or not isinstance(rows, list):
+        expected = f"expected '{_KEY}': {FORMAT} and a list 'members'"
+        raise ValueError(f"{path} is no lock file of this version: {expected}.")
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            found = f"expected objects with 'id', found {str(row)[:80]}"
+            raise ValueError(f"{path} has a member without an id: {found}.")
+    if not rows:
+        raise ValueError(f"{path} locks no members.")
+    return rows
 
 
 def _row(entry: PoolEntry, base: Path) -> dict[str, Any]:
@@ -156,8 +195,7 @@ def _hashes(entry: PoolEntry) -> dict[str, str]:
 
 def _find_folder(id: str, folder: Any, base: Path) -> Path:
     candidates = [base / folder] if isinstance(folder, str) else []
-    # Not a path: an id such as '../x' would lead out of the lock file's folder.
-    if re.fullmatch(r"\w[\w.\- ]*", id):
+    if is_folder_name(id):
         candidates.append(base / id)
     for candidate in candidates:
         if candidate.is_dir():

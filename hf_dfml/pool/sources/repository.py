@@ -7,23 +7,37 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, RepoUrl
 from safetensors import SafetensorError
 
 from hf_dfml import zoo
-from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
+from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.sources.client import HubOptions, check_id, looking_for, retry
 from hf_dfml.pool.sources.download import download, resolve_revision
+from hf_dfml.pool.sources.ids import without_page
 from hf_dfml.pool.sources.local_cache import note_revision
+from hf_dfml.pool.sources.lock import LOCK_NAME, files_beside
 from hf_dfml.pool.sources.near import did_you_mean
+
+OWN_FILES = (
+    "support.safetensors",
+    "results.json",
+    LOCK_NAME,
+    PREPROCESSOR_NAME,
+    ".eval_results/*.yaml",
+    "pictures/*.png",
+)
+"""What a push may publish beside config, weights and card, as patterns of huggingface_hub."""
 
 
 def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = False) -> tuple[Path, str, str | None]:
     """Folder on this disk, id and commit of a stored model; fetches its two files.
 
     Args:
-        name: a folder, `org/name`, `org/name@revision`, either with `hf:` before it, or `zoo:NAME`.
+        name: a folder, `org/name`, `org/name@revision`, either with `hf:` or `hf-hub:` before it, the address of its
+            page on the Hub, or `zoo:NAME`.
         what: a word for it in errors, such as "meta-model".
         options: how the Hub is asked.
         force: whether files are downloaded although they are in the cache.
@@ -31,7 +45,9 @@ def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = Fa
     Raises:
         FileNotFoundError: if there is no such folder, or no model in it.
         MemberError: if there is no such repository, or it lacks one of the files.
+        ValueError: for a page of the Hub that is not a model's.
     """
+    name = without_page(name) if isinstance(name, str) else name
     if str(name).startswith(zoo.PREFIX):
         return zoo.folder_of(str(name)), str(name), None
     path = Path(name).expanduser()
@@ -70,6 +86,32 @@ def create_repository(api: HfApi, repo_id: str, private: bool | None) -> RepoUrl
     if private and not retry(lambda: api.model_info(address.repo_id)).private:
         raise ValueError(f"{address.repo_id} exists and is public: make it private there, or push elsewhere.")
     return address
+
+
+def upload(repo_id: str, folder: Path, options: HubOptions, **further: Any) -> None:
+    """Upload a folder in place of what an earlier push has left on the branch, in one commit.
+
+    Of `OWN_FILES`, and of the members that lie beside a lock file, those that the folder lacks are deleted. Files of
+    any other name stay. The history of the repository keeps all of them.
+
+    Args:
+        repo_id: an existing repository.
+        folder: its files.
+        options: how the Hub is asked.
+        **further: options of `HfApi.upload_folder`.
+    """
+    api = options.api()
+    outdated = [*OWN_FILES, *_members_beside_lock(repo_id, further.get("revision"), options)]
+    arguments = {"delete_patterns": outdated, **further}
+    retry(lambda: api.upload_folder(repo_id=repo_id, folder_path=folder, **arguments))
+
+
+def _members_beside_lock(repo_id: str, revision: str | None, options: HubOptions) -> list[str]:
+    try:
+        _, sha = resolve_revision(repo_id, revision, options)
+        return files_beside(repo_id, download(repo_id, LOCK_NAME, sha, options))
+    except MemberError:  # Nothing was pushed there yet, or no lock file.
+        return []
 
 
 @contextmanager

@@ -335,6 +335,21 @@ def test_mistakes_in_a_file_are_named_before_anything_is_sent(tmp_path, content,
         open_remote(str(tmp_path / "other.yaml"))
 
 
+def test_placeholders_of_strangers_are_not_one_class(tmp_path):
+    labels = ("LABEL_0", "LABEL_1", "LABEL_2")
+    images = pictures(4)
+    with endpoint(labels=labels) as one, endpoint(labels=labels) as other:
+        rows = [{"url": one.url, "id": "cats", "labels": list(labels)}, {"url": other.url, "id": "cars"}]
+        (tmp_path / "endpoints.yaml").write_text(json.dumps({"output": "probs", "endpoints": rows}))
+        pool = open_remote(str(tmp_path / "endpoints.yaml"))
+        assert [pool[0].class_names, pool[1].class_names] == [
+            tuple(f"{id}#LABEL_{index}" for index in range(3)) for id in ("cats", "cars")
+        ]
+        assert not set(pool[0].class_keys) & set(pool[1].class_keys)
+        for index in range(2):
+            torch.testing.assert_close(pool.load(index)(images).exp(), expected(images))
+
+
 def test_the_budget_covers_the_question_for_labels():
     with endpoint() as server, pytest.raises(QueryBudgetError):
         open_remote(server.url, max_queries=0)

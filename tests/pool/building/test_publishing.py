@@ -55,7 +55,9 @@ def test_other_members_of_the_same_names_are_replaced_only_where_that_is_asked_f
         for index, seed in enumerate(seeds):
             write_member(tmp_path / name / f"m-{index}", seed=seed)
     first = push_pool(ModelPool.from_dir(tmp_path / "one"), "me")
-    with pytest.raises(FileExistsError, match="me/m-1 holds another member's weights already: .*--overwrite"):
+    with pytest.raises(
+        FileExistsError, match="me/m-1 holds another member's weights or another model already: .*--over"
+    ):
         push_pool(ModelPool.from_dir(tmp_path / "two"), "me")
     assert [hub.repos[f"me/m-{index}"].branches["main"] for index in (0, 1)] == first
     second = push_pool(ModelPool.from_dir(tmp_path / "two"), "me", overwrite=True)
@@ -64,6 +66,45 @@ def test_other_members_of_the_same_names_are_replaced_only_where_that_is_asked_f
     again = ModelPool.from_hub([f"me/m-1@{first[1]}"]).load(0)
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(again(images), ModelPool.from_dir(tmp_path / "one").load(1)(images))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": b'{"model_type": "bert"}', "README.md": b"my BERT", "pytorch_model.bin": b"x"},
+        {"config.json": b'{"model_type": "bert"}'},
+        {"weights/tf_model.h5": b"x", "README.md": b"my BERT"},
+    ],
+    ids=sorted,
+)
+def test_a_repository_of_something_else_is_left_alone(hub, members, files):
+    sha = hub.add_repo("me/m-0", files)
+    with pytest.raises(
+        FileExistsError, match="me/m-0 holds another member's weights or another model already: .*--over"
+    ):
+        push_pool(ModelPool.from_dir(members)[:2], "me")
+    assert hub.repos.keys() == {"me/m-0"} and hub.repos["me/m-0"].branches["main"] == sha
+    push_pool(ModelPool.from_dir(members)[:2], "me", overwrite=True)
+    assert hub.repos["me/m-0"].at("main").files["README.md"].content.startswith(b"---\n")
+
+
+def test_a_readme_that_is_there_is_replaced_only_where_that_is_asked_for(hub, members):
+    hub.add_repo("me/m-0", {"README.md": b"mine"})
+    pool = ModelPool.from_dir(members)[:1]
+    push_pool(pool, "me")
+    assert hub.repos["me/m-0"].at("main").files["README.md"].content == b"mine"
+    assert "model.safetensors" in hub.repos["me/m-0"].at("main").files
+    sent = len(hub.repos["me/m-0"].commits)
+    push_pool(pool, "me")
+    assert len(hub.repos["me/m-0"].commits) == sent, "the README is no reason for a commit"
+    push_pool(pool, "me", overwrite=True)
+    assert hub.repos["me/m-0"].at("main").files["README.md"].content != b"mine"
+
+
+def test_who_may_read_new_repositories_is_the_organisations_choice(hub, members):
+    push_pool(ModelPool.from_dir(members)[:1], "me")
+    (created,) = [request.json() for request in hub.requests if request.path == "/api/repos/create"]
+    assert not created.keys() & {"private", "visibility"}
 
 
 def test_an_interrupted_push_is_repeated(hub, members):
@@ -102,6 +143,6 @@ def test_only_the_files_of_a_member_are_published_and_no_token_is_logged(hub, me
 
 
 def test_unusable_members_are_left_out(hub, members, tmp_path):
-    write_member(tmp_path / "x-bad", label_names=["a", "a", "b"])
+    write_member(tmp_path / "x-bad", label_names=["a", "", "b"])
     push_pool(ModelPool.from_dir(members)[:1] + ModelPool.from_dir(tmp_path), "me")
     assert hub.repos.keys() == {"me/m-0"}

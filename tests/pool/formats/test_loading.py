@@ -177,6 +177,12 @@ HOSTILE = {
         ),
         "fc.bias in model.safetensors has values that are NaN or infinite",
     ),
+    "eight-bit-weights": (
+        lambda folder: _rewrite(
+            folder, lambda state: state.update({"fc.weight": (100 * state["fc.weight"]).to(torch.int8)})
+        ),
+        r"fc.weight in model.safetensors is int8, expected floating-point numbers \(quantised",
+    ),
     "overlapping-tensors": (lambda folder: _header(folder, OVERLAPPING), "damaged or cut off"),
     "weights-are-a-folder": (lambda folder: _folder_in_place_of(folder, "model.safetensors"), "no model.safetensors"),
     "config-is-a-folder": (lambda folder: _folder_in_place_of(folder, "config.json"), "config.json"),
@@ -194,7 +200,7 @@ HOSTILE = {
     "argument-of-no-use": (lambda folder: _config(folder, model_args={"bogus": 1}), "timm cannot build 'conv4_16'"),
     "remote-code": (_remote_code, "names Python code of its own"),
     "unknown-model-type": (_unknown_model_type, "transformers cannot build 'EvilForImageClassification'"),
-    "duplicate-labels": (lambda folder: _config(folder, label_names=["a", "b", "a"]), "stands for two classes"),
+    "empty-label": (lambda folder: _config(folder, label_names=["a", "b", ""]), "must be non-empty strings"),
 }
 
 

@@ -31,6 +31,18 @@ def test_classes_without_names_get_names_that_no_other_member_has(tmp_path):
     assert entry.class_names == ("me#0", "me#1", "me#2")
 
 
+@pytest.mark.parametrize("name", ["LABEL_{}", "label_{}", "Label {}", "class{}", "CLASS-{}"])
+def test_placeholders_name_nothing(tmp_path, name):
+    entry = entry_of(tmp_path, config_of(label_names=[name.format(index) for index in range(3)]))
+    assert (entry.problem, entry.label_names, entry.class_names) == (None, (), ("me#0", "me#1", "me#2"))
+
+
+def test_classes_of_one_name_get_names_that_no_other_member_has(tmp_path):
+    """As ImageNet's two cranes: of another member's crane nobody knows which of them it is."""
+    entry = entry_of(tmp_path, config_of(label_names=["crane", "dog", "crane"]))
+    assert (entry.problem, entry.label_names) == (None, ("me#0", "dog", "me#2"))
+
+
 def test_old_timm_configs_have_everything_at_the_top(tmp_path):
     old = {"architecture": "resnet18", "num_classes": 3, "input_size": [3, 64, 64], "labels": ["a", "b", "c"]}
     entry = entry_of(tmp_path, old | {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]})
@@ -45,7 +57,7 @@ BAD = {
     "folder as architecture": (config_of(architecture="local-dir:../evil"), "'local-dir:../evil' is not one"),
     "no architecture": (config_of(architecture=None), "names no architecture"),
     "label count": (config_of(label_names=["cat", "dog"]), "has 3 classes but 2 label names"),
-    "duplicate labels": (config_of(label_names=["cat", "dog", "cat"]), "'cat' stands for two classes"),
+    "a label that is a list": (config_of(label_names=["cat", "dog", ["cat"]]), "must be non-empty strings"),
     "labels not strings": (config_of(label_names=["cat", "dog", 3]), "non-empty strings"),
     "class ids": (config_of(dfml={"classes": [1]}), "has 3 classes but 1 class ids"),
     "no classes": (config_of(num_classes=0), "num_classes is 0"),

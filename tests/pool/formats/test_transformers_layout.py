@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
 from hf_dfml.data import FewShotDataset
 from hf_dfml.evaluation import EvaluationProtocol, evaluate, evaluate_features
 from hf_dfml.networks import network_info
 from hf_dfml.pool import ModelPool, Teacher
+from hf_dfml.pool.formats import transformers_layout
 from hf_dfml.pool.formats.loading import build_network
 
 LABELS = {0: "cat", 1: "dog", 2: "fox"}
@@ -127,7 +129,9 @@ BAD = {
     "depth": ({"depths": [1, 10**9]}, "more than the 1000 layers"),
     "giant": ({"hidden_sizes": [60_000, 60_000]}, "it describes"),
     "gap in labels": ({"id2label": {"0": "cat", "7": "dog"}}, "does not number its 2 classes"),
-    "duplicate labels": ({"id2label": {"0": "cat", "1": "cat", "2": "fox"}}, "stands for two classes"),
+    "other weights": ({"transformers_weights": "adapter_model.bin"}, "names a weights file of its own"),
+    "other config": ({"configuration_files": ["config.4.0.0.json"]}, "names further configs"),
+    "fused layers": ({"fusion_config": {"patch_embeddings": True}}, "asks for fused layers"),
     "wrong class count": ({"id2label": {"0": "cat", "1": "dog"}}, "tensors do not fit|cannot load"),
 }
 
@@ -147,6 +151,49 @@ def test_a_member_without_preprocessor_is_refused(folder, tmp_path):
     (tmp_path / "m" / "preprocessor_config.json").unlink()
     assert ModelPool.from_dir(tmp_path)[0].problem == "has no preprocessor_config.json"
     assert pool[0].problem is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transformers_weights": "adapter_model.bin"},
+        {"transformers_weights": "other.safetensors"},
+        {"configuration_files": ["config.4.0.0.json"]},
+    ],
+    ids=str,
+)
+def test_no_file_but_the_checked_ones_is_opened(folder, tmp_path, changes, monkeypatch):
+    """Nor would they be if the keys that name them were not refused."""
+    for key in changes:
+        monkeypatch.delitem(transformers_layout._FORBIDDEN_KEYS, key, raising=False)
+    pool = _changed(folder / "resnet", tmp_path / "m", config=changes)
+    expected = ModelPool.from_dir(folder).load("resnet").network.state_dict()
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    torch.save(zeros, tmp_path / "m" / "adapter_model.bin")
+    save_file(zeros, tmp_path / "m" / "other.safetensors", metadata={"format": "pt"})
+    other = json.loads((folder / "resnet" / "config.json").read_text()) | {"hidden_act": "tanh"}
+    (tmp_path / "m" / "config.4.0.0.json").write_text(json.dumps(other))
+    found = pool.load(0).network
+    assert found.config.hidden_act == "relu"
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+
+
+def test_half_precision_is_computed_in_float32(folder, tmp_path):
+    pool = _changed(folder / "vit", tmp_path / "m", config={"dtype": "float16"})
+    assert {tensor.dtype for tensor in pool.load(0).parameters()} == {torch.float32}
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(pool.load(0)(images), ModelPool.from_dir(folder).load("vit")(images))
+
+
+def test_eight_bit_weights_without_a_scale_are_refused(folder, tmp_path):
+    pool = _changed(folder / "vit", tmp_path / "m")
+    state = {
+        name: tensor.contiguous()
+        for name, tensor in ModelPool.from_dir(folder).load("vit").network.state_dict().items()
+    }
+    state["classifier.weight"] = (100 * state["classifier.weight"]).to(torch.int8)
+    save_file(state, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    assert "classifier.weight in model.safetensors is int8" in (pool.check(0) or "")
 
 
 def test_an_adapter_is_refused(folder, tmp_path):

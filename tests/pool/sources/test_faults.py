@@ -78,9 +78,30 @@ def test_what_asking_again_cannot_help_is_asked_once(org, waits):
     org.requests.clear()
     assert "is no repository" in ModelPool.from_hub(["org/none"])[0].problem
     org.fault = lambda request: Answer.error(403, "", "no")
-    with pytest.raises(HfHubHTTPError):
-        ModelPool.from_hub(["org/m-1"])
+    assert "answers 403 (no)" in ModelPool.from_hub(["org/m-1"])[0].problem
     assert len(org.requests) == 2 and waits == []
+    with pytest.raises(HfHubHTTPError):
+        ModelPool.from_hub("org")  # The list of a user's models is nobody's fault.
+    assert len(org.requests) == 3 and waits == []
+
+
+@pytest.mark.parametrize("status", [403, 410, 451])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_one_repository_that_the_hub_refuses_is_left_out_by_name(org, waits, method, status):
+    """A disabled one is listed as any other."""
+
+    def refuse(request):
+        if "org/m-1" in request.path and request.method == method:
+            return Answer.error(status, "", "Access to this resource is disabled.")
+        return None
+
+    org.fault = refuse
+    problem = f"cannot be read: {org.url} answers {status} (Access to this resource is disabled)"
+    for names in ("org", [f"org/m-{index}" for index in range(5)]):
+        pool = ModelPool.from_hub(names)
+        assert [entry.id for entry in pool.usable(weights=True)] == ["org/m-0", "org/m-2", "org/m-3", "org/m-4"]
+        assert [entry.problem for entry in pool.resolve()] == [None, problem, None, None, None]
+    assert waits == []
 
 
 def test_a_wait_that_a_server_asks_for_is_bounded(org, waits):
@@ -90,6 +111,20 @@ def test_a_wait_that_a_server_asks_for_is_bounded(org, waits):
     org.fault = later
     ModelPool.from_hub(["org/m-1"])
     assert waits == [client.LONGEST_WAIT]
+
+
+@pytest.mark.parametrize(("limit", "wait"), [('"api";r=0;t=250', 251), ('"api"; r=0; t=86400', client.LONGEST_WAIT)])
+@pytest.mark.parametrize("names", ["org", ["org/m-1"]], ids=["list", "model"])
+def test_a_rate_limit_is_waited_for_until_its_end(org, waits, names, limit, wait):
+    """The Hub says with a 429 when its window of five minutes ends, and not in `Retry-After`."""
+
+    def later(request):
+        policy = '"fixed window";"api";q=500;w=300'
+        return Answer(429, b"{}", {"RateLimit": limit, "RateLimit-Policy": policy}) if not org.requests else None
+
+    org.fault = later
+    assert ModelPool.from_hub(names)[0].problem is None
+    assert waits == [wait]
 
 
 def test_bytes_that_arrive_damaged_each_time_are_refused_by_name(org, waits):
