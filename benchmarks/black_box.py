@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from kept import claim
+from kept import claim, members_of
 from torch import nn
 
 from hf_dfml.arguments import parse_into
@@ -42,7 +42,7 @@ from hf_dfml.evaluation import EvaluationProtocol, Result, evaluate, print_table
 from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.bidf_mkd import BiDfMKD, BiDfMKDConfig
 from hf_dfml.networks.info import network_info
-from hf_dfml.pipeline import RunConfig, open_pool
+from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import BlackBoxPool, ModelPool
 from hf_dfml.pool.black_box.service import open_service
 from hf_dfml.recovery.gradient_source import ZeroOrderGradient
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if not config.dataset:
         raise ValueError("No data set was named: an accuracy needs --dataset.")
     folder = Path(config.output_dir)
-    pool = open_pool(config)
+    pool = members_of(config, folder)
     claim(folder, method, config, members=[entry.id for entry in pool])
     print(f"{len(pool)} members, {method.steps} steps; {describe_machine(pool.device)}.", flush=True)
     for row in (BEFORE, *chosen.rows):

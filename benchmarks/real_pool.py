@@ -352,7 +352,10 @@ def images_of(
             atomic_write(tries, json.dumps(spent) + "\n")
         save_tree(folder, {**shown._asdict(), **spent})
     tree = load_tree(folder)
-    taken = Minutes(tree.pop("minutes"), tree.pop("answering"))
+    # Folders of earlier versions hold `members`, and older ones no `answering`.
+    taken, kept = Minutes(tree.pop("minutes"), tree.pop("answering", 0.0)), tree.pop("members", None)
+    if kept and kept != [entry.id for entry in pool]:
+        raise ValueError(f"{folder} holds answers of {len(kept)} other members: choose another --output_dir.")
     print(
         f"{kind}: {len(tree['images'])} images, {taken.images:.1f} core-minutes, and {taken.answers:.1f} for answers.",
         flush=True,

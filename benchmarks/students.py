@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from kept import claim
+from kept import claim, members_of
 from torch import nn
 
 from hf_dfml.data import FewShotDataset, load_dataset
@@ -20,7 +20,7 @@ from hf_dfml.meta_network import meta_network
 from hf_dfml.methods.base import Context
 from hf_dfml.methods.pool_distillation import PoolDistillation, PoolDistillationConfig
 from hf_dfml.methods.pool_images import PoolImages
-from hf_dfml.pipeline import RunConfig, open_pool
+from hf_dfml.pipeline import RunConfig
 from hf_dfml.pool import ModelPool, TeacherPool
 from hf_dfml.settings import Settings
 from hf_dfml.trainer import Trainer
@@ -77,7 +77,7 @@ def prepared(
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     config = replace(config, recovery_cache=config.recovery_cache or str(Path(config.output_dir) / "recovered"))
-    pool = open_pool(config).resolve()
+    pool = members_of(config, Path(config.output_dir))
     claim(Path(config.output_dir), method, config, *own, members=[entry.id for entry in pool], but=but)
     print(f"{len(pool)} members, {method.steps} passes; {describe_machine(pool.device)}.", flush=True)
     return config, pool

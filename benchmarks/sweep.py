@@ -120,8 +120,7 @@ def lines_of(rows: Sequence[tuple[Mapping[str, str], Result]]) -> dict[str, list
     Of each run the first row of each data set and number of shots, which is the method's own adaptation. Over several
     seeds the mean, and the interval of Student's t. Where seeds alone vary, they are one point.
     """
-    names, grouped = list(rows[0][0]), {}
-    first = next((name for name in names if name != "seed"), "seed")
+    first, grouped = drawn_against(rows[0][0]), {}
     several = len({row.dataset for _, row in rows}) > 1
     seen: set[tuple] = set()
     for values, row in rows:
@@ -137,6 +136,11 @@ def lines_of(rows: Sequence[tuple[Mapping[str, str], Result]]) -> dict[str, list
         line: [(value, mean(row.mean for row in found), _interval(found)) for value, found in points.items()]
         for line, points in grouped.items()
     }
+
+
+def drawn_against(values: Mapping[str, str]) -> str:
+    """The option on the figure's axis: the first that is not the seed, where another one varies."""
+    return next((name for name in values if name != "seed"), "seed")
 
 
 def _interval(rows: Sequence[Result]) -> float:
@@ -207,7 +211,7 @@ def draw(rows: Sequence[tuple[Mapping[str, str], Result]], path: Path, title: st
     for name, points in lines_of(rows).items():
         labels, means, intervals = zip(*points, strict=True)
         axes.errorbar(labels, means, intervals, marker="o", capsize=3, label=name)
-    axes.set(xlabel=next(iter(rows[0][0])), ylabel="accuracy (%)", title=title)
+    axes.set(xlabel=drawn_against(rows[0][0]), ylabel="accuracy (%)", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -19,11 +19,13 @@ from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from hf_dfml.classifier import Classifier, Origin
+from hf_dfml.classifier.files import SUPPORT_NAME
+from hf_dfml.data.registry import DATASETS
 from hf_dfml.evaluation.heads import Adaptation, Representation
 from hf_dfml.evaluation.results import RESULTS_NAME, Result
 from hf_dfml.hub_results import EVAL_RESULTS_FOLDER, write_eval_results
 from hf_dfml.meta_config import MetaConfig, Source, describe_network, from_json
-from hf_dfml.model_card import CARD_NAME, LIBRARY_NAME, TAGS, THIS_REPOSITORY, make_card
+from hf_dfml.model_card import CAPTIONS, CARD_NAME, LIBRARY_NAME, TAGS, THIS_REPOSITORY, make_card
 from hf_dfml.networks.functional import BatchNorm
 from hf_dfml.networks.info import set_input
 from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError, PoolEntry
@@ -36,6 +38,15 @@ from hf_dfml.pool.sources.repository import create_repository, locate, put_toget
 from hf_dfml.utils.checkpoint import atomic_write, save_tensors
 from hf_dfml.utils.inputs import Images
 from hf_dfml.utils.text import counted
+
+OWN_FILES = (
+    SUPPORT_NAME,
+    RESULTS_NAME,
+    LOCK_NAME,
+    *(f"{EVAL_RESULTS_FOLDER}/{name}.yaml" for name in DATASETS),
+    *(f"pictures/{name}{dataset}.png" for name in CAPTIONS for dataset in ("", *(f"-{each}" for each in DATASETS))),
+)
+"""What an earlier push may have left beside config, weights and card, of a classifier too."""
 
 
 class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipeline_tag="image-classification"):
@@ -238,8 +249,8 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
     ) -> str:
         """Publish weights, config, card, pictures, results and lock file in one commit; the repository's address.
 
-        What an earlier push has left there and this one lacks, such as its results, is deleted. The history of the
-        repository keeps it.
+        What an earlier push has left there and this one lacks, such as its results, is deleted; not so where the model
+        was itself loaded from the Hub, of which only the weights were fetched. The history of the repository keeps it.
 
         Args:
             repo_id: `org/name`; the repository is made if it does not exist.
@@ -272,7 +283,8 @@ class MetaModel(ModelHubMixin, library_name=LIBRARY_NAME, tags=list(TAGS), pipel
             # The card was written before it was known where it would be published.
             card = (staged / CARD_NAME).read_text(encoding="utf-8").replace(THIS_REPOSITORY, str(address.repo_id))
             atomic_write(staged / CARD_NAME, card)
-            upload(address.repo_id, staged, options, **further)
+            own = OWN_FILES if self.revision is None or folder is not None else ()
+            upload(address.repo_id, staged, options, own, **further)
         return str(address)
 
 

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         raise SystemExit("Baselines are there to be compared: give --dataset or --data, the images of the evaluation.")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
-    processes = Processes(Accelerator())
+    processes = Processes(Accelerator(cpu=not torch.cuda.is_available()))
     device = processes.device
     pool = open_pool(config).to(device)
     require_same_network(pool)

@@ -462,11 +462,21 @@ def test_a_second_push_leaves_nothing_of_the_first(meta: MetaModel, hub: HubServ
     (folder / "pool.lock.json").write_text('{"members": []}')
     (folder / "results.json").write_text("[]")
     (folder / "support.safetensors").write_bytes(b"photos")
-    hub.add_repo("org/tgr", {"support.safetensors": b"photos", "notes.md": b"mine"})
+    of_others = {"notes.md": b"mine", "pictures/logo.png": b"mine", ".eval_results/imagenet-by-other.yaml": b"theirs"}
+    hub.add_repo("org/tgr", {"support.safetensors": b"photos", **of_others})
     meta.push_to_hub("org/tgr")
     assert {".eval_results/cifar-fs.yaml", "pool.lock.json", "results.json", "pictures/recovered.png"} <= set(
         hub.repos["org/tgr"].at("main").files
     )
     MetaModel.of(meta.network, method="DRO").push_to_hub("org/tgr")
     files = hub.repos["org/tgr"].at("main").files
-    assert set(files) - {".gitattributes"} == {"config.json", "model.safetensors", "README.md", "notes.md"}
+    assert set(files) - {".gitattributes"} == {"config.json", "model.safetensors", "README.md", *of_others}
+
+
+def test_what_was_loaded_from_the_hub_and_pushed_back_loses_nothing(meta: MetaModel, hub: HubServer) -> None:
+    """Of a repository config and weights are fetched; what was not fetched is no sign that it is to be deleted."""
+    beside = {"results.json": b"[]", "pool.lock.json": b'{"members": []}', "pictures/recovered.png": b"png"}
+    meta.push_to_hub("org/tgr")
+    hub.add_repo("org/tgr", beside)
+    MetaModel.from_pretrained("org/tgr").push_to_hub("org/tgr")
+    assert beside.keys() <= hub.repos["org/tgr"].at("main").files.keys()

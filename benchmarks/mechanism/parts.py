@@ -24,14 +24,22 @@ from mechanism.purer import measure_purer
 
 
 def measured_parts(options: Options) -> Iterator[Measured[Options]]:
-    """Of each mechanism that was asked for, as soon as it is measured."""
+    """Of each mechanism that was asked for, as soon as it is measured; what one raises, when the others are there."""
     if options.processes == 1:
         yield from map(measure_part, options.only, repeat(options))
     else:
         # Started afresh: a forked process may hang in PyTorch's threads.
         with ProcessPoolExecutor(options.processes, get_context("spawn")) as processes:
             parts = [processes.submit(measure_part, name, options) for name in options.only]
-            yield from (part.result() for part in as_completed(parts))
+            failed: list[BaseException] = []
+            for part in as_completed(parts):
+                error = part.exception()
+                if error is None:
+                    yield part.result()
+                else:
+                    failed.append(error)
+            if failed:
+                raise failed[0]
 
 
 def measure_part(name: str, options: Options) -> Measured[Options]:

@@ -131,7 +131,7 @@ def publish(
         write(classifier, folder, store_support=store_support, for_elsewhere=True)
         address = create_repository(options.api(), repo_id, private)
         atomic_write(folder / CARD_NAME, make_card(classifier, str(address.repo_id)))
-        upload(address.repo_id, folder, options, revision=branch, commit_message=message)
+        upload(address.repo_id, folder, options, (SUPPORT_NAME, LOCK_NAME), revision=branch, commit_message=message)
     return str(address)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NUMBER = re.compile(r"(class[_ -]?)?\d+", re.IGNORECASE)
 SHOWN = 3
 """Members that are named beside a class."""
 
@@ -42,7 +44,7 @@ def check_pool(pool: ModelPool) -> list[tuple[PoolEntry, str | None]]:
 
 
 def _has_numbers_for_names(entry: PoolEntry) -> bool:
-    return bool(entry.label_names) and all(name.isdecimal() for name in entry.label_names)
+    return bool(entry.label_names) and all(_NUMBER.fullmatch(name) for name in entry.label_names)
 
 
 def class_table(pool: TeacherPool) -> Table:

@@ -46,7 +46,7 @@ def test_a_meta_model_is_no_member(members, tmp_path):
 
 def test_check_warns_of_classes_that_are_called_by_numbers_alone(tmp_path, caplog):
     for index in range(3):
-        write_member(tmp_path / f"m-{index}", label_names=["0", "1", "2"] if index else ["cat", "1", "2"])
+        write_member(tmp_path / f"m-{index}", label_names=["0", "1", "class_2"] if index else ["cat", "1", "2"])
     assert [problem for _, problem in check_pool(ModelPool.from_dir(tmp_path)[:2])] == [None, None]
     assert caplog.messages == [], "one member ties nothing together"
     check_pool(ModelPool.from_dir(tmp_path))

@@ -60,6 +60,25 @@ def test_parts_side_by_side_have_the_figures_of_parts_one_after_another(script, 
     assert capfd.readouterr().out.count("gamma_ratio = ") == 2, "a part tells its figures from its process as well"
 
 
+def test_a_part_that_fails_costs_no_other_part(script, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    parts, started = script("mechanism/parts"), []
+
+    def measured(name, options):
+        started.append(name)
+        if name == "gamma":
+            raise FloatingPointError("not finite")
+        return name
+
+    monkeypatch.setattr(parts, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(parts, "measure_part", measured)
+    found = parts.measured_parts(parts.Options(only=["gamma", "igr", "bell"], processes=2))
+    assert {next(found), next(found)} == {"igr", "bell"}
+    with pytest.raises(FloatingPointError, match="not finite"):
+        next(found)
+
+
 def test_the_regulariser_of_both_orders_agrees_on_a_quadratic(script):
     """There the displaced gradients have no remainder, whatever lambda is."""
     module = script("mechanism/igr")

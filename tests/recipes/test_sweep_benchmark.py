@@ -36,6 +36,7 @@ def test_the_figure_has_the_own_adaptation_and_the_mean_over_seeds(script):
         for gamma, seed, mean in (("1", "0", 40.0), ("1", "1", 44.0), ("2", "0", 50.0))
         for head in ("finetune", "prototype")
     ]
+    assert script("sweep").drawn_against({"seed": "0", "gamma": "1"}) == "gamma"
     assert script("sweep").lines_of(rows) == {
         "1-shot": [("1", 42.0, pytest.approx(2 * 12.706, abs=1e-3)), ("2", 50.0, 0.8)]
     }

@@ -139,6 +139,11 @@ def _endpoint(row: dict[str, Any], queries: QueryCount, options: dict[str, Any])
         if known.problem is not None:
             raise ValueError(f"The model {row['model']} of an endpoint cannot be used: {known.problem}.")
         url = f"{constants.INFERENCE_PROXY_TEMPLATE.format(provider='hf-inference')}/models/{known.id}"
+        if not labels and any(f"{known.id}#{index}" == name for index, name in enumerate(known.label_names or ())):
+            raise ValueError(
+                f"The model {known.id} of an endpoint calls several classes by one name, and its answers do not tell "
+                "them apart: use one whose classes have different names."
+            )
         id, labels = id or known.id, labels or known.label_names
         size = size or known.input_size[1:] if known.input_size else size
     parts = urlsplit(url)

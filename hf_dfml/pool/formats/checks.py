@@ -12,7 +12,7 @@ from typing import Any
 from hf_dfml.pool.entry import MemberError
 from hf_dfml.utils import json_files
 
-_PLACEHOLDER = re.compile(r"(label|class)[_ -]?\d+", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"label[_ -]?\d+", re.IGNORECASE)
 _LFS_START = b"version https://git-lfs"
 
 
@@ -64,10 +64,10 @@ def check_labels(id: str, names: list[Any], num_classes: int) -> tuple[str, ...]
 
 
 def is_placeholder(name: Any) -> bool:
-    """Whether a class name says nothing of the class: `LABEL_0`, `class 1`.
+    """Whether a class name is what transformers calls classes without one: `LABEL_0`, `label 1`.
 
     Examples:
-        >>> is_placeholder("Class-12"), is_placeholder("class of 12")
+        >>> is_placeholder("Label-12"), is_placeholder("label of 12")
         (True, False)
     """
     return isinstance(name, str) and _PLACEHOLDER.fullmatch(name) is not None

@@ -187,7 +187,7 @@ def _load_transformers(entry: PoolEntry, weights: Path, shapes: Shapes) -> nn.Mo
     outputs = getattr(network.config, "num_labels", None)
     if outputs != entry.num_classes:
         raise MemberError(entry.id, f"has {entry.num_classes} label names but {outputs} classes")
-    state = _read_tensors(entry.id, weights, network.state_dict())
+    state = _read_tensors(entry.id, weights, network.state_dict(), all_names=True)
     return transformers_members.load(entry, network, state)
 
 
@@ -202,14 +202,27 @@ def _read_shapes(id: str, path: Path) -> Shapes:
         raise MemberError(id, f"{path.name} is damaged or cut off ({one_line(error)})") from error
 
 
-def _read_tensors(id: str, path: Path, like: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """The tensors, those of floating point in float32, copied out of the file's memory map."""
+def _read_tensors(
+    id: str, path: Path, like: dict[str, Tensor], prefix: str = "", *, all_names: bool = False
+) -> dict[str, Tensor]:
+    """The network's tensors, those of floating point in float32, copied out of the file's memory map.
+
+    Args:
+        id: of the member.
+        path: the file.
+        like: the network's own.
+        prefix: of their names in the file.
+        all_names: whether others are taken too: of some, transformers makes the network's.
+    """
     state = {}
     try:
         with safe_open(path, framework="pt") as file:
             for stored in file.keys():  # noqa: SIM118
-                name, tensor = stored.removeprefix(prefix), file.get_tensor(stored)
-                wanted = like.get(name, tensor)  # Of some names transformers makes others.
+                name = stored.removeprefix(prefix)
+                if name not in like and not all_names:
+                    continue
+                tensor = file.get_tensor(stored)
+                wanted = like.get(name, tensor)
                 if wanted.is_floating_point() and not tensor.is_floating_point():
                     kind = str(tensor.dtype).removeprefix("torch.")
                     reason = f"tensor {name} in {path.name} is {kind}, expected floating-point numbers"

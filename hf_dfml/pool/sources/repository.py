@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,13 @@ from huggingface_hub import HfApi, RepoUrl
 from safetensors import SafetensorError
 
 from hf_dfml import zoo
-from hf_dfml.pool.entry import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_NAME, MemberError
+from hf_dfml.pool.entry import CONFIG_NAME, WEIGHTS_NAME, MemberError
 from hf_dfml.pool.sources.client import HubOptions, check_id, looking_for, retry
 from hf_dfml.pool.sources.download import download, resolve_revision
 from hf_dfml.pool.sources.ids import without_page
 from hf_dfml.pool.sources.local_cache import note_revision
 from hf_dfml.pool.sources.lock import LOCK_NAME, files_beside
 from hf_dfml.pool.sources.near import did_you_mean
-
-OWN_FILES = (
-    "support.safetensors",
-    "results.json",
-    LOCK_NAME,
-    PREPROCESSOR_NAME,
-    ".eval_results/*.yaml",
-    "pictures/*.png",
-)
-"""What a push may publish beside config, weights and card, as patterns of huggingface_hub."""
 
 
 def locate(name: str | Path, what: str, options: HubOptions, *, force: bool = False) -> tuple[Path, str, str | None]:
@@ -88,20 +78,21 @@ def create_repository(api: HfApi, repo_id: str, private: bool | None) -> RepoUrl
     return address
 
 
-def upload(repo_id: str, folder: Path, options: HubOptions, **further: Any) -> None:
+def upload(repo_id: str, folder: Path, options: HubOptions, own: Sequence[str], **further: Any) -> None:
     """Upload a folder in place of what an earlier push has left on the branch, in one commit.
 
-    Of `OWN_FILES`, and of the members that lie beside a lock file, those that the folder lacks are deleted. Files of
+    Of our own files, and of the members that lie beside a lock file, those that the folder lacks are deleted. Files of
     any other name stay. The history of the repository keeps all of them.
 
     Args:
         repo_id: an existing repository.
         folder: its files.
         options: how the Hub is asked.
+        own: names of our own files; none: nothing is deleted.
         **further: options of `HfApi.upload_folder`.
     """
     api = options.api()
-    outdated = [*OWN_FILES, *_members_beside_lock(repo_id, further.get("revision"), options)]
+    outdated = [*own, *_members_beside_lock(repo_id, further.get("revision"), options)] if own else None
     arguments = {"delete_patterns": outdated, **further}
     retry(lambda: api.upload_folder(repo_id=repo_id, folder_path=folder, **arguments))
 

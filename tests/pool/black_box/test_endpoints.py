@@ -32,6 +32,7 @@ from hf_dfml.pool.entry import PoolEntry
 from hf_dfml.run_config import RunConfig
 from hf_dfml.utils.images import to_uint8, to_unit
 from tests.pool.black_box.test_service import pictures, running, served
+from tests.pool.members import files_of, write_member
 
 LABELS = ("red", "green", "blue")
 SIX = (*LABELS, "cyan", "lime", "pink")
@@ -372,6 +373,13 @@ def test_a_model_of_the_hub_is_asked_through_hugging_faces_own_inference(org, tm
     path.write_text("endpoints: [{model: org/none}]")
     with pytest.raises(ValueError, match="The model org/none of an endpoint cannot be used: is no repository"):
         open_remote(str(path))
+
+
+def test_a_model_of_the_hub_whose_classes_its_answers_do_not_tell_apart_is_refused_at_once(hub, tmp_path):
+    hub.add_repo("org/cranes", files_of(write_member(tmp_path / "m", label_names=["crane", "fox", "crane"])))
+    (tmp_path / "endpoints.yml").write_text("endpoints: [{model: org/cranes}]")
+    with pytest.raises(ValueError, match="The model org/cranes of an endpoint calls several classes by one name"):
+        open_remote(str(tmp_path / "endpoints.yml"))
 
 
 def test_bidf_mkd_learns_from_endpoints(members, tmp_path, capsys):

@@ -31,10 +31,15 @@ def test_classes_without_names_get_names_that_no_other_member_has(tmp_path):
     assert entry.class_names == ("me#0", "me#1", "me#2")
 
 
-@pytest.mark.parametrize("name", ["LABEL_{}", "label_{}", "Label {}", "class{}", "CLASS-{}"])
+@pytest.mark.parametrize("name", ["LABEL_{}", "label_{}", "Label {}", "label{}"])
 def test_placeholders_name_nothing(tmp_path, name):
     entry = entry_of(tmp_path, config_of(label_names=[name.format(index) for index in range(3)]))
     assert (entry.problem, entry.label_names, entry.class_names) == (None, (), ("me#0", "me#1", "me#2"))
+
+
+def test_numbered_folders_are_names(tmp_path):
+    names = ["class_01", "class_02", "class_03"]
+    assert entry_of(tmp_path, config_of(label_names=names)).class_names == tuple(names)
 
 
 def test_classes_of_one_name_get_names_that_no_other_member_has(tmp_path):
