@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Two single-threaded workers use two cores better than two threads in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# By file: some files' tests go on from each other, and share what is costly to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-slow test-faults fuzz mutation benchmark docs package quality audit format clean

@@ -52,7 +52,7 @@ def test_a_black_box_that_tells_logits_teaches_what_queries_of_the_white_box_tea
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("output", ["probs", "label"])
 def test_every_image_sent_is_counted_and_known_in_advance(tmp_path, estimator, output):
-    method, context = fresh(zero_order_estimator=estimator), make_context()
+    method, context = fresh(zero_order_estimator=estimator, shift=0, flip=False), make_context()
     pool = make_pool(tmp_path, 2).as_black_box(output)
     required = []
     method.setup(pool, context)
