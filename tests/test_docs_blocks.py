@@ -22,6 +22,7 @@ from PIL import Image
 
 from hf_dfml import MetaModel, ModelPool
 from hf_dfml.cli import main
+from hf_dfml.evaluation import HEADS
 from hf_dfml.networks import create_network
 from hf_dfml.pool.black_box.server import PoolServer
 from hf_dfml.pool.sources.registry import SOURCES
@@ -149,6 +150,15 @@ def photos(folder: Path, names: tuple[str, ...], each: int, seed: int) -> None:
 
 def network_of(seed: int) -> torch.nn.Module:
     return create_network("conv4_16", num_classes=3, image_size=16, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def no_head_of_a_page_stays() -> Iterator[None]:
+    """A page that says how to write a head registers it."""
+    before = dict(HEADS)
+    yield
+    HEADS.clear()
+    HEADS.update(before)
 
 
 @pytest.fixture
