@@ -49,6 +49,14 @@ def test_each_method_has_the_papers_data_sets_at_both_sizes_with_the_time_they_t
     assert not [each for each, text in texts.items() if each.endswith("-paper") and "core-hour" not in text]
 
 
+@pytest.mark.parametrize("name", ["tgr", "free", "purer", "bidf-mkd"])
+@pytest.mark.parametrize("size", ["paper", "cpu"])
+def test_pools_of_several_architectures_do_not_decide_the_meta_model(name, size):
+    """Which architecture is the most common one depends on which members can be used."""
+    words = ["--config", str(CONFIGS / f"{name}-multi-architecture-{size}.yaml"), "--pool", "x"]
+    assert parse(find_method(name.replace("-", "_")), RunConfig, words)[1].arch == "conv4"
+
+
 def test_without_a_preset_cpu_is_taken_and_named_and_options_win(capsys):
     method, run = parse(TGR, RunConfig, ["--shift", "1"], default=Default())
     assert (method.steps, method.inversion.shift, run.num_threads) == (16, 1, 1)

@@ -80,6 +80,7 @@ def plain_conv4(classes: int, smooth: bool, generator: torch.Generator, images: 
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
+                module.bias.zero_()  # Theirs would be drawn from what no seed of ours decides.
     return network
 
 

@@ -1,6 +1,7 @@
 """benchmarks/mechanisms.py: each figure is there with its definition, and what has a closed form is right."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -47,15 +48,10 @@ def test_parts_side_by_side_have_the_figures_of_parts_one_after_another(script, 
     rows = read_results(tmp_path / "out")
     beside = script("mechanisms").main([*words, "--processes", "2"])
     assert beside.keys() == alone.keys()
-    # The last digits depend on where numbers lie in memory, and so does the side of a kink, or an image's answer.
-    for name in (
-        "igr_agreement",
-        "igr_norm_ratio",
-        "igr_agreement_smooth",
-        "igr_agreement_small",
-        "gamma_width_ratio",
-    ):
-        assert beside[name] == pytest.approx(alone[name], rel=0.02, abs=0.05), name
+    for name in ("igr_agreement", "igr_norm_ratio", "igr_agreement_smooth", "igr_agreement_small"):
+        assert beside[name] == pytest.approx(alone[name], rel=1e-3), f"{name}: everything random has a seed"
+    # The last digits depend on where numbers lie in memory, and so does an image's answer.
+    assert beside["gamma_width_ratio"] == pytest.approx(alone["gamma_width_ratio"], rel=0.02, abs=0.05)
     assert [row.mean for row in read_results(tmp_path / "out")] == pytest.approx([row.mean for row in rows], abs=5)
     assert capfd.readouterr().out.count("gamma_ratio = ") == 2, "a part tells its figures from its process as well"
 
@@ -69,6 +65,7 @@ def test_a_part_that_fails_costs_no_other_part(script, monkeypatch):
         started.append(name)
         if name == "gamma":
             raise FloatingPointError("not finite")
+        time.sleep(0.5)  # It fails first.
         return name
 
     monkeypatch.setattr(parts, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))

@@ -32,6 +32,8 @@ def test_a_row_has_both_figures_and_is_not_run_again(script, words, tmp_path, ca
     monkeypatch.setattr(module, "go_on", lambda *_: pytest.fail("what has its results is run again"))
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: pytest.fail("a checkpoint is evaluated again"))
     assert module.main(words)["rows"] == result["rows"]
+    with pytest.raises(SystemExit, match="dro holds what was measured with episodes 2, not episodes 3: name another"):
+        module.main([*words, "--episodes", "3"])
 
 
 def test_a_run_shorter_than_its_checkpoints_says_so(script, words, monkeypatch):

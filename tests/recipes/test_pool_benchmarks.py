@@ -110,6 +110,26 @@ def test_each_trial_changes_its_student_and_is_judged_once(script, tmp_path, mon
         benchmark.main([*words, "--trials", "nothing"])
 
 
+@pytest.mark.parametrize("flip", [True, False])
+def test_trials_mirror_images_only_where_that_is_allowed(script, monkeypatch, flip):
+    script("student_trials")
+    import trial_images
+
+    seen = []
+
+    def mixed(*_, flip=True):
+        seen.append(flip)
+        return torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+
+    monkeypatch.setattr(trial_images, "mix_recovered", mixed)
+    method = trial_images.PoolDistillationConfig(flip=flip)
+    found = trial_images.Recovered(*torch.zeros(3, 2, dtype=torch.uint8))
+    bench = trial_images.Bench(None, method, None, found, 0, None)
+    bench.mixtures()
+    trial_images.cut_half(bench)
+    assert seen == [flip] * 3
+
+
 def test_a_real_pool_is_judged_on_validation_and_meets_the_test_classes_once(script, tmp_path, monkeypatch):
     benchmark = script("real_pool")
     words = TINY.partition("--members")[0].split() + ["--kinds", "recovered", "procedural", "--photos_per_class", "20"]
